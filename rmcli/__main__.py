@@ -1,0 +1,6 @@
+"""`python -m rmcli`, also the module that torchrun and accelerate launch."""
+
+from rmcli.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Checkpoints: written beside, synced, renamed, and only then are old ones deleted."""
+
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.state_dict_loader import load as load_state
+from torch.distributed.checkpoint.state_dict_saver import save as save_state
+
+from rmcli.errors import RmcliError
+
+FOLDER = "checkpoints"
+
+
+def save(run_folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
+    """Write `checkpoints/step-N` and keep the `keep` newest. `state` is nested dicts of tensors and plain values."""
+    folder = run_folder / FOLDER
+    target = folder / f"step-{step}"
+    temporary = folder / f"step-{step}.tmp-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _one_process():
+            save_state(state, storage_writer=FileSystemWriter(temporary, sync_files=True), no_dist=True)
+        temporary.rename(target)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise RmcliError(f"cannot write checkpoint {target}: {error.strerror or error}", "free some disk") from error
+    for old in list_checkpoints(run_folder)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+@contextmanager
+def _one_process() -> Iterator[None]:
+    """`no_dist=True` says that one process reads or writes; DCP warns of it all the same."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        yield
+
+
+def list_checkpoints(run_folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    folders = [path for path in (run_folder / FOLDER).glob("step-*") if "." not in path.name]
+    return sorted(folders, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def load(path: Path, state: dict[str, Any]) -> None:
+    """Fill `state`, which must have the structure that was saved, from a checkpoint."""
+    with _one_process():
+        load_state(state, storage_reader=FileSystemReader(path), no_dist=True)

@@ -1,0 +1,341 @@
+"""The command line: it parses, calls and prints. Heavy imports stay inside the functions."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rmcli import __version__, output
+from rmcli.errors import ConfigError, RmcliError
+
+if TYPE_CHECKING:
+    from rmcli.config import Layer, Resolved
+
+app = typer.Typer(
+    name="rmcli",
+    help="Train, score and inspect reward models: packed, prefix-shared, exact.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+presets_app = typer.Typer(
+    help="List the presets, or show one.", rich_markup_mode=None, pretty_exceptions_enable=False
+)
+app.add_typer(presets_app, name="presets")
+
+Preset = Annotated[str | None, typer.Option("-p", "--preset", metavar="NAME", help="Preset; see rmcli presets.")]
+ConfigFiles = Annotated[
+    list[Path] | None, typer.Option("-c", "--config", metavar="FILE", help="TOML file over the preset; repeatable.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("-s", "--set", metavar="KEY=VALUE", help="One key, e.g. train.lr=1e-5; repeatable."),
+]
+DryRun = Annotated[bool, typer.Option("-n", "--dry-run", help="Show the configuration and the plan; do nothing.")]
+Json = Annotated[bool, typer.Option("--json", help="The answer as JSON.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only the answer, notes and errors.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="More detail.")]
+
+
+def reports(command: Callable[..., None]) -> Callable[..., None]:
+    """Errors a user can mend become `error:` and `hint:` lines and an exit code; Ctrl-C becomes 130."""
+
+    @functools.wraps(command)
+    def wrapper(*arguments: Any, **options: Any) -> None:
+        output.set_verbosity(options.get("verbose", False) - options.get("quiet", False))
+        try:
+            command(*arguments, **options)
+        except RmcliError as error:
+            output.error(error.message, error.hint)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            output.error("interrupted", None)
+            raise typer.Exit(130) from None
+
+    return wrapper
+
+
+def main() -> None:
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' progress bars are for terminals
+    app()
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        output.answer(f"rmcli {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="The version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _option_layer(section: str, **values: Any) -> "Layer":
+    """Keys set by a command's own options; those not given are left to the other layers."""
+    from rmcli.config import Layer
+
+    return Layer("command line", {section: {key: value for key, value in values.items() if value is not None}})
+
+
+def _show_config(resolved: "Resolved", plan: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        output.answer_json({"config": resolved.config.model_dump(), "origins": dict(resolved.origins), "plan": plan})
+        return
+    output.answer(resolved.toml(with_origins=True))
+    output.answer("# plan")
+    for key, value in plan.items():
+        output.answer(f"# {key} = {value}")
+
+
+@app.command("prepare")
+@reports
+def prepare_command(
+    source: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[SOURCE]...", help="Files, folders or Hub names; default: the map function's own."),
+    ] = None,
+    map_fn: Annotated[
+        str | None, typer.Option("--map-fn", metavar="F", help="A named one, module:function or file.py:function.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR", help="Default: data/F-PRESET.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what was prepared there.")] = False,
+    keep_duplicates: Annotated[
+        bool | None, typer.Option("--keep-duplicates", help="Keep exact duplicates of earlier rows.")
+    ] = None,
+    preset: Preset = None,
+    config: ConfigFiles = None,
+    set_: Settings = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Map, tokenize and pack preference data to Arrow on disk."""
+    from rmcli import config as configs
+    from rmcli import prepare
+
+    options = _option_layer("data", sources=source or None, dataset_map_fn=map_fn, keep_duplicates=keep_duplicates)
+    resolved = configs.resolve(preset, config or (), set_ or (), options=[options])
+    plan = prepare.plan(resolved, out)
+    if dry_run:
+        _show_config(resolved, {"sources": list(plan.sources), "output": str(plan.folder)}, json)
+        return
+    manifest = prepare.run(plan, overwrite)
+    if json:
+        output.answer_json({"folder": str(plan.folder), **manifest})
+    else:
+        output.answer(str(plan.folder))
+    data = "" if out is None else f" --data {plan.folder}"
+    config_options = "".join(f" -c {file}" for file in config or ()) + "".join(f" -s '{s}'" for s in set_ or ())
+    output.say(f"next: rmcli train --preset {resolved.name}{config_options}{data}")
+
+
+@app.command("train")
+@reports
+def train_command(
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="DIR", help="Prepared data; default: the preset's own.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR", help="Default: runs/PRESET-N.")] = None,
+    preset: Preset = None,
+    config: ConfigFiles = None,
+    set_: Settings = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Train a reward model on prepared data."""
+    from rmcli import config as configs
+
+    resolved = configs.resolve(preset, config or (), set_ or ())
+    folder = data or _prepared_data(resolved, dry_run)
+    from rmcli import train
+
+    job = train.build_job(resolved, folder, out)
+    if dry_run:
+        _show_config(job.resolved, train.describe(job), json)
+        return
+    summary = train.run(job)
+    if json:
+        output.answer_json(summary)
+    else:
+        output.answer(summary["model"])
+    output.say(f"next: rmcli score {summary['model']} {folder / 'eval.jsonl'} -o scores.jsonl")
+
+
+def _prepared_data(resolved: "Resolved", dry_run: bool) -> Path:
+    """The folder prepared for this preset; else the one source prepared for another preset, prepared again."""
+    from rmcli import config as configs
+    from rmcli import prepare, store
+
+    root = Path("data")
+    manifests = {folder: store.read_manifest(folder) for folder in store.find_prepared(root)}
+    own = [folder for folder, manifest in manifests.items() if manifest["preset"] == resolved.name]
+    if len(own) == 1:
+        output.say(f"data: {own[0]}")
+        return own[0]
+    if own:
+        raise ConfigError(
+            f"several sets are prepared for {resolved.name}: {', '.join(map(str, own))}", "choose one with --data"
+        )
+    others = {(manifest["dataset_map_fn"], tuple(manifest["sources"])) for manifest in manifests.values()}
+    command = f"rmcli prepare --map-fn {resolved.config.data.dataset_map_fn or 'F'} --preset {resolved.name}"
+    if len(others) != 1 or dry_run:
+        found = f"{len(others)} sources are prepared for other presets" if others else "nothing is prepared in data/"
+        raise RmcliError(f"no data for preset {resolved.name}: {found}", f"run: {command}")
+    map_fn, sources = others.pop()
+    output.warn(f"no data for preset {resolved.name} yet: preparing {', '.join(sources)} with {map_fn} for it first")
+    settings = {"sources": list(sources), "dataset_map_fn": map_fn}
+    layered = configs.relayer(resolved, configs.Layer("prepared for another preset", {"data": settings}))
+    plan = prepare.plan(layered, None)
+    prepare.run(plan)
+    return plan.folder
+
+
+@app.command("score")
+@reports
+def score_command(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The model/ folder of a run.")],
+    file: Annotated[
+        str, typer.Argument(metavar="[FILE|-]", help="JSON lines: {messages} or {prompt, chosen, rejected}.")
+    ] = "-",
+    out: Annotated[str, typer.Option("-o", "--output", metavar="FILE|-", help="Scores, one line per line.")] = "-",
+    preset: Preset = None,
+    config: ConfigFiles = None,
+    set_: Settings = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Score conversations, or both sides of pairs."""
+    from rmcli import config as configs
+    from rmcli import score
+
+    base, here = score.base_layers(model)
+    resolved = configs.resolve(preset, config or (), set_ or (), base=base, options=[here])
+    if dry_run:
+        _show_config(resolved, {"model": str(model), "input": file, "output": out}, json)
+        return
+    summary = score.run(resolved.config, file, out)
+    if json:
+        output.answer_json(summary.as_dict(), to_stderr=out == "-")
+    else:
+        score.report(summary)
+    if summary.errors:
+        first = ", ".join(f"{count} {reason}" for reason, count in summary.errors.most_common())
+        raise RmcliError(f"{summary.errors.total()} of {summary.lines} lines have no score: {first}")
+    if out != "-":
+        output.say(f"scores in {out}")
+
+
+@app.command("inspect-token")
+@reports
+def inspect_token_command(
+    target: Annotated[
+        str | None,
+        typer.Argument(metavar="[PRESET|MODEL|TOKENIZER]", help="Preset, Hub id, folder or .gguf file."),
+    ] = None,
+    show_all: Annotated[bool, typer.Option("--all", help="All candidates, not the first ten.")] = False,
+    preset: Preset = None,
+    config: ConfigFiles = None,
+    set_: Settings = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Find vocabulary ids that can serve as the reward token."""
+    from rmcli import config as configs
+    from rmcli import inspect_token
+
+    if target is not None and preset is None and target in configs.preset_names():
+        preset, target = target, None
+    if target is None:
+        resolved = configs.resolve(preset, config or (), set_ or ())
+    else:
+        own = configs.Layer("MODEL", {"model": {"pretrained_model_name_or_path": target}})
+        lowest = own if preset is None else None
+        resolved = configs.resolve(preset, config or (), set_ or (), base=lowest, options=[own])
+    if dry_run:
+        _show_config(resolved, {"inspect": resolved.config.model.pretrained_model_name_or_path}, json)
+        return
+    report = inspect_token.run(resolved.config.model)
+    if json:
+        output.answer_json(report.as_dict())
+        return
+    inspect_token.show(report, len(report.candidates) if show_all else 10)
+    name = preset or (target and Path(target).stem) or resolved.name
+    output.say(
+        f"next: rmcli prepare --map-fn F --preset {name}" if target is None else "next: paste this into a preset"
+    )
+
+
+@presets_app.callback(invoke_without_command=True)
+@reports
+def presets_command(
+    context: typer.Context,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """List the presets."""
+    if context.invoked_subcommand is not None:
+        return
+    from rmcli import config as configs
+
+    resolved = [configs.resolve(name) for name in configs.preset_names()]
+    if json:
+        output.answer_json({r.name: r.config.model_dump() for r in resolved})
+        return
+    rows = [
+        [
+            r.name + (" (default)" if r.name == configs.DEFAULT_PRESET else ""),
+            r.config.model.pretrained_model_name_or_path,
+            r.config.model.reward_token,
+            str(r.config.model.reward_token_id),
+            f"{r.config.train.lr:g}",
+        ]
+        for r in resolved
+    ]
+    output.table(["preset", "backbone", "reward token", "id", "lr"], rows, to_answer=True)
+    output.say("next: rmcli presets show NAME")
+
+
+@presets_app.command("show")
+@reports
+def presets_show_command(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Default: the default preset.")] = None,
+    preset: Preset = None,
+    config: ConfigFiles = None,
+    set_: Settings = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show a preset's whole configuration as TOML, each key with its origin."""
+    from rmcli import config as configs
+
+    resolved = configs.resolve(name or preset, config or (), set_ or ())
+    if json:
+        output.answer_json(resolved.config.model_dump())
+    else:
+        output.answer(resolved.toml(with_origins=True).rstrip())
+    output.say(f"next: rmcli prepare --map-fn F --preset {resolved.name}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

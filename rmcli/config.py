@@ -1,0 +1,325 @@
+"""The whole configuration: five sections, one description per key, layers with origins.
+
+Layers, later ones win: defaults < preset < each --config < each --set. There is no environment layer.
+Key names follow XTuner's reward-model configs where those have one.
+"""
+
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tomlkit
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rmcli.errors import ConfigError
+from rmcli.plugins import did_you_mean
+
+DEFAULT_PRESET = "smollm2-135m"
+PRESETS_PLACEHOLDER = "{presets}"
+
+
+class Section(BaseModel):
+    """A table of the TOML file. Unknown keys are refused; values are never coerced (true is not 1)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+
+class ModelSection(Section):
+    """The backbone and its reward token."""
+
+    pretrained_model_name_or_path: str | None = Field(
+        None, description="Hub id, folder or .gguf file of the backbone; {presets} is the folder of shipped presets"
+    )
+    revision: str | None = Field(None, description="Hub revision (branch, tag or commit)")
+    tokenizer_name_or_path: str | None = Field(None, description="tokenizer, where it is not the model's own")
+    random_weights: bool = Field(False, description="build the model from its config alone, with random weights")
+    reward_token: str | None = Field(None, description="the token appended to each conversation, by its text")
+    reward_token_id: int | None = Field(None, ge=0, description="the same token by id; both are checked")
+    use_varlen_attn: bool = Field(
+        True, description="packed rows with shared prompts; false runs padded conversations (slow, the reference)"
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="precision of the backbone's arithmetic; auto is bfloat16 on CUDA, float32 on CPU. "
+        "Weights, head and loss stay float32",
+    )
+
+
+class DataSection(Section):
+    """What prepare reads and how it becomes packed rows."""
+
+    dataset_map_fn: str | None = Field(
+        None, description="row -> pair: a named one, module:function or file.py:function"
+    )
+    sources: list[str] = Field(
+        [], description="files, folders or Hub names; empty means the map function's own data set"
+    )
+    split: str = Field("train", description="split to read of a Hub data set")
+    max_length: int = Field(2048, ge=2, description="tokens of one conversation, the reward token included")
+    overlong: Literal["truncate_left", "drop", "truncate_right"] = Field(
+        "truncate_left",
+        description="a conversation over max_length: cut the shared prompt after BOS, drop the row, or cut the end",
+    )
+    max_packed_length: int = Field(16384, ge=2, description="tokens of one packed row")
+    shuffle_before_pack: bool = Field(True, description="shuffle (in windows, seeded) before packing")
+    eval_fraction: float = Field(0.05, ge=0, lt=1, description="share of prompts held out, by a hash of the prompt")
+    keep_duplicates: bool = Field(False, description="keep exact duplicates of an earlier row")
+    seed: int = Field(0, ge=0, description="seed of the shuffle before packing")
+
+    @model_validator(mode="after")
+    def _pack_holds_a_conversation(self) -> "DataSection":
+        if self.max_packed_length < self.max_length:
+            raise ValueError(f"max_packed_length = {self.max_packed_length} is below max_length = {self.max_length}")
+        return self
+
+
+class LossSection(Section):
+    """The objective: weighted mean of the pair loss + penalty_weight * mean of the penalty over all scores."""
+
+    loss_type: Literal["ranking", "focal"] = Field(
+        "focal", description="ranking is Bradley-Terry; focal is InternLM2's (arXiv 2403.17297)"
+    )
+    gamma: float = Field(2.0, ge=0, description="exponent of the focal loss")
+    penalty_type: Literal["log_barrier", "L2", "none"] = Field("log_barrier", description="penalty on each score")
+    penalty_weight: float = Field(
+        0.02, ge=0, description="weight of the mean penalty; XTuner's 0.01 (sum over 2N, divided by N) is our 0.02"
+    )
+    penalty_bound: float = Field(5.0, gt=0.01, description="where the log barrier stands: scores in (-bound, bound)")
+
+
+class TrainSection(Section):
+    """The loop."""
+
+    batch_size: int = Field(1, ge=1, description="stored rows per forward: packs, or pairs when not varlen")
+    accumulative_counts: int = Field(1, ge=1, description="forwards per optimizer step")
+    pairs_per_step: int | None = Field(
+        None, ge=1, description="exactly so many pairs per step; replaces batch_size and accumulative_counts"
+    )
+    max_epochs: int = Field(1, ge=1, description="passes over the data")
+    max_steps: int | None = Field(None, ge=1, description="stop after so many steps")
+    lr: float = Field(2e-5, gt=0, description="peak learning rate")
+    betas: list[float] = Field([0.9, 0.95], min_length=2, max_length=2, description="AdamW betas")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay, on matrices only")
+    warmup_ratio: float = Field(0.03, ge=0, le=1, description="share of the steps with rising learning rate")
+    max_norm: float = Field(1.0, gt=0, description="gradient norm is clipped to this")
+    seed: int = Field(0, ge=0, description="seed of the data order, dropout and random weights")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to run; auto is cuda if there is one")
+    activation_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
+    check_memory: bool = Field(True, description="stop before loading when the estimate exceeds free memory")
+    log_every: int = Field(10, ge=1, description="steps between log lines")
+    eval_steps: int | None = Field(None, ge=1, description="steps between evaluations; always one at the end")
+    save_steps: int = Field(500, ge=1, description="steps between checkpoints")
+    save_total_limit: int = Field(2, ge=1, description="checkpoints kept")
+
+
+class ParallelSection(Section):
+    """How one step is spread over devices."""
+
+    sequence_parallel_size: int = Field(1, ge=1, description="ranks that share one sequence; only 1 works so far")
+
+    @model_validator(mode="after")
+    def _only_one(self) -> "ParallelSection":
+        if self.sequence_parallel_size != 1:
+            raise ValueError("sequence_parallel_size other than 1 is not built yet; set it to 1")
+        return self
+
+
+class Config(Section):
+    """All sections."""
+
+    model: ModelSection = ModelSection.model_validate({})
+    data: DataSection = DataSection.model_validate({})
+    loss: LossSection = LossSection.model_validate({})
+    train: TrainSection = TrainSection.model_validate({})
+    parallel: ParallelSection = ParallelSection.model_validate({})
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "model": ModelSection,
+    "data": DataSection,
+    "loss": LossSection,
+    "train": TrainSection,
+    "parallel": ParallelSection,
+}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Keys set in one place. `values` is nested as in TOML; `origin` is what --dry-run shows."""
+
+    origin: str
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A checked configuration, the name its outputs carry, and where each key's value comes from."""
+
+    config: Config
+    name: str
+    origins: Mapping[str, str]
+
+    def toml(self, with_origins: bool = False) -> str:
+        """The configuration as TOML. It loads back equal; keys without a value are left out."""
+        document = tomlkit.document()
+        for section_name, values in self.config.model_dump(exclude_none=True).items():
+            table = tomlkit.table()
+            for key, value in values.items():
+                item = tomlkit.item(value)
+                if with_origins:
+                    item.comment(self.origins.get(f"{section_name}.{key}", "default"))
+                table.add(key, item)
+            document.add(section_name, table)
+        return tomlkit.dumps(document)
+
+
+def presets_folder() -> Path:
+    """Where the presets are: inside an installed wheel, else beside the package."""
+    inside = Path(__file__).parent / "presets"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "presets"
+
+
+def preset_names() -> list[str]:
+    return sorted(path.stem for path in presets_folder().glob("*.toml"))
+
+
+def read_preset(name: str) -> Layer:
+    path = presets_folder() / f"{name}.toml"
+    if name not in preset_names():
+        raise ConfigError(f"unknown preset {name!r}", did_you_mean(name, preset_names()))
+    return Layer(f"preset {name}", _read_toml(path))
+
+
+def read_config_file(path: Path) -> Layer:
+    if not path.is_file():
+        raise ConfigError(f"--config {path}: no such file")
+    return Layer(str(path), _read_toml(path))
+
+
+def parse_setting(setting: str) -> Layer:
+    """`section.key=value`, the value as in TOML; what is no TOML value is taken as text."""
+    dotted, equals, text = setting.partition("=")
+    section, dot, key = dotted.strip().partition(".")
+    if not equals or not dot or not key:
+        raise ConfigError(f"--set {setting!r} is not of the form section.key=value", "e.g. --set train.lr=1e-5")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    return Layer(f"--set {dotted.strip()}", {section: {key: value}})
+
+
+def resolve(
+    preset: str | None,
+    config_files: Sequence[Path] = (),
+    settings: Sequence[str] = (),
+    *,
+    base: Layer | None = None,
+    options: Sequence[Layer] = (),
+) -> Resolved:
+    """Lay defaults, preset, files, options and settings over each other and check the result.
+
+    The default preset is the lowest layer unless a config file names a model of its own, or `base` (a trained
+    model's own configuration) takes its place. `options` are layers from a command's own arguments.
+    Raises ConfigError for unknown presets, sections and keys, wrong types and values out of range.
+    """
+    file_layers = [read_config_file(path) for path in config_files]
+    names_model = [layer for layer in file_layers if "pretrained_model_name_or_path" in _table(layer, "model")]
+    lowest: list[Layer] = [base] if base else []
+    name = preset or DEFAULT_PRESET
+    if preset is not None:
+        lowest.append(read_preset(preset))
+    elif base is None and not names_model:
+        lowest.append(read_preset(DEFAULT_PRESET))
+    elif names_model:
+        name = Path(names_model[-1].origin).stem
+    layers = [*lowest, *file_layers, *options, *(parse_setting(setting) for setting in settings)]
+    return _merge(layers, name)
+
+
+def relayer(resolved: Resolved, layer: Layer) -> Resolved:
+    """The configuration with one more layer on top."""
+    below = Layer("", resolved.config.model_dump())
+    merged = _merge([below, layer], resolved.name)
+    changed = {dotted for dotted, origin in merged.origins.items() if origin}
+    origins = {**resolved.origins, **dict.fromkeys(changed, layer.origin)}
+    return Resolved(merged.config, resolved.name, origins)
+
+
+def _merge(layers: Sequence[Layer], name: str) -> Resolved:
+    values: dict[str, dict[str, Any]] = {}
+    origins: dict[str, str] = {}
+    for layer in layers:
+        for section, key, value in _entries(layer):
+            values.setdefault(section, {})[key] = value
+            origins[f"{section}.{key}"] = layer.origin
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        raise _as_config_error(error, origins) from error
+    return Resolved(config, name, origins)
+
+
+def _table(layer: Layer, section: str) -> Mapping[str, Any]:
+    table = layer.values.get(section, {})
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"{layer.origin}: [{section}] must be a table, not {table!r}")
+    return table
+
+
+def _entries(layer: Layer) -> Iterator[tuple[str, str, Any]]:
+    for section in layer.values:
+        if section not in SECTIONS:
+            raise ConfigError(f"{layer.origin}: unknown section [{section}]", did_you_mean(section, SECTIONS))
+        for key, value in _table(layer, section).items():
+            if key not in SECTIONS[section].model_fields:
+                raise ConfigError(f"{layer.origin}: unknown key {section}.{key}", _key_hint(section, key))
+            yield section, key, value
+
+
+def _key_hint(section: str, key: str) -> str:
+    for other, model in SECTIONS.items():
+        if key in model.model_fields:
+            return f"did you mean {other}.{key}?"
+    return did_you_mean(key, SECTIONS[section].model_fields)
+
+
+def _as_config_error(error: ValidationError, origins: Mapping[str, str]) -> ConfigError:
+    first = error.errors()[0]
+    dotted = ".".join(str(part) for part in first["loc"][:2])
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return ConfigError(f"[{dotted}] {message}")
+    return ConfigError(f"{dotted} = {first['input']!r} ({origins.get(dotted, 'default')}): {message}")
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+
+
+def pretrained_arguments(name_or_path: str, revision: str | None = None) -> dict[str, str]:
+    """Arguments for `from_pretrained`: a folder, a .gguf file (as its folder and name) or a Hub id.
+
+    Raises ConfigError when the name looks like a path and nothing is there.
+    """
+    expanded = name_or_path.replace(PRESETS_PLACEHOLDER, str(presets_folder()))
+    path = Path(expanded).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ConfigError(f"model {name_or_path}: no such .gguf file")
+        return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    if path.is_dir():
+        return {"pretrained_model_name_or_path": str(path)}
+    looks_like_path = expanded.startswith((".", "/", "~")) or expanded.count("/") > 1 or path.exists()
+    if looks_like_path:
+        raise ConfigError(
+            f"model {name_or_path}: no such folder",
+            "give a folder with config.json, a .gguf file, or a Hub id such as org/name",
+        )
+    arguments = {"pretrained_model_name_or_path": expanded}
+    return arguments | ({"revision": revision} if revision else {})

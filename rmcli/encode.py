@@ -1,0 +1,164 @@
+"""Conversations to tokens: template, reward token, length policy, longest common prefix.
+
+The chat template renders each whole conversation once; the reward token is appended by id. The shared prefix is the
+longest common *token* prefix, so nothing is assumed about templates or word boundaries.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from json import dumps
+
+import numpy as np
+
+from rmcli.errors import ConfigError
+from rmcli.records import Conversation, PreferenceGroup, TokenGroup, as_dicts
+from rmcli.tokenizer import RewardTokenizer
+
+ROLES = frozenset({"system", "user", "assistant", "tool"})
+
+# Why encode leaves a group out; sources and map functions add bad_json, wrong_type and missing_column.
+REASONS = (
+    "empty_conversation",
+    "unknown_role",
+    "no_assistant_reply",
+    "empty_reply",
+    "chosen_equals_rejected",
+    "reward_token_in_text",
+    "template_error",
+    "overlong",
+    "identical_after_truncation",
+)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Turns PreferenceGroups into TokenGroups. `overlong` is the policy of `data.overlong`."""
+
+    reward: RewardTokenizer
+    max_length: int
+    overlong: str
+
+    def __post_init__(self) -> None:
+        if self.reward.tokenizer.chat_template is None:
+            raise ConfigError(
+                f"the tokenizer {self.reward.tokenizer.name_or_path!r} has no chat template",
+                "use an instruct model's tokenizer: -s model.tokenizer_name_or_path=PATH",
+            )
+
+    def encode(self, groups: Sequence[PreferenceGroup]) -> list[TokenGroup | str]:
+        """Per group its tokens, or the reason it is left out. Row and source ids are the caller's to set."""
+        from jinja2.exceptions import TemplateError
+
+        texts: list[str] = []
+        results: list[TokenGroup | str | range] = []  # range: where the group's texts stand
+        for group in groups:
+            problem = self._problem(group)
+            if problem is not None:
+                results.append(problem)
+                continue
+            try:
+                rendered = [self.render(conversation) for conversation in group.conversations]
+            except TemplateError:
+                results.append("template_error")
+                continue
+            results.append(range(len(texts), len(texts) + len(rendered)))
+            texts.extend(rendered)
+        # The template has written BOS where the model wants one: no special tokens are added again.
+        ids = self.reward.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        return [
+            result
+            if isinstance(result, str | TokenGroup)
+            else self._group([ids[index] for index in result], group.weight)
+            for group, result in zip(groups, results, strict=True)
+        ]
+
+    def render(self, conversation: Conversation) -> str:
+        """The conversation as the model's chat template writes it, without a generation prompt."""
+        text = self.reward.tokenizer.apply_chat_template(as_dicts(conversation), tokenize=False)
+        assert isinstance(text, str)
+        return text
+
+    def _problem(self, group: PreferenceGroup) -> str | None:
+        for conversation in group.conversations:
+            if not conversation:
+                return "empty_conversation"
+            if any(message["role"] not in ROLES for message in conversation):
+                return "unknown_role"
+            if conversation[-1]["role"] != "assistant":
+                return "no_assistant_reply"
+            if not conversation[-1]["content"].strip():
+                return "empty_reply"
+            if any(self.reward.reward_token in message["content"] for message in conversation):
+                return "reward_token_in_text"
+        if len(group.conversations) > 1 and len(set(map(_as_key, group.conversations))) == 1:
+            return "chosen_equals_rejected"
+        return None
+
+    def _group(self, conversations: list[list[int]], weight: float) -> TokenGroup | str:
+        token_ids = [np.asarray(ids, dtype=np.int32) for ids in conversations]
+        # An exported template writes the reward token itself; any other place means it came from the text.
+        reward_id = np.int32(self.reward.reward_token_id)
+        token_ids = [ids if len(ids) and ids[-1] == reward_id else np.append(ids, reward_id) for ids in token_ids]
+        if any((ids[:-1] == reward_id).any() for ids in token_ids):
+            return "reward_token_in_text"
+        return self._shorten(token_ids, weight)
+
+    def _shorten(self, token_ids: list[np.ndarray], weight: float) -> TokenGroup | str:
+        """Apply the length policy. Raises nothing; returns the reason when the group cannot be kept."""
+        excess = max(len(ids) for ids in token_ids) - self.max_length
+        if excess > 0 and self.overlong == "drop":
+            return "overlong"
+        if excess > 0 and self.overlong == "truncate_right":
+            token_ids = [
+                ids if len(ids) <= self.max_length else np.append(ids[: self.max_length - 1], ids[-1])
+                for ids in token_ids
+            ]
+        elif excess > 0:
+            # Every member loses the same tokens of the shared prompt, so that all still answer one prompt.
+            keep = int(token_ids[0][0] == self.reward.tokenizer.bos_token_id)
+            if common_prefix_length(token_ids) - keep < excess:
+                return "overlong"
+            token_ids = [np.concatenate([ids[:keep], ids[keep + excess :]]) for ids in token_ids]
+        if len(token_ids) > 1 and all(np.array_equal(ids, token_ids[0]) for ids in token_ids[1:]):
+            return "chosen_equals_rejected" if excess <= 0 else "identical_after_truncation"
+        shared = common_prefix_length(token_ids) if len(token_ids) > 1 else 0
+        return TokenGroup(
+            prefix=token_ids[0][:shared],
+            responses=tuple(ids[shared:] for ids in token_ids),
+            weight=weight,
+            truncated=excess > 0,
+        )
+
+
+def common_prefix_length(token_ids: Sequence[np.ndarray]) -> int:
+    """Tokens all of them begin with, at most one less than the shortest: each keeps its last token for itself."""
+    limit = min(len(ids) for ids in token_ids) - 1
+    same = np.ones(limit, dtype=bool)
+    for ids in token_ids[1:]:
+        same &= ids[:limit] == token_ids[0][:limit]
+    return limit if same.all() else int(same.argmin())
+
+
+def prompt_of(group: PreferenceGroup) -> Conversation:
+    """The messages before the first difference; the whole first conversation when they differ from the start."""
+    first = group.conversations[0]
+    length = 0
+    while all(len(c) > length and c[length] == first[length] for c in group.conversations):
+        length += 1
+    return first[:length] or first
+
+
+def is_held_out(prompt: Conversation, eval_fraction: float) -> bool:
+    """Whether a prompt belongs to the eval split: a hash of its text decides, so one prompt is on one side only."""
+    digest = sha256(_as_key(prompt).encode("utf-8")).digest()
+    return int.from_bytes(digest[:8], "big") < eval_fraction * 2**64
+
+
+def group_key(group: PreferenceGroup) -> bytes:
+    """16 bytes that are equal for exact duplicates."""
+    return sha256("\n".join(map(_as_key, group.conversations)).encode("utf-8")).digest()[:16]
+
+
+def _as_key(conversation: Conversation) -> str:
+    return dumps([[message["role"], message["content"]] for message in conversation], ensure_ascii=False)

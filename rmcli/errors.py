@@ -1,0 +1,26 @@
+"""The errors a user sees. Each is one line that names what, where and the value, and a hint that mends it."""
+
+
+class RmcliError(Exception):
+    """Something the user can mend. The command line prints `error: ...` and `hint: ...` and exits."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class ConfigError(RmcliError):
+    """A wrong option, key, preset or value: exit code 2, as for any wrong usage."""
+
+    exit_code = 2
+
+
+class Skip(Exception):
+    """Raised by a map function to leave a row out. The row is counted under `reason` and listed in rejects.jsonl."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason

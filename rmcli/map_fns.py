@@ -1,0 +1,135 @@
+"""Rows of known data sets to preference groups: chosen first, rejected second.
+
+A map function takes one row (a dict) and returns a PreferenceGroup, or a canonical dict
+(`prompt`, `chosen`, `rejected`); it raises Skip(reason) to leave the row out.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rmcli.errors import ConfigError, Skip
+from rmcli.plugins import did_you_mean, load_function
+from rmcli.records import Conversation, Message, PreferenceGroup
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class MapFunction:
+    """A named map function, the columns it reads and the data set it is used for when none is named."""
+
+    function: Callable[[Row], PreferenceGroup]
+    columns: tuple[str, ...]
+    default_source: str | None
+
+
+def canonical(row: Row) -> PreferenceGroup:
+    """`prompt`, `chosen`, `rejected`: message lists, or strings (a user turn, an assistant reply).
+
+    Without a prompt, or when they begin with it, `chosen` and `rejected` are whole conversations.
+    """
+    prompt = as_messages(row["prompt"], "user") if row.get("prompt") is not None else ()
+    return PreferenceGroup((_whole(prompt, row["chosen"]), _whole(prompt, row["rejected"])))
+
+
+def orpo_dpo_mix_40k(row: Row) -> PreferenceGroup:
+    """mlabonne/orpo-dpo-mix-40k, also argilla/ultrafeedback-binarized-preferences-cleaned.
+
+    `chosen` and `rejected` are message lists that include the prompt; the column `prompt` is not needed.
+    """
+    return PreferenceGroup((as_messages(row["chosen"]), as_messages(row["rejected"])))
+
+
+def intel_orca_dpo(row: Row) -> PreferenceGroup:
+    """Intel/orca_dpo_pairs: strings `system`, `question`, `chosen`, `rejected`; an empty system is left out."""
+    prompt: Conversation = (Message(role="user", content=_text(row["question"])),)
+    if _text(row["system"]).strip():
+        prompt = (Message(role="system", content=row["system"]), *prompt)
+    return PreferenceGroup((_whole(prompt, _text(row["chosen"])), _whole(prompt, _text(row["rejected"]))))
+
+
+_HH_TURN = re.compile(r"\n\n(Human|Assistant):")
+
+
+def hh_rlhf(row: Row) -> PreferenceGroup:
+    r"""Anthropic/hh-rlhf: whole transcripts `\n\nHuman: ...\n\nAssistant: ...` in `chosen` and `rejected`.
+
+    "Human:" without a blank line before it is text. The two may differ before the last turn.
+    """
+    return PreferenceGroup((_transcript(row["chosen"]), _transcript(row["rejected"])))
+
+
+def _transcript(text: Any) -> Conversation:
+    before, *turns = _HH_TURN.split(_text(text))
+    if before.strip():
+        raise Skip("wrong_type")
+    roles = {"Human": "user", "Assistant": "assistant"}
+    pairs = zip(turns[::2], turns[1::2], strict=True)
+    return tuple(Message(role=roles[name], content=content.strip()) for name, content in pairs)
+
+
+def as_messages(value: Any, role: str | None = None) -> Conversation:
+    """A message list, checked; a string becomes one message of `role`. Raises Skip("wrong_type")."""
+    if isinstance(value, str) and role is not None:
+        return (Message(role=role, content=value),)
+    if not isinstance(value, list | tuple):
+        raise Skip("wrong_type")
+    messages = []
+    for item in value:
+        if not isinstance(item, Mapping) or "role" not in item or "content" not in item:
+            raise Skip("wrong_type")
+        messages.append(Message(role=_text(item["role"]), content=_text(item["content"])))
+    return tuple(messages)
+
+
+def _whole(prompt: Conversation, reply: Any) -> Conversation:
+    messages = as_messages(reply, "assistant")
+    includes_prompt = bool(prompt) and messages[: len(prompt)] == prompt
+    return messages if includes_prompt else (*prompt, *messages)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise Skip("wrong_type")
+    return value
+
+
+NAMED: dict[str, MapFunction] = {
+    "canonical": MapFunction(canonical, ("prompt", "chosen", "rejected"), None),
+    "orpo_dpo_mix_40k": MapFunction(orpo_dpo_mix_40k, ("chosen", "rejected"), "mlabonne/orpo-dpo-mix-40k"),
+    "intel_orca_dpo": MapFunction(
+        intel_orca_dpo, ("system", "question", "chosen", "rejected"), "Intel/orca_dpo_pairs"
+    ),
+    "hh_rlhf": MapFunction(hh_rlhf, ("chosen", "rejected"), "Anthropic/hh-rlhf"),
+    "checkable_tasks": MapFunction(canonical, ("prompt", "chosen", "rejected"), "tasks:24000"),
+}
+
+
+def find_map_function(spec: str | None) -> MapFunction:
+    """The map function of that name, or the one `module:function` or `file.py:function` points to."""
+    if spec is None:
+        raise ConfigError("no map function", f"give --map-fn, {did_you_mean('', NAMED)}, or file.py:function")
+    if spec in NAMED:
+        return NAMED[spec]
+    if ":" not in spec:
+        raise ConfigError(f"unknown map function {spec!r}", did_you_mean(spec, NAMED))
+    return MapFunction(load_function(spec), (), None)
+
+
+def source_code(map_function: MapFunction) -> str:
+    """The text of the function, for the manifest's hash."""
+    return inspect.getsource(map_function.function)
+
+
+def apply(map_function: MapFunction, row: Row) -> PreferenceGroup:
+    """Map one row. Raises Skip with a reason when the row does not fit, whatever the function tripped over."""
+    try:
+        result = map_function.function(row)
+        return result if isinstance(result, PreferenceGroup) else canonical(result)
+    except KeyError as error:
+        raise Skip(f"missing_column {error.args[0]}") from error
+    except (TypeError, AttributeError, ValueError, IndexError) as error:
+        raise Skip("wrong_type") from error

@@ -1,0 +1,50 @@
+"""What is reported of scores: accuracy, margin, and the range of the scores."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class PairMetrics:
+    """Sums over pairs, kept as tensors so that adding to them never waits for the device.
+
+    A tie counts one half in the accuracy. Loss is the pair loss without the penalty.
+    """
+
+    num_pairs: int = 0
+    correct: Tensor | float = 0.0
+    margin: Tensor | float = 0.0
+    score_sum: Tensor | float = 0.0
+    num_scores: int = 0
+    score_min: Tensor | float = float("inf")
+    score_max: Tensor | float = float("-inf")
+
+    def add(self, scores_S: Tensor, chosen_N: Tensor, rejected_N: Tensor) -> None:
+        """Scores and the (N,) indices of each pair's members among them."""
+        scores_S = scores_S.detach()
+        difference = scores_S[chosen_N] - scores_S[rejected_N]
+        self.num_pairs += len(difference)
+        self.num_scores += len(scores_S)
+        self.correct += (difference > 0).sum() + 0.5 * (difference == 0).sum()
+        self.margin += difference.sum()
+        self.score_sum += scores_S.sum()
+        self.score_min = torch.minimum(torch.as_tensor(self.score_min, device=scores_S.device), scores_S.min())
+        self.score_max = torch.maximum(torch.as_tensor(self.score_max, device=scores_S.device), scores_S.max())
+
+    def result(self) -> dict[str, float]:
+        """Means and range as plain numbers; at least one pair must have been added."""
+        return {
+            "accuracy": float(self.correct) / self.num_pairs,
+            "margin": float(self.margin) / self.num_pairs,
+            "score_mean": float(self.score_sum) / self.num_scores,
+            "score_min": float(self.score_min),
+            "score_max": float(self.score_max),
+        }
+
+
+def prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}{name}": value for name, value in values.items()}

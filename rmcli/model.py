@@ -1,0 +1,301 @@
+"""The reward model: a transformers `*ForSequenceClassification` with one label, run over packed or padded batches.
+
+What trains is what ships: the head is the model's own `score`, the backbone its base model. Scores and head are
+float32 at least (float64 when the model is).
+Axes: T tokens of the row, S scores, D hidden size, B conversations, L padded length.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+
+from rmcli import attention
+from rmcli.config import Config, ModelSection, pretrained_arguments
+from rmcli.errors import ConfigError, RmcliError
+from rmcli.tokenizer import RewardTokenizer, from_pretrained, load_model_config
+
+ATTENTION_LAYER_TYPES = {"full_attention", "sliding_attention"}
+LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
+
+
+def check_architecture(model: ModelSection, config: PreTrainedConfig, max_length: int) -> None:
+    """Refuse what packed rows would get wrong, before any weight is loaded. Raises ConfigError."""
+    name = model.pretrained_model_name_or_path
+    if config.model_type == "internlm2":
+        raise ConfigError(
+            f"{name} is in InternLM2's own layout, which is not built yet",
+            "convert the checkpoint to the Llama layout first",
+        )
+    if not model.use_varlen_attn:
+        return
+    text = config.get_text_config()
+    padded = "set model.use_varlen_attn=false"
+    others = sorted(set(getattr(text, "layer_types", None) or []) - ATTENTION_LAYER_TYPES)
+    if others:
+        raise ConfigError(f"{name} has layers that carry state over tokens ({', '.join(others)})", padded)
+    rope = getattr(text, "rope_parameters", None) or {}
+    if rope.get("rope_type") in LENGTH_DEPENDENT_ROPE:
+        switch = rope.get("original_max_position_embeddings") or text.max_position_embeddings
+        if max_length > switch:
+            raise ConfigError(
+                f"{name}: {rope['rope_type']} rope changes at {switch} tokens and data.max_length is {max_length}",
+                f"set data.max_length={switch}, or {padded}",
+            )
+
+
+def load_model(model: ModelSection, reward: RewardTokenizer, seed: int = 0) -> PreTrainedModel:
+    """The model in float32 on the CPU, for packed rows or padded ones. Its head is zero unless trained before."""
+    name = model.pretrained_model_name_or_path
+    assert name is not None
+    attention.register()
+    if model.random_weights:
+        config = load_model_config(model)
+        config.num_labels = 1
+        torch.manual_seed(seed)
+        network: Any = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+        new_head = True
+    else:
+        arguments = pretrained_arguments(name, model.revision)
+        extra: dict[str, Any] = {"num_labels": 1, "dtype": torch.float32, "output_loading_info": True}
+        if "gguf_file" in arguments:
+            extra["quantization_config"] = _dequantize(arguments["gguf_file"])
+        network, report = from_pretrained(AutoModelForSequenceClassification, "weights", name, {**arguments, **extra})
+        missing = set(report["missing_keys"])
+        new_head = "score.weight" in missing
+        if missing - {"score.weight"} or report["mismatched_keys"]:
+            wrong = sorted(missing - {"score.weight"}) or [str(key) for key in report["mismatched_keys"]]
+            raise RmcliError(
+                f"the weights of {name} do not fill the model: {len(wrong)} missing or misshapen, first {wrong[0]}",
+                "the checkpoint must hold every weight its config.json asks for",
+            )
+    head = score_head(network)
+    if new_head:
+        nn.init.zeros_(head.weight)
+    elif not torch.isfinite(head.weight).all():
+        raise RmcliError(f"the score head of {name} is not finite", "the checkpoint is damaged")
+    label_for_reward(network.config, name, reward)
+    if model.use_varlen_attn:
+        network.set_attn_implementation(attention.ATTENTION_NAME)
+    return network.eval()
+
+
+def label_for_reward(config: PreTrainedConfig, name: str, reward: RewardTokenizer) -> None:
+    """What the config of a one-label reward model says; `regression` keeps pipelines from returning a sigmoid."""
+    config.name_or_path = name
+    config.num_labels = 1
+    config.id2label, config.label2id = {0: "reward"}, {"reward": 0}
+    config.problem_type = "regression"
+    config.use_cache = False
+    config.reward_token_id = reward.reward_token_id
+    # transformers pools at the last token that is not pad: with the reward token as pad it would read elsewhere.
+    config.pad_token_id = reward.pad_token_id
+
+
+def _dequantize(gguf_file: str) -> Any:
+    """Plain weights instead of a quantized model, which could not be trained or saved."""
+    from transformers.utils.quantization_config import GgufConfig
+
+    return GgufConfig(gguf_file=gguf_file, dequantize=True)
+
+
+def score_head(network: PreTrainedModel) -> nn.Linear:
+    head = getattr(network, "score", None)
+    if not isinstance(head, nn.Linear):
+        raise RmcliError(f"{type(network).__name__} has no linear head named score", "choose another architecture")
+    return head
+
+
+def backbone(network: PreTrainedModel) -> PreTrainedModel:
+    return cast(PreTrainedModel, network.base_model)
+
+
+def arithmetic(dtype: str, device: torch.device) -> AbstractContextManager[Any]:
+    """The precision the backbone computes in; weights stay float32 (`model.dtype`)."""
+    if dtype == "bfloat16" or (dtype == "auto" and device.type == "cuda"):
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()
+
+
+def hidden_at_scores(
+    network: PreTrainedModel,
+    batch: Any,
+    dtype: str = "auto",
+    inputs_embeds: Tensor | None = None,
+) -> Tensor:
+    """(S, D) last hidden state at each reward position of a PackedBatch or PaddedBatch.
+
+    `inputs_embeds` replaces the packed batch's token embeddings (for gradients with respect to them).
+    """
+    layout = getattr(batch, "layout", None)
+    packed = network.config._attn_implementation == attention.ATTENTION_NAME
+    if packed != (layout is not None):
+        # Shared positions under a stock attention are read as new documents: wrong without a sign of it.
+        raise RmcliError(
+            f"attention {network.config._attn_implementation} cannot run a {type(batch).__name__}",
+            "model.use_varlen_attn must be what the model was loaded with",
+        )
+    inputs = {"input_ids": batch.input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
+    device = batch.input_ids.device
+    with arithmetic(dtype, device):
+        if layout is not None:
+            output = backbone(network)(
+                **inputs, position_ids=batch.position_ids, use_cache=False, packed_layout=layout
+            )
+            return output.last_hidden_state[0].index_select(0, batch.score_index)
+        output = backbone(network)(**inputs, attention_mask=batch.attention_mask, use_cache=False)
+        rows = torch.arange(len(batch.score_index), device=device)
+        return output.last_hidden_state[rows, batch.score_index]
+
+
+def scores(network: PreTrainedModel, batch: Any, dtype: str = "auto") -> Tensor:
+    """(S,) float32 scores (float64 when the model is), in the order of groups and responses."""
+    return apply_head(network, hidden_at_scores(network, batch, dtype))
+
+
+def apply_head(network: PreTrainedModel, hidden_SD: Tensor) -> Tensor:
+    weight = score_head(network).weight
+    with torch.autocast(hidden_SD.device.type, enabled=False):
+        return (hidden_SD.to(weight.dtype) @ weight.T).squeeze(-1)
+
+
+def checkpoint_activations(network: PreTrainedModel) -> None:
+    """Recompute activations in the backward pass. transformers renamed the switch in 5.23; the old name ends in v6."""
+    name = "activation_checkpointing_enable"
+    (getattr(network, name) if hasattr(network, name) else network.gradient_checkpointing_enable)()
+
+
+@contextmanager
+def stock_attention(network: PreTrainedModel, name: str) -> Iterator[None]:
+    """Run with one of transformers' own attentions for a while."""
+    before = str(network.config._attn_implementation)
+    network.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        network.set_attn_implementation(before)
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """The largest differences of packed + shared against each conversation alone, relative to the largest value."""
+
+    score_error: float
+    gradient_error: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        # A NaN compares false: it does not pass.
+        return self.score_error <= self.tolerance and self.gradient_error <= self.tolerance
+
+
+def compare_with_alone(
+    network: PreTrainedModel,
+    packed: Any,
+    alone: Sequence[Any],
+    positions: Sequence[Sequence[int]],
+    dtype: str = "auto",
+    seed: int = 0,
+) -> SelfTest:
+    """Scores and embedding gradients of one packed batch against single conversations under eager attention.
+
+    `alone`: S padded batches of one conversation each, in score order; `positions[j]` gives, for each token of
+    conversation j, where it stands in the packed row. The head is a seeded random one: with the zero head of a new
+    model every score and gradient is zero and broken attention would pass.
+    """
+    device = packed.input_ids.device
+    generator = torch.Generator().manual_seed(seed)
+    width = score_head(network).weight.shape[1]
+    head_D = torch.randn(width, generator=generator).to(device, score_head(network).weight.dtype)
+    direction_S = torch.randn(len(alone), generator=generator).to(device)
+    embed = network.get_input_embeddings()
+
+    def run(batch: Any) -> tuple[Tensor, Tensor]:
+        embeds = embed(batch.input_ids).detach().requires_grad_()
+        hidden = hidden_at_scores(network, batch, dtype, inputs_embeds=embeds)
+        return hidden.to(head_D.dtype) @ head_D, embeds
+
+    was_training = network.training
+    network.eval()
+    packed_scores, packed_embeds = run(packed)
+    (packed_gradient,) = torch.autograd.grad((packed_scores * direction_S).sum(), packed_embeds)
+    expected_gradient = torch.zeros_like(packed_gradient)
+    expected_scores = []
+    with stock_attention(network, "eager"):
+        for number, batch in enumerate(alone):
+            score, embeds = run(batch)
+            (gradient,) = torch.autograd.grad(score.sum() * direction_S[number], embeds)
+            index = torch.tensor(positions[number], device=device)
+            expected_gradient[0].index_add_(0, index, gradient[0])
+            expected_scores.append(score.detach())
+    network.train(was_training)
+    reduced = arithmetic(dtype, device).__class__ is not nullcontext
+    return SelfTest(
+        score_error=_relative_error(packed_scores.detach(), torch.cat(expected_scores)),
+        gradient_error=_relative_error(packed_gradient, expected_gradient),
+        tolerance=5e-2 if reduced else 1e-4,
+    )
+
+
+def _relative_error(actual: Tensor, expected: Tensor) -> float:
+    return float((actual - expected).abs().max() / expected.abs().max())
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes one training step needs, by what for."""
+
+    num_parameters: int
+    states: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.states + self.activations
+
+
+def estimate_memory(config: Config, model_config: PreTrainedConfig, tokens_per_forward: int) -> MemoryEstimate:
+    """From the config alone: 16 bytes per parameter (float32 weight, gradient, two AdamW states) and activations.
+
+    Activations per token and layer, in numbers: about 10 of the hidden size, 5 of the MLP's, and the projections.
+    With activation checkpointing one hidden state per layer is kept, and one whole layer at a time.
+    """
+    text = model_config.get_text_config()
+    model_config.num_labels = 1
+    with torch.device("meta"):
+        network: Any = AutoModelForSequenceClassification.from_config(model_config)
+    num_parameters = sum(parameter.numel() for parameter in network.parameters())
+    reduced = config.model.dtype == "bfloat16" or (
+        config.model.dtype == "auto" and pick_device(config).type == "cuda"
+    )
+    bytes_per_number = 2 if reduced else 4
+    per_layer = 10 * text.hidden_size + 5 * (getattr(text, "intermediate_size", None) or 4 * text.hidden_size)
+    layers = text.num_hidden_layers
+    recompute = config.train.activation_checkpointing
+    per_token = layers * text.hidden_size + per_layer if recompute else layers * per_layer
+    states = num_parameters * (16 + (2 if reduced else 0))  # autocast keeps a bf16 copy of the weights
+    return MemoryEstimate(num_parameters, states, tokens_per_forward * per_token * bytes_per_number)
+
+
+def pick_device(config: Config) -> torch.device:
+    """`train.device`; raises ConfigError when cuda is asked for and not there."""
+    wanted = config.train.device
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("train.device = 'cuda', but torch sees no CUDA device", "set train.device=cpu")
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(wanted)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can be had on the device now."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    import psutil
+
+    return psutil.virtual_memory().available

@@ -1,0 +1,95 @@
+"""The values that travel between the stages. All frozen, none of them knows torch.
+
+row -map_fn-> PreferenceGroup -encode-> TokenGroup -pack-> PackedRow
+"""
+
+from dataclasses import dataclass
+from typing import TypedDict
+
+import numpy as np
+
+
+class Message(TypedDict):
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+Conversation = tuple[Message, ...]
+
+
+def as_dicts(conversation: Conversation) -> list[dict[str, str]]:
+    """The conversation as chat templates take it."""
+    return [{"role": message["role"], "content": message["content"]} for message in conversation]
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceGroup:
+    """K whole conversations about one prompt, the first preferred to the second.
+
+    K = 2 is a pair (conversations[0] is chosen, conversations[1] is rejected). K = 1 is a conversation
+    that is only scored.
+    """
+
+    conversations: tuple[Conversation, ...]
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenGroup:
+    """A PreferenceGroup in tokens: one shared prefix and K responses.
+
+    Conversation j is `prefix + responses[j]`; its reward position is its last token.
+    `prefix`: (P,) int32; `responses`: K arrays (R_j,) int32 with R_j >= 1.
+    """
+
+    prefix: np.ndarray
+    responses: tuple[np.ndarray, ...]
+    row_id: int = 0
+    source_id: int = 0
+    weight: float = 1.0
+    truncated: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that are stored and computed: the prefix once."""
+        return len(self.prefix) + sum(len(response) for response in self.responses)
+
+    @property
+    def num_unshared_tokens(self) -> int:
+        """Tokens of the K conversations written out one after the other: the prefix K times."""
+        return len(self.prefix) * len(self.responses) + sum(len(response) for response in self.responses)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedRow:
+    """Groups that are run in one forward: P1 C1 R1 P2 C2 R2 ..."""
+
+    groups: tuple[TokenGroup, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(group.num_tokens for group in self.groups)
+
+
+@dataclass(frozen=True, slots=True)
+class RawRow:
+    """One input row and where it stands. `value` is None when the row could not be read; `problem` says why."""
+
+    source_id: int
+    file: str
+    line: int
+    value: dict | None
+    problem: str | None = None
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """A row left out: why, where, and how its text begins."""
+
+    reason: str
+    file: str
+    line: int
+    text: str

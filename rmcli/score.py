@@ -1,0 +1,208 @@
+"""`rmcli score`: JSON lines of conversations or pairs -> JSON lines of scores, in the same order."""
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from json import dumps
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+
+from rmcli import batch as batches
+from rmcli import map_fns, model, model_folder, output, pack, sources
+from rmcli.config import Config, Layer, read_config_file
+from rmcli.encode import Encoder
+from rmcli.errors import RmcliError, Skip
+from rmcli.metrics import PairMetrics
+from rmcli.records import PreferenceGroup, TokenGroup
+from rmcli.tokenizer import load_tokenizer
+
+WINDOW = 1024  # lines read, packed and scored together
+
+# A pair that training cannot use can still be scored, each side for itself.
+SCORED_APART = {"overlong", "chosen_equals_rejected", "identical_after_truncation"}
+
+
+def base_layers(folder: Path) -> tuple[Layer, Layer]:
+    """What the trained model's own folder says, and that it is the model to load."""
+    config = model_folder.check(folder)
+    recorded = folder / model_folder.CONFIG_FILE
+    if recorded.is_file():
+        base = read_config_file(recorded)
+    else:
+        base = Layer(f"{folder}/config.json", {"model": {"reward_token_id": config.get("reward_token_id")}})
+    here = {
+        "pretrained_model_name_or_path": str(folder),
+        "tokenizer_name_or_path": None,
+        "revision": None,
+        "random_weights": False,
+    }
+    return base, Layer("MODEL", {"model": here})
+
+
+@dataclass
+class Summary:
+    """What was scored: lines in, scores and errors out, and the metrics of the pairs among them."""
+
+    lines: int = 0
+    truncated: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    pairs: PairMetrics = field(default_factory=PairMetrics)
+
+    def as_dict(self) -> dict[str, Any]:
+        numbers: dict[str, Any] = {"lines": self.lines, "errors": dict(self.errors), "truncated": self.truncated}
+        if self.pairs.num_pairs:
+            result = self.pairs.result()
+            numbers |= {"pairs": self.pairs.num_pairs, "accuracy": result["accuracy"], "margin": result["margin"]}
+        return numbers
+
+
+def run(config: Config, source: str, target: str) -> Summary:
+    """Score every line of `source` into `target` ("-" is stdin and stdout)."""
+    reward = load_tokenizer(config.model)
+    encoder = Encoder(reward, config.data.max_length, config.data.overlong)
+    device = model.pick_device(config)
+    model_config = model.load_model_config(config.model)
+    model.check_architecture(config.model, model_config, config.data.max_length)
+    with _open_input(source) as lines, _open_output(target) as results:
+        network: Any = model.load_model(config.model, reward)
+        network.to(device)
+        summary = Summary()
+        numbered = enumerate(lines, 1)
+        while window := list(islice(numbered, WINDOW)):
+            for line in _score_window(network, encoder, config, source, window, summary):
+                results.write(dumps(line, ensure_ascii=False) + "\n")
+            results.flush()
+    return summary
+
+
+def report(summary: Summary) -> None:
+    """The figures, for a person."""
+    values = summary.as_dict()
+    output.say(f"{values['lines']:,} lines scored" + (f", {summary.truncated:,} truncated" * bool(summary.truncated)))
+    if "pairs" in values:
+        output.say(
+            f"{values['pairs']:,} pairs: accuracy {values['accuracy']:.3f}, mean margin {values['margin']:.3f}"
+        )
+
+
+def _score_window(
+    network: Any, encoder: Encoder, config: Config, source: str, window: list[tuple[int, bytes]], summary: Summary
+) -> list[dict[str, Any]]:
+    """One result per line, in order."""
+    parsed = [_parse(source, number, data) for number, data in window if data.strip()]
+    groups = [group for group in parsed if isinstance(group, PreferenceGroup)]
+    encoded = iter(_encode(encoder, groups))
+    entries = [next(encoded) if isinstance(group, PreferenceGroup) else group for group in parsed]
+    token_groups = {at: entry for at, entry in enumerate(entries) if isinstance(entry, TokenGroup)}
+    scores = dict(zip(token_groups, _run(network, config, list(token_groups.values()), encoder), strict=True))
+    results = []
+    for at, entry in enumerate(entries):
+        summary.lines += 1
+        if isinstance(entry, str):
+            summary.errors[entry] += 1
+            results.append({"error": entry})
+        else:
+            results.append(_as_result(entry, scores[at]))
+            summary.truncated += entry.truncated
+            if len(scores[at]) == 2:
+                summary.pairs.add(torch.tensor(scores[at]), torch.tensor([0]), torch.tensor([1]))
+    return results
+
+
+def _parse(source: str, number: int, data: bytes) -> PreferenceGroup | str:
+    row = sources.parse_json_row(0, source, number, data)
+    if row.value is None:
+        return row.problem or "wrong_type"
+    try:
+        if "messages" in row.value:
+            return PreferenceGroup((map_fns.as_messages(row.value["messages"]),))
+        return map_fns.apply(map_fns.NAMED["canonical"], row.value)
+    except Skip as skip:
+        return skip.reason
+
+
+def _encode(encoder: Encoder, groups: list[PreferenceGroup]) -> list[TokenGroup | str]:
+    results = encoder.encode(groups)
+    for at, result in enumerate(results):
+        if isinstance(result, str) and result in SCORED_APART and len(groups[at].conversations) > 1:
+            results[at] = _encode_apart(encoder, groups[at])
+    return results
+
+
+def _encode_apart(encoder: Encoder, group: PreferenceGroup) -> TokenGroup | str:
+    sides = encoder.encode([PreferenceGroup((conversation,)) for conversation in group.conversations])
+    problems = [side for side in sides if isinstance(side, str)]
+    if problems:
+        return problems[0]
+    whole = [side for side in sides if isinstance(side, TokenGroup)]
+    return TokenGroup(
+        prefix=np.empty(0, dtype=np.int32),
+        responses=tuple(side.responses[0] for side in whole),
+        truncated=any(side.truncated for side in whole),
+    )
+
+
+@torch.no_grad()
+def _run(network: Any, config: Config, groups: list[TokenGroup], encoder: Encoder) -> list[list[float]]:
+    """Scores of each group's conversations."""
+    capacity = max([config.data.max_packed_length, *(group.num_tokens for group in groups)])
+    results: list[list[float]] = [[] for _ in groups]
+    for members in pack.best_fit_decreasing([group.num_tokens for group in groups], capacity):
+        chunk = [groups[index] for index in members]
+        if config.model.use_varlen_attn:
+            values = model.scores(network, batches.build_packed(chunk, network.device), config.model.dtype).tolist()
+        else:
+            pad = encoder.reward.pad_token_id
+            padded = [batches.build_padded([group], pad, network.device) for group in chunk]
+            values = [v for one in padded for v in model.scores(network, one, config.model.dtype).tolist()]
+        for index in members:
+            count = len(groups[index].responses)
+            results[index], values = values[:count], values[count:]
+    return results
+
+
+def _as_result(group: TokenGroup, scores: list[float]) -> dict[str, Any]:
+    rounded = [float(f"{score:.7g}") for score in scores]  # float32 has seven digits
+    if len(rounded) == 1:
+        result: dict[str, Any] = {"score": rounded[0]}
+    else:
+        margin = float(f"{scores[0] - scores[1]:.7g}")
+        result = {"chosen_score": rounded[0], "rejected_score": rounded[1], "margin": margin}
+    return result | ({"truncated": True} if group.truncated else {})
+
+
+@contextmanager
+def _open_input(source: str) -> Iterator[Iterator[bytes]]:
+    if source == "-":
+        yield iter(sys.stdin.buffer)
+        return
+    path = Path(source)
+    if not path.is_file():
+        raise RmcliError(f"input {source}: no such file", "give a .jsonl file, or - for stdin")
+    with sources.open_bytes(path) as file:
+        yield iter(file)
+
+
+@contextmanager
+def _open_output(target: str) -> Iterator[IO[str]]:
+    """stdout, or a file that appears only when it is complete."""
+    if target == "-":
+        yield output.answer_stream()
+        return
+    path = Path(target)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            yield file
+        temporary.replace(path)
+    except OSError as error:
+        raise RmcliError(f"cannot write {path}: {error.strerror or error}", "choose another file with -o") from error
+    finally:
+        if temporary.exists():
+            temporary.unlink()

@@ -1,0 +1,454 @@
+"""`rmcli train`: plan -> forwards of this step -> backward -> clip -> step -> log -> evaluate -> checkpoint."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import set_seed
+from torch import Tensor
+
+from rmcli import batch as batches
+from rmcli import checkpoint, model, model_folder, optim, output, store
+from rmcli.config import Config, Resolved
+from rmcli.errors import ConfigError, RmcliError
+from rmcli.losses import objective
+from rmcli.metrics import PairMetrics, prefixed
+from rmcli.plan import Forward, RowSizes, Slice, Step, num_steps, plan
+from rmcli.records import TokenGroup
+from rmcli.tokenizer import RewardTokenizer, load_model_config, load_tokenizer
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything decided before a weight is loaded."""
+
+    resolved: Resolved
+    data_folder: Path
+    run_folder: Path
+    manifest: Mapping[str, Any]
+    reward: RewardTokenizer
+    train_split: store.PackedSplit
+    eval_split: store.PackedSplit
+    sizes: RowSizes
+    total_steps: int
+    memory: model.MemoryEstimate
+    device: torch.device
+
+    @property
+    def config(self) -> Config:
+        return self.resolved.config
+
+
+def build_job(resolved: Resolved, data_folder: Path, run_folder: Path | None) -> Job:
+    """Read the data and check it against the configuration; load no weights and write nothing."""
+    if (processes := PartialState().num_processes) > 1:
+        raise ConfigError(f"training on {processes} processes is not built yet", "start one process")
+    manifest = store.read_manifest(data_folder)
+    resolved = adopt_data_settings(resolved, manifest, data_folder)
+    config = resolved.config
+    device = model.pick_device(config)
+    model_config = load_model_config(config.model)
+    model.check_architecture(config.model, model_config, config.data.max_length)
+    reward = load_tokenizer(config.model)
+    check_same_tokens(manifest, reward, data_folder)
+    train_split = store.PackedSplit(data_folder, "train")
+    if not len(train_split):
+        raise RmcliError(f"{data_folder} has no training pairs", "lower data.eval_fraction, or prepare more rows")
+    sizes = RowSizes([train_split.group_tokens(row) for row in range(len(train_split))])
+    if run_folder is None:
+        run_folder = next_run_folder(Path("runs"), resolved.name)
+    return Job(
+        resolved=resolved,
+        data_folder=data_folder,
+        run_folder=run_folder,
+        manifest=manifest,
+        reward=reward,
+        train_split=train_split,
+        eval_split=store.PackedSplit(data_folder, "eval"),
+        sizes=sizes,
+        total_steps=num_steps(sizes, config.train, config.model.use_varlen_attn),
+        memory=model.estimate_memory(config, model_config, _largest_forward(config, sizes)),
+        device=device,
+    )
+
+
+def next_run_folder(root: Path, name: str) -> Path:
+    """`root/name-N` with the first N that is not taken."""
+    number = 1
+    while (root / f"{name}-{number}").exists():
+        number += 1
+    return root / f"{name}-{number}"
+
+
+def adopt_data_settings(resolved: Resolved, manifest: Mapping[str, Any], folder: Path) -> Resolved:
+    """The configuration with [data] as it was when the data was prepared.
+
+    Raises ConfigError when the user asks for another value: that takes another prepare.
+    """
+    prepared: dict[str, Any] = manifest["config"]["data"]
+    wanted = resolved.config.data.model_dump()
+    origins = dict(resolved.origins)
+    for key, value in prepared.items():
+        origin = origins.get(f"data.{key}", "default")
+        if wanted[key] != value and not origin.startswith(("preset ", "default")):
+            raise ConfigError(
+                f"data.{key} = {wanted[key]!r} ({origin}), but {folder} was prepared with {value!r}",
+                "prepare the data again with this setting, or leave it out",
+            )
+        origins[f"data.{key}"] = f"prepared in {folder}"
+    data = resolved.config.data.model_validate(prepared)
+    return replace(resolved, config=resolved.config.model_copy(update={"data": data}), origins=origins)
+
+
+def check_same_tokens(manifest: Mapping[str, Any], reward: RewardTokenizer, folder: Path) -> None:
+    """Refuse data whose ids mean something else to this model. Raises RmcliError with both sides."""
+    again = "prepare the data for this model: rmcli prepare ... -o DIR"
+    for name, value in reward.fingerprint().items():
+        if manifest[name] != value:
+            what = name.removesuffix("_sha256").replace("_", " ")
+            raise RmcliError(
+                f"{folder} was prepared with another {what}: {manifest[name][:16]} there, {value[:16]} here", again
+            )
+    if manifest["reward_token_id"] != reward.reward_token_id:
+        raise RmcliError(
+            f"{folder} was prepared with reward token {manifest['reward_token']} ({manifest['reward_token_id']}), "
+            f"not {reward.reward_token} ({reward.reward_token_id})",
+            again,
+        )
+
+
+def _largest_forward(config: Config, sizes: RowSizes) -> int:
+    """Tokens of the largest forward of the run, an upper bound."""
+    train = config.train
+    if not config.model.use_varlen_attn:
+        return train.batch_size * 2 * config.data.max_length
+    if train.pairs_per_step is not None:
+        largest = sorted((int(n) for tokens in sizes.group_tokens for n in tokens), reverse=True)
+        return min(config.data.max_packed_length, sum(largest[: train.pairs_per_step]))
+    rows = sorted((int(tokens.sum()) for tokens in sizes.group_tokens), reverse=True)
+    return sum(rows[: train.batch_size])
+
+
+def describe(job: Job) -> dict[str, Any]:
+    """The plan in numbers, for --dry-run and the first lines of a run."""
+    pairs = job.sizes.num_groups * job.config.train.max_epochs
+    return {
+        "data": str(job.data_folder),
+        "run": str(job.run_folder),
+        "device": str(job.device),
+        "packs": len(job.train_split),
+        "pairs": job.sizes.num_groups,
+        "eval_pairs": sum(job.eval_split.groups_per_row),
+        "epochs": job.config.train.max_epochs,
+        "steps": job.total_steps,
+        "pairs_per_step": job.config.train.pairs_per_step or round(pairs / max(job.total_steps, 1), 1),
+        "parameters": job.memory.num_parameters,
+        "memory_need_gib": round(job.memory.total / GIB, 2),
+        "memory_have_gib": round(model.free_memory(job.device) / GIB, 2),
+    }
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Train, evaluate, export. Returns the summary; the run folder holds everything else."""
+    config = job.config
+    _say_plan(describe(job))
+    check_memory(job)
+    _make_run_folder(job.run_folder)
+    toml = job.resolved.toml()
+    (job.run_folder / "resolved.toml").write_text(toml, encoding="utf-8")
+    set_seed(config.train.seed)
+    network: Any = model.load_model(config.model, job.reward, config.train.seed)
+    network.to(job.device)
+    run_self_test(network, config)
+    if config.train.activation_checkpointing:
+        model.checkpoint_activations(network)
+    trainer = _Trainer(job, network)
+    with (job.run_folder / "metrics.jsonl").open("w", encoding="utf-8") as metrics_file:
+        summary = trainer.fit(metrics_file)
+    folder = job.run_folder / "model"
+    model_folder.export(network, job.reward, toml, folder)
+    if "eval_accuracy" in summary:
+        output.say(f"held-out accuracy {summary['eval_accuracy']:.3f} ({summary['eval_pairs']} pairs)")
+    output.say(f"model in {folder}")
+    return {**summary, "model": str(folder), "run": str(job.run_folder)}
+
+
+def _say_plan(numbers: Mapping[str, Any]) -> None:
+    output.say(
+        f"{numbers['pairs']:,} pairs in {numbers['packs']:,} packs, {numbers['steps']:,} steps of about "
+        f"{numbers['pairs_per_step']:,} pairs, {numbers['eval_pairs']:,} pairs held out"
+    )
+    output.say(
+        f"{numbers['parameters'] / 1e6:,.1f}M parameters on {numbers['device']}; memory: need about "
+        f"{numbers['memory_need_gib']:.2f} GiB, have {numbers['memory_have_gib']:.2f} GiB"
+    )
+
+
+def check_memory(job: Job) -> None:
+    """Stop before loading what cannot fit. Raises RmcliError with need, have and what would help."""
+    have = model.free_memory(job.device)
+    if not job.config.train.check_memory or job.memory.total <= have:
+        return
+    need, states = job.memory.total / GIB, job.memory.states / GIB
+    helps = (
+        "fewer tokens per forward (data.max_packed_length) or train.activation_checkpointing=true"
+        if job.memory.states < have
+        else "a smaller backbone: weights, gradients and optimizer alone do not fit"
+    )
+    raise RmcliError(
+        f"not enough memory on {job.device}: need about {need:.1f} GiB ({states:.1f} for weights, gradients and "
+        f"AdamW), have {have / GIB:.1f} GiB",
+        f"what would fit: {helps}; train.check_memory=false tries anyway",
+    )
+
+
+def _make_run_folder(folder: Path) -> None:
+    try:
+        if folder.is_dir() and any(folder.iterdir()):
+            raise RmcliError(f"run folder {folder} is not empty", "choose another with -o")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "metrics.jsonl").touch()
+    except OSError as error:
+        raise RmcliError(
+            f"cannot write {folder}: {error.strerror or error}", "choose another folder with -o"
+        ) from error
+
+
+def run_self_test(network: Any, config: Config) -> None:
+    """Packed + shared against each conversation alone, on this model and device. Raises when they differ."""
+    if not config.model.use_varlen_attn:
+        output.warn("use_varlen_attn = false: conversations are padded, the prompt runs twice (the slow reference)")
+        return
+    groups, positions = self_test_groups(config, network.config.get_text_config().vocab_size)
+    device = network.device
+    packed = batches.build_packed(groups, device)
+    alone = [
+        batches.build_padded([TokenGroup(group.prefix[:0], (_join(group, number),))], 0, device)
+        for group in groups
+        for number in range(len(group.responses))
+    ]
+    result = model.compare_with_alone(network, packed, alone, positions, config.model.dtype)
+    verdict = "ok" if result.passed else "FAILED"
+    output.say(
+        f"self-test: packed + shared against each conversation alone: score {result.score_error:.1e}, "
+        f"gradient {result.gradient_error:.1e} (limit {result.tolerance:.0e}) {verdict}"
+    )
+    if not result.passed:
+        raise RmcliError(
+            f"self-test failed: scores of packed rows are {result.score_error:.1e} apart from single ones, gradients "
+            f"{result.gradient_error:.1e} (limit {result.tolerance:.0e})",
+            "this architecture needs model.use_varlen_attn=false",
+        )
+
+
+def self_test_groups(config: Config, vocab_size: int) -> tuple[list[TokenGroup], list[list[int]]]:
+    """Two groups of a few seeded tokens, and where each token of each conversation stands in the packed row."""
+    generator = torch.Generator().manual_seed(config.train.seed)
+    groups, positions, start = [], [], 0
+    for prefix_length, response_lengths in ((7, (5, 3)), (4, (2, 6))):
+        draw = [torch.randint(vocab_size, (n,), generator=generator) for n in (prefix_length, *response_lengths)]
+        prefix, *responses = (tokens.numpy().astype("int32") for tokens in draw)
+        groups.append(TokenGroup(prefix, tuple(responses)))
+        response_start = start + prefix_length
+        for response in responses:
+            own = range(response_start, response_start + len(response))
+            positions.append([*range(start, start + prefix_length), *own])
+            response_start += len(response)
+        start = response_start
+    return groups, positions
+
+
+def _join(group: TokenGroup, number: int) -> Any:
+    return torch.cat([torch.from_numpy(group.prefix), torch.from_numpy(group.responses[number])]).numpy()
+
+
+class _Trainer:
+    """The loop and what it keeps between steps."""
+
+    def __init__(self, job: Job, network: Any) -> None:
+        self.job, self.network, self.config = job, network, job.config
+        self.optimizer = optim.build_optimizer(network, job.config.train)
+        self.window = _Window()
+
+    def fit(self, metrics_file: TextIO) -> dict[str, Any]:
+        """All steps. Returns the last log line joined with the last evaluation."""
+        train, total = self.config.train, self.job.total_steps
+        packed, limit = self.config.model.use_varlen_attn, self.config.data.max_packed_length
+        unread: _Skipped | None = None  # the flag of the last step, read one step later
+        summary: dict[str, Any] = {}
+        with output.progress("train", total) as progress:
+            for step in plan(self.job.sizes, train, packed, limit):
+                rate = optim.learning_rate(step.number, total, train)
+                for parameter_group in self.optimizer.param_groups:
+                    parameter_group["lr"] = rate
+                skipped = self.step(step)
+                _stop_if_skipped(unread)
+                unread = skipped
+                progress.advance()
+                last = step.number == total
+                if step.number % train.log_every == 0 or step.number == 1 or last:
+                    _stop_if_skipped(unread)
+                    summary = {"step": step.number, "epoch": step.epoch, "lr": rate, **self.window.result()}
+                    self.window = _Window()
+                    _log(progress, metrics_file, summary)
+                if last or (train.eval_steps and step.number % train.eval_steps == 0):
+                    summary |= self.evaluate_and_log(step.number, metrics_file, progress)
+                    self.window.restart_clock()
+                if step.number % train.save_steps == 0:
+                    state = model_folder.state_of(self.network, self.optimizer, step.number)
+                    path = checkpoint.save(self.job.run_folder, step.number, state, train.save_total_limit)
+                    output.detail(f"checkpoint {path}")
+                    self.window.restart_clock()
+        return summary
+
+    def step(self, step: Step) -> "_Skipped":
+        """One optimizer step over all forwards of this rank."""
+        self.network.train()
+        rank_forwards = [[self.groups_of(forward) for forward in forwards] for forwards in step.forwards]
+        # Counted over the whole step and all ranks before the first backward: every pair weighs the same.
+        everything = [group for forwards in rank_forwards for groups in forwards for group in groups]
+        total_weight = sum(group.weight for group in everything)
+        total_scores = sum(len(group.responses) for group in everything)
+        loss = torch.zeros((), device=self.job.device)
+        for groups in rank_forwards[0]:
+            batch, pairs = build_batch(groups, self.config, self.job.reward.pad_token_id, self.job.device)
+            scores_S = model.scores(self.network, batch, self.config.model.dtype)
+            pair_loss, penalty = objective(
+                scores_S, pairs.chosen, pairs.rejected, pairs.weights, self.config.loss, total_weight, total_scores
+            )
+            (pair_loss + penalty).backward()
+            loss += (pair_loss + penalty).detach()
+            self.window.metrics.add(scores_S, pairs.chosen, pairs.rejected)
+            self.window.num_tokens += batch.num_tokens
+        norm, skipped = optim.clip_and_step(self.network, self.optimizer, self.config.train.max_norm, loss)
+        self.window.add_step(loss, norm)
+        return _Skipped(step.number, skipped, tuple(group.row_id for group in everything))
+
+    def groups_of(self, forward: Forward) -> list[TokenGroup]:
+        split = self.job.train_split
+        return [group for part in forward for group in split.groups(part.row, part.start, part.stop)]
+
+    def evaluate_and_log(self, step: int, metrics_file: TextIO, progress: output.Progress) -> dict[str, Any]:
+        result = evaluate(self.network, self.job.eval_split, self.config, self.job.reward.pad_token_id)
+        if result:
+            metrics_file.write(json.dumps({"step": step, **result}) + "\n")
+            metrics_file.flush()
+            progress.note(
+                f"step {step}: held-out accuracy {result['eval_accuracy']:.3f}, loss {result['eval_loss']:.4f}, "
+                f"margin {result['eval_margin']:.3f}, {result['eval_pairs']} pairs"
+            )
+        return result
+
+
+def build_batch(
+    groups: Sequence[TokenGroup], config: Config, pad_token_id: int, device: torch.device
+) -> tuple[batches.PackedBatch | batches.PaddedBatch, batches.Pairs]:
+    """Packed or padded, as `model.use_varlen_attn` says, with the pairs to compare."""
+    if config.model.use_varlen_attn:
+        batch = batches.build_packed(groups, device)
+    else:
+        batch = batches.build_padded(groups, pad_token_id, device)
+    return batch, batches.build_pairs(groups, device)
+
+
+@torch.no_grad()
+def evaluate(network: Any, split: store.PackedSplit, config: Config, pad_token_id: int) -> dict[str, Any]:
+    """Loss (as in training), accuracy, margin and score range over all held-out pairs; empty without any."""
+    forwards = [[Slice(row, 0, count)] for row, count in enumerate(split.groups_per_row)]
+    if not config.model.use_varlen_attn:
+        single = [Slice(row, g, g + 1) for row, count in enumerate(split.groups_per_row) for g in range(count)]
+        size = config.train.batch_size
+        forwards = [single[at : at + size] for at in range(0, len(single), size)]
+    if not forwards:
+        return {}
+    network.eval()
+    metrics = PairMetrics()
+    loss_sum, weight_sum, penalty_sum = 0.0, 0.0, 0.0
+    for forward in forwards:
+        groups = [group for part in forward for group in split.groups(part.row, part.start, part.stop)]
+        batch, pairs = build_batch(groups, config, pad_token_id, network.device)
+        scores_S = model.scores(network, batch, config.model.dtype)
+        pair_loss, penalty = objective(scores_S, pairs.chosen, pairs.rejected, pairs.weights, config.loss, 1.0, 1)
+        loss_sum, penalty_sum = loss_sum + float(pair_loss), penalty_sum + float(penalty)
+        weight_sum += float(pairs.weights.sum())
+        metrics.add(scores_S, pairs.chosen, pairs.rejected)
+    values = {
+        "loss": loss_sum / weight_sum + penalty_sum / metrics.num_scores,
+        **metrics.result(),
+        "pairs": metrics.num_pairs,
+    }
+    return prefixed("eval_", values)
+
+
+@dataclass(frozen=True)
+class _Skipped:
+    step: int
+    flag: Tensor
+    row_ids: tuple[int, ...]
+
+
+def _stop_if_skipped(unread: _Skipped | None) -> None:
+    if unread is not None and float(unread.flag):
+        rows = ", ".join(map(str, unread.row_ids[:8])) + (", ..." if len(unread.row_ids) > 8 else "")
+        raise RmcliError(
+            f"loss or gradient of step {unread.step} is not finite (input rows {rows}); the weights were not changed",
+            "lower train.lr, or look at these rows",
+        )
+
+
+class _Window:
+    """What one log line is about: the steps since the last one."""
+
+    def __init__(self) -> None:
+        self.metrics = PairMetrics()
+        self.num_tokens = 0
+        self.losses: list[Tensor] = []
+        self.norms: list[Tensor] = []
+        self.seconds = 0.0
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        self.started = time.perf_counter()
+
+    def add_step(self, loss: Tensor, norm: Tensor) -> None:
+        self.losses.append(loss)
+        self.norms.append(norm)
+        self.seconds += time.perf_counter() - self.started
+        self.restart_clock()
+
+    def result(self) -> dict[str, Any]:
+        seconds = self.seconds + time.perf_counter() - self.started
+        return {
+            "loss": float(torch.stack(self.losses).mean()),
+            **self.metrics.result(),
+            "grad_norm": float(torch.stack(self.norms).mean()),
+            "pairs": self.metrics.num_pairs,
+            "tokens": self.num_tokens,
+            "tokens_per_s": self.num_tokens / seconds,
+            "pairs_per_s": self.metrics.num_pairs / seconds,
+        }
+
+
+def _log(progress: output.Progress, metrics_file: TextIO, values: Mapping[str, Any]) -> None:
+    metrics_file.write(json.dumps(values) + "\n")
+    metrics_file.flush()
+    progress.line(
+        {
+            "step": str(values["step"]),
+            "loss": f"{values['loss']:.4f}",
+            "accuracy": f"{values['accuracy']:.3f}",
+            "margin": f"{values['margin']:.3f}",
+            "score": f"{values['score_mean']:.3f}",
+            "min..max": f"{values['score_min']:.2f}..{values['score_max']:.2f}",
+            "lr": f"{values['lr']:.2e}",
+            "tokens/s": f"{values['tokens_per_s']:,.0f}",
+            "pairs/s": f"{values['pairs_per_s']:.2f}",
+        }
+    )

@@ -1,0 +1,266 @@
+"""Map functions, templates, prefixes, length policies and the reasons a row is left out."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+from rmcli import map_fns
+from rmcli.config import resolve
+from rmcli.encode import Encoder, common_prefix_length, is_held_out, prompt_of
+from rmcli.errors import ConfigError, Skip
+from rmcli.records import PreferenceGroup, TokenGroup
+from rmcli.tokenizer import load_tokenizer, resolve_reward_token
+
+REWARD_ID = 4
+
+
+@pytest.fixture(scope="module")
+def reward():
+    return load_tokenizer(resolve("tiny").config.model)
+
+
+def turns(*contents: str) -> tuple:
+    return tuple(
+        {"role": "assistant" if number % 2 else "user", "content": content} for number, content in enumerate(contents)
+    )
+
+
+def pair(prompt: str, chosen: str, rejected: str) -> PreferenceGroup:
+    return PreferenceGroup((turns(prompt, chosen), turns(prompt, rejected)))
+
+
+def test_conversations_are_the_rendered_template_and_the_reward_token(reward):
+    (group,) = Encoder(reward, 256, "drop").encode([pair("What is 1 + 2?", "3", "4")])
+    tokenizer = reward.tokenizer
+    for response, reply in zip(group.responses, "34", strict=True):
+        ids = [*group.prefix, *response]
+        assert ids[-1] == REWARD_ID
+        assert tokenizer.decode(ids[:-1]) == (
+            f"<|im_start|>user\nWhat is 1 + 2?<|im_end|>\n<|im_start|>assistant\n{reply}<|im_end|>\n"
+        )
+    assert [len(response) for response in group.responses] == [4, 4]  # the digit, <|im_end|>, newline, reward token
+
+
+def test_the_prefix_is_the_longest_common_one_and_leaves_each_its_last_token():
+    def length(*rows):
+        return common_prefix_length([np.array(row) for row in rows])
+
+    assert length([1, 2, 3, 9], [1, 2, 4, 9]) == 2
+    assert length([1, 2, 9], [1, 2, 9, 9]) == 2
+    assert length([1], [1, 2]) == 0
+    assert length([5, 2], [1, 2]) == 0
+    assert length([1, 2, 3], [1, 2, 3]) == 2
+    assert length([1, 2, 3, 4], [1, 2, 3, 5], [1, 2, 7, 5]) == 2
+
+
+@pytest.mark.parametrize(
+    ("group", "reason"),
+    [
+        (PreferenceGroup(((), ())), "empty_conversation"),
+        (PreferenceGroup((turns("a", "b"), ({"role": "bot", "content": "c"},))), "unknown_role"),
+        (PreferenceGroup((turns("a", "b"), turns("a", "b", "c"))), "no_assistant_reply"),
+        (pair("a", "b", " \n"), "empty_reply"),
+        (pair("a", "b", "b"), "chosen_equals_rejected"),
+        (pair("a <|reserved_special_token_0|>", "b", "c"), "reward_token_in_text"),
+        (pair("a", "b <|reserved_special_token_0|>", "c"), "reward_token_in_text"),
+        (pair("a", "b" * 300, "c"), "overlong"),
+    ],
+)
+def test_reasons(reward, group, reason):
+    good = pair("a", "b", "c")
+    first, second, third = Encoder(reward, 64, "truncate_left").encode([good, group, good])
+    assert second == reason
+    assert isinstance(first, TokenGroup)
+    assert np.array_equal(first.responses[0], third.responses[0])
+
+
+def test_a_template_that_refuses_a_row_rejects_that_row(reward, monkeypatch):
+    template = "{% if messages[0]['content'] == 'bad' %}{{ raise_exception('no') }}{% endif %}" + str(
+        reward.tokenizer.chat_template
+    )
+    monkeypatch.setattr(reward.tokenizer, "chat_template", template)
+    results = Encoder(reward, 64, "drop").encode([pair("bad", "b", "c"), pair("good", "b", "c")])
+    assert results[0] == "template_error"
+    assert isinstance(results[1], TokenGroup)
+
+
+def test_truncate_left_cuts_the_shared_prompt_after_bos_by_the_longest_members_excess(reward):
+    group = pair("0123456789" * 4, "abc", "abcdefgh")
+    (whole,) = Encoder(reward, 256, "truncate_left").encode([group])
+    lengths = [len(whole.prefix) + len(response) for response in whole.responses]
+    limit = max(lengths) - 7
+    (cut,) = Encoder(reward, limit, "truncate_left").encode([group])
+    assert cut.truncated
+    assert not whole.truncated
+    assert max(len(cut.prefix) + len(response) for response in cut.responses) == limit
+    assert cut.prefix.tolist() == [whole.prefix[0], *whole.prefix[8:]]
+    for before, after in zip(whole.responses, cut.responses, strict=True):
+        assert np.array_equal(before, after)
+    assert Encoder(reward, limit, "drop").encode([group]) == ["overlong"]
+
+
+def test_truncate_right_ends_with_the_reward_token_and_finds_what_became_identical(reward):
+    encoder = Encoder(reward, 30, "truncate_right")
+    differs_early, differs_late = pair("q", "a" + "x" * 80, "b" + "x" * 80), pair("q", "x" * 80 + "a", "x" * 80 + "b")
+    kept, lost = encoder.encode([differs_early, differs_late])
+    assert [len(kept.prefix) + len(response) for response in kept.responses] == [30, 30]
+    assert [int(response[-1]) for response in kept.responses] == [REWARD_ID, REWARD_ID]
+    assert lost == "identical_after_truncation"
+
+
+def test_max_length_counts_the_reward_token(reward):
+    group = pair("q", "a", "b")
+    (whole,) = Encoder(reward, 256, "drop").encode([group])
+    exact = len(whole.prefix) + len(whole.responses[0])
+    assert isinstance(Encoder(reward, exact, "drop").encode([group])[0], TokenGroup)
+    assert Encoder(reward, exact - 1, "drop").encode([group]) == ["overlong"]
+
+
+def test_prompts_decide_the_split_and_about_the_asked_share_is_held_out():
+    prompts = [turns(f"question {number}") for number in range(4000)]
+    held = [prompt for prompt in prompts if is_held_out(prompt, 0.2)]
+    assert 0.17 < len(held) / len(prompts) < 0.23
+    assert all(is_held_out(prompt, 0.4) for prompt in held)
+    assert prompt_of(pair("a", "b", "c")) == turns("a")
+    assert prompt_of(PreferenceGroup((turns("a", "b", "c", "d"), turns("a", "b", "x", "d")))) == turns("a", "b")
+
+
+def test_a_tokenizer_without_a_template_is_refused(reward, monkeypatch):
+    monkeypatch.setattr(reward.tokenizer, "chat_template", None)
+    with pytest.raises(ConfigError, match="no chat template"):
+        Encoder(reward, 64, "drop")
+
+
+# --- the reward token ---
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"reward_token": None, "reward_token_id": None}, "reward_token is not set"),
+        ({"reward_token": "<|nope|>", "reward_token_id": None}, "'<|nope|>' is not in the tokenizer"),
+        ({"reward_token": "<|nope|>", "reward_token_id": 5}, "'<|nope|>' is not in the tokenizer"),
+        ({"reward_token_id": 5}, "reward_token_id = 5 is '!' in the tokenizer"),
+        ({"reward_token_id": 384}, "reward_token_id = 384 is out of range"),
+        ({"reward_token": "<|im_end|>", "reward_token_id": 3}, "is the eos token"),
+        ({"reward_token": "<pad>", "reward_token_id": 1}, "is the pad token"),
+        ({"reward_token": "natural"}, "not built yet"),
+    ],
+)
+def test_wrong_reward_tokens(settings, message):
+    model = resolve("tiny").config.model.model_copy(update=settings)
+    with pytest.raises(ConfigError) as error:
+        load_tokenizer(model)
+    assert message in error.value.message
+    assert error.value.hint
+
+
+def test_a_new_token_takes_the_first_spare_row():
+    model = resolve("tiny").config.model
+    tokenizer = load_tokenizer(model).tokenizer
+    first_spare = len(tokenizer)
+    wanted = model.model_copy(update={"reward_token": "<|reward|>", "reward_token_id": first_spare})
+    found = resolve_reward_token(tokenizer, wanted, first_spare + 8)
+    assert (found.reward_token_id, found.added) == (first_spare, True)
+    assert tokenizer("<|reward|>", add_special_tokens=False)["input_ids"] == [first_spare]
+
+
+def test_one_of_name_and_id_is_enough():
+    model = resolve("tiny").config.model
+    by_name = load_tokenizer(model.model_copy(update={"reward_token_id": None}))
+    by_id = load_tokenizer(model.model_copy(update={"reward_token": None}))
+    assert by_name.reward_token_id == REWARD_ID
+    assert by_id.reward_token == "<|reserved_special_token_0|>"
+
+
+# --- map functions on the rows they are for ---
+
+
+def first_row(path, number: int = 0) -> dict:
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        return json.loads(next(line for index, line in enumerate(lines) if index == number))
+
+
+def test_canonical_takes_lists_strings_and_whole_conversations():
+    as_lists = {"prompt": [*turns("q")], "chosen": [*turns("q", "a")[1:]], "rejected": [*turns("q", "b")[1:]]}
+    as_text = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    whole = {"chosen": [*turns("q", "a")], "rejected": [*turns("q", "b")]}
+    assert (
+        map_fns.canonical(as_lists) == map_fns.canonical(as_text) == map_fns.canonical(whole) == pair("q", "a", "b")
+    )
+    assert map_fns.canonical({**whole, "prompt": [*turns("q")]}) == pair("q", "a", "b")
+
+
+def test_orpo_dpo_mix_40k(real_data):
+    row = first_row(real_data / "orpo_dpo_mix_sample.jsonl.gz")
+    group = map_fns.orpo_dpo_mix_40k(row)
+    assert prompt_of(group)[-1]["content"] == row["prompt"]
+    assert group.conversations[0][-1] == {"role": "assistant", "content": row["chosen"][-1]["content"]}
+    assert group.conversations[1][-1] == {"role": "assistant", "content": row["rejected"][-1]["content"]}
+
+
+def test_intel_orca_dpo(real_data):
+    row = first_row(real_data / "orca_dpo_pairs_sample.jsonl.gz")
+    group = map_fns.intel_orca_dpo(row)
+    assert [message["role"] for message in group.conversations[0]] == ["system", "user", "assistant"]
+    assert [message["content"] for message in group.conversations[1]] == [
+        row["system"],
+        row["question"],
+        row["rejected"],
+    ]
+    without_system = map_fns.intel_orca_dpo({**row, "system": ""})
+    assert [message["role"] for message in without_system.conversations[0]] == ["user", "assistant"]
+
+
+def test_hh_rlhf(real_data):
+    group = map_fns.hh_rlhf(first_row(real_data / "hh_rlhf_harmless.jsonl.gz"))
+    assert [message["role"] for message in group.conversations[0]] == ["user", "assistant"] * 3
+    assert group.conversations[0][0]["content"] == "what are some pranks with a pen i can do?"
+    assert group.conversations[0][2]["content"] == "yep"
+    text = "\n\nHuman: a\nHuman: still a\n\nAssistant:"
+    assert map_fns.hh_rlhf({"chosen": text, "rejected": text}).conversations[0] == turns("a\nHuman: still a", "")
+    with pytest.raises(Skip, match="wrong_type"):
+        map_fns.hh_rlhf({"chosen": "no markers", "rejected": text})
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": "q", "chosen": "a"}, "missing_column rejected"),
+        ({"prompt": "q", "chosen": True, "rejected": "b"}, "wrong_type"),
+        ({"prompt": [{"role": "user"}], "chosen": "a", "rejected": "b"}, "wrong_type"),
+        ({"prompt": [{"role": "user", "content": None}], "chosen": "a", "rejected": "b"}, "wrong_type"),
+    ],
+)
+def test_rows_that_do_not_fit(row, reason):
+    with pytest.raises(Skip) as skip:
+        map_fns.apply(map_fns.NAMED["canonical"], row)
+    assert skip.value.reason == reason
+
+
+def test_map_functions_are_found_by_name_file_and_module(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("def swap(row):\n    return {**row, 'chosen': row['rejected'], 'rejected': row['chosen']}\n")
+    row = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    assert map_fns.apply(map_fns.find_map_function(f"{file}:swap"), row) == pair("q", "b", "a")
+    assert map_fns.apply(map_fns.find_map_function("rmcli.map_fns:canonical"), row) == pair("q", "a", "b")
+    assert map_fns.find_map_function("orpo_dpo_mix_40k").default_source == "mlabonne/orpo-dpo-mix-40k"
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("hh_rlfh", "unknown map function 'hh_rlfh'"),
+        ("nowhere.py:f", "no such file"),
+        ("no_such_module:f", "cannot import no_such_module"),
+        ("rmcli.map_fns:canonicl", "has no function 'canonicl'"),
+        (None, "no map function"),
+    ],
+)
+def test_map_functions_that_are_not_there(spec, message):
+    with pytest.raises(ConfigError) as error:
+        map_fns.find_map_function(spec)
+    assert message in error.value.message
+    assert error.value.hint

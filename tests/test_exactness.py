@@ -1,0 +1,243 @@
+"""Packed rows with shared prompts against plain transformers on one conversation at a time."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import CONFIGS, random_group, single_batches, tiny_model
+
+from rmcli import attention, batch, model
+from rmcli.attention import PackedLayout, Segment
+from rmcli.errors import RmcliError
+from rmcli.records import TokenGroup
+
+MODELS = sorted(CONFIGS)
+SHAPES = [(9, (5, 3)), (1, (7, 11)), (14, (2, 2)), (0, (4, 6)), (20, (8, 8)), (5, (3, 1, 6))]
+
+
+def uneven_groups(seed: int = 0) -> list[TokenGroup]:
+    generator = np.random.default_rng(seed)
+    return [random_group(generator, prefix, responses) for prefix, responses in SHAPES]
+
+
+def plain_scores(network: torch.nn.Module, groups: list[TokenGroup], stock: str = "eager") -> torch.Tensor:
+    """What transformers' own forward of the classifier says, one conversation at a time."""
+    with model.stock_attention(network, stock):
+        return torch.cat([network(input_ids=one.input_ids).logits.squeeze(-1) for one in single_batches(groups)])
+
+
+def gradients(network: torch.nn.Module, scores: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Of a fixed uneven combination of the scores, for each parameter."""
+    network.zero_grad()
+    weights = torch.linspace(-1, 2, len(scores), dtype=scores.dtype)
+    (scores * weights).sum().backward()
+    return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+
+
+def largest_relative(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    assert actual.keys() == expected.keys()
+    return max(float((actual[name] - expected[name]).norm() / expected[name].norm()) for name in expected)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_packed_and_shared_equals_plain_single_conversations(name):
+    network, groups = tiny_model(name), uneven_groups()
+    expected = plain_scores(network, groups)
+    expected_gradients = gradients(network, expected)
+    actual = model.scores(network, batch.build_packed(groups))
+    assert expected.std() > 0.1  # scores that differ, or nothing is shown
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+    assert largest_relative(gradients(network, actual), expected_gradients) < 1e-4
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_padded_equals_plain_single_conversations(name):
+    network, groups = tiny_model(name), uneven_groups()
+    expected = plain_scores(network, groups)
+    expected_gradients = gradients(network, expected)
+    network.set_attn_implementation("eager" if name == "gemma2" else "sdpa")
+    actual = model.scores(network, batch.build_padded(groups, pad_token_id=0))
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+    assert largest_relative(gradients(network, actual), expected_gradients) < 1e-4
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_one_key_too_many_is_noticed(name, monkeypatch):
+    network, groups = tiny_model(name), uneven_groups()
+    expected = plain_scores(network, groups)
+    monkeypatch.setattr(
+        PackedLayout,
+        "mask",
+        lambda self, q, k, window, device: torch.ones(q, k, dtype=torch.bool).tril(k - q + 1),
+    )
+    actual = model.scores(network, batch.build_packed(groups))
+    assert (actual - expected).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [("gemma2", {"attn_logit_softcapping": 50.0}), ("gemma2", {"layer_types": ["full_attention"] * 3})],
+)
+def test_the_tiny_configs_feel_what_they_test(name, change):
+    groups = uneven_groups()
+    with torch.no_grad():
+        scores = model.scores(tiny_model(name), batch.build_packed(groups))
+        changed = model.scores(tiny_model(name, **change), batch.build_packed(groups))
+    assert (scores - changed).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_changing_one_pair_never_moves_another(name):
+    network, generator = tiny_model(name), np.random.default_rng(1)
+    groups = uneven_groups()
+    same_shape = [*groups[:2], random_group(generator, *SHAPES[2]), *groups[3:]]
+    longer = [*groups[:2], random_group(generator, 31, (4, 9)), *groups[3:]]
+    others = torch.tensor([0, 1, 2, 3, 6, 7, 8, 9, 10, 11, 12])
+    with torch.no_grad():
+        before, same, other = (
+            model.scores(network, batch.build_packed(packed)) for packed in (groups, same_shape, longer)
+        )
+    assert torch.equal(before[others], same[others])
+    assert not torch.equal(before[4:6], same[4:6])
+    torch.testing.assert_close(before[others], other[others], atol=1e-6, rtol=0)
+
+
+def test_float64_models_score_in_float64():
+    network, groups = tiny_model("llama", dtype=torch.float64), uneven_groups()
+    with torch.no_grad():
+        # sdpa: transformers' eager attention takes its softmax in float32 whatever the model is
+        actual, expected = model.scores(network, batch.build_packed(groups)), plain_scores(network, groups, "sdpa")
+    assert actual.dtype == torch.float64
+    torch.testing.assert_close(actual, expected, atol=1e-13, rtol=0)
+
+
+def test_activation_checkpointing_changes_no_gradient():
+    network, groups = tiny_model("llama"), uneven_groups()
+    expected = gradients(network, model.scores(network, batch.build_packed(groups)))
+    network.train()
+    model.checkpoint_activations(network)
+    calls = []
+    network.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    actual = gradients(network, model.scores(network, batch.build_packed(groups)))
+    assert len(calls) == 2  # once forward, once again for the backward
+    assert largest_relative(actual, expected) < 1e-6
+
+
+def test_a_packed_batch_is_refused_under_a_stock_attention():
+    network = tiny_model("llama")
+    network.set_attn_implementation("sdpa")
+    with pytest.raises(RmcliError, match="attention sdpa cannot run a PackedBatch"):
+        model.scores(network, batch.build_packed(uneven_groups()))
+
+
+def test_the_self_test_passes_and_finds_a_broken_attention(monkeypatch):
+    network, groups = tiny_model("qwen3"), uneven_groups()
+    torch.nn.init.zeros_(network.score.weight)  # a new model's head
+    packed, alone = batch.build_packed(groups), single_batches(groups)
+    positions, start = [], 0
+    for group in groups:
+        response_start = start + len(group.prefix)
+        for response in group.responses:
+            positions.append(
+                [*range(start, start + len(group.prefix)), *range(response_start, response_start + len(response))]
+            )
+            response_start += len(response)
+        start = response_start
+    good = model.compare_with_alone(network, packed, alone, positions)
+    assert good.passed
+    assert good.score_error < 1e-5
+    assert good.gradient_error < 1e-4
+    monkeypatch.setattr(PackedLayout, "mask", lambda self, q, k, window, device: torch.ones(q, k, dtype=torch.bool))
+    assert not model.compare_with_alone(network, packed, alone, positions).passed
+
+
+# --- the varlen kernel's call, against fakes of its published signatures ---
+
+
+def reference_varlen(query, key, value, cu_seq_q, cu_seq_k, scale, window_size):
+    """What the kernel computes, written out per segment: causal at the bottom right, grouped queries repeated."""
+    key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], dim=1) for t in (key, value))
+    outputs = []
+    for n in range(len(cu_seq_q) - 1):
+        q = query[cu_seq_q[n] : cu_seq_q[n + 1]].transpose(0, 1)
+        k, v = (t[cu_seq_k[n] : cu_seq_k[n + 1]].transpose(0, 1) for t in (key, value))
+        logits = q @ k.transpose(1, 2) * scale
+        rows, columns = logits.shape[1:]
+        distance = torch.arange(rows)[:, None] + columns - rows - torch.arange(columns)
+        allowed = (distance >= 0) & (distance <= (window_size[0] if window_size[0] >= 0 else columns))
+        outputs.append((logits.masked_fill(~allowed, float("-inf")).softmax(-1) @ v).transpose(0, 1))
+    return torch.cat(outputs)
+
+
+def varlen_2_11(
+    query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1)
+):
+    assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
+    assert max_q == cu_seq_q.diff().max()
+    assert max_k == cu_seq_k.diff().max()
+    assert window_size[1] == 0
+    return reference_varlen(query, key, value, cu_seq_q, cu_seq_k, scale, window_size)
+
+
+def varlen_2_13(
+    query,
+    key,
+    value,
+    cu_seq_q,
+    cu_seq_k,
+    max_q,
+    max_k,
+    *,
+    return_aux=None,
+    scale=None,
+    window_size=(-1, -1),
+    enable_gqa=False,
+    seqused_k=None,
+    block_table=None,
+    num_splits=None,
+):
+    assert enable_gqa == (query.shape[1] != key.shape[1])
+    return varlen_2_11(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=window_size)
+
+
+@pytest.mark.parametrize("kernel", [varlen_2_11, varlen_2_13])
+@pytest.mark.parametrize("window", [None, 6])
+@pytest.mark.parametrize("kv_heads", [2, 6])
+def test_the_varlen_call_equals_the_loop_over_segments(kernel, window, kv_heads, monkeypatch):
+    from torch.nn.attention import varlen
+
+    monkeypatch.setattr(varlen, "varlen_attn", kernel)
+    layout = batch.build_packed(uneven_groups()).layout
+    length = int(layout.cu_seq_q[-1])
+    torch.manual_seed(0)
+    query = torch.randn(1, 6, length, 8, requires_grad=True)
+    key, value = (torch.randn(1, kv_heads, length, 8, requires_grad=True) for _ in range(2))
+    results = []
+    for run in (
+        lambda: attention._varlen(query, key, value, layout, 0.3, 0.0, window),
+        lambda: attention._by_segment(query, key, value, layout, 0.3, 0.0, window, None, None),
+    ):
+        output = run()
+        results.append((output, *torch.autograd.grad(output.square().sum(), (query, key, value))))
+    for by_kernel, by_loop in zip(*results, strict=True):
+        torch.testing.assert_close(by_kernel, by_loop, atol=2e-5, rtol=1e-5)
+
+
+def test_the_layout_of_two_groups_by_hand():
+    groups = [
+        TokenGroup(np.array([1, 2], np.int32), (np.array([3], np.int32), np.array([4, 5], np.int32))),
+        TokenGroup(np.array([6], np.int32), (np.array([7, 8], np.int32), np.array([9], np.int32))),
+    ]
+    packed = batch.build_packed(groups)
+    assert packed.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8, 9]]
+    assert packed.position_ids.tolist() == [[0, 1, 2, 2, 3, 0, 1, 2, 1]]
+    assert packed.score_index.tolist() == [2, 4, 7, 8]
+    assert packed.layout.segments == (
+        Segment(0, 3, 0, 0),
+        Segment(3, 2, 0, 2),
+        Segment(5, 3, 5, 0),
+        Segment(8, 1, 5, 1),
+    )
+    assert packed.layout.kv_index.tolist() == [0, 1, 2, 0, 1, 3, 4, 5, 6, 7, 5, 8]
+    assert packed.layout.cu_seq_q.tolist() == [0, 3, 5, 8, 9]
+    assert packed.layout.cu_seq_k.tolist() == [0, 3, 7, 10, 12]
+    assert (packed.layout.max_q, packed.layout.max_k) == (3, 4)
