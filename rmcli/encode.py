@@ -65,7 +65,7 @@ class Encoder:
             results.append(range(len(texts), len(texts) + len(rendered)))
             texts.extend(rendered)
         # The template has written BOS where the model wants one: no special tokens are added again.
-        ids = self.reward.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        ids = self.reward.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
         return [
             result
             if isinstance(result, str | TokenGroup)

@@ -164,7 +164,7 @@ def apply_head(network: PreTrainedModel, hidden_SD: Tensor) -> Tensor:
 
 
 def checkpoint_activations(network: PreTrainedModel) -> None:
-    """Recompute activations in the backward pass. transformers renamed the switch in 5.23; the old name ends in v6."""
+    """Recompute activations in the backward pass. transformers renamed the switch in 5.23 (old name until v6)."""
     name = "activation_checkpointing_enable"
     (getattr(network, name) if hasattr(network, name) else network.gradient_checkpointing_enable)()
 

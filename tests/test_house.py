@@ -1,0 +1,180 @@
+"""The layout, what an import costs, generated pages, and the packages users install."""
+
+import ast
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+PACKAGE = REPOSITORY / "rmcli"
+# A file imports only from rows below its own.
+ROWS = [
+    {"__main__"},
+    {"cli"},
+    {"prepare", "train", "score", "inspect_token"},
+    {"map_fns", "sources", "encode", "pack", "store", "batch", "model", "plan", "metrics", "optim", "checkpoint",
+     "model_folder"},
+    {"attention", "losses", "tokenizer", "tasks"},
+    {"config", "hub"},
+    {"plugins", "output"},
+    {"records"},
+    {"errors"},
+]  # fmt: skip
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "rmcli":
+            found |= {alias.name for alias in node.names if alias.name != "__version__"}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rmcli."):
+            found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("rmcli.")}
+    return found
+
+
+def test_a_file_imports_only_from_the_rows_below_its_own():
+    row_of = {name: number for number, row in enumerate(ROWS) for name in row}
+    files = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
+    assert files.keys() == row_of.keys()
+    wrong = [
+        f"{name} imports {other}"
+        for name, path in files.items()
+        for other in imports_of(path)
+        if row_of[other] <= row_of[name]
+    ]
+    assert wrong == []
+
+
+def test_only_output_writes_to_a_stream():
+    for path in PACKAGE.glob("*.py"):
+        if path.stem != "output":
+            calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+            assert not [call for call in calls if getattr(call.func, "id", "") == "print"], path
+
+
+def test_importing_the_command_line_loads_nothing_heavy():
+    heavy = {"torch", "transformers", "datasets", "pyarrow", "accelerate", "numpy", "pydantic", "rich"}
+    code = "import sys, rmcli.cli; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "typer" in loaded
+    assert heavy & set(loaded) == set()
+
+
+def test_help_names_every_command_and_option(cli):
+    root = cli("--help").stdout
+    for command in ("prepare", "train", "score", "inspect-token", "presets"):
+        assert command in root
+    for command in (["prepare"], ["train"], ["score"], ["inspect-token"], ["presets", "show"]):
+        text = cli(*command, "--help").stdout
+        for option in ("--preset", "--config", "--set", "--dry-run", "--json", "--quiet", "--verbose"):
+            assert option in text, (command, option)
+
+
+def test_wrong_usage_is_exit_code_2(cli):
+    assert cli("prepare", "--no-such-option").code == 2
+    assert cli("no-such-command").code == 2
+    assert cli("score").code == 2
+
+
+def test_version(cli):
+    from rmcli import __version__
+
+    assert cli("--version").stdout == f"rmcli {__version__}\n"
+
+
+def test_generated_pages_are_up_to_date():
+    spec = importlib.util.spec_from_file_location("generate", REPOSITORY / "docs" / "generate.py")
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    for name, page in (("cli.md", generate.cli_page()), ("config.md", generate.config_page())):
+        assert (REPOSITORY / "docs" / name).read_text() == page, f"docs/{name} is old: make docs"
+
+
+def test_every_reject_reason_is_documented():
+    from rmcli import encode
+
+    page = (REPOSITORY / "docs" / "format.md").read_text()
+    said = set(encode.REASONS)
+    for path in PACKAGE.glob("*.py"):
+        said |= set(re.findall(r'(?:Skip|reject)\("([a-z_]+)"', path.read_text()))
+    assert {"duplicate", "longer_than_pack", "overlong"} <= said
+    for reason in said:
+        assert f"`{reason}`" in page, reason
+
+
+def test_the_tiny_preset_is_what_its_script_makes(tmp_path):
+    script = REPOSITORY / "examples" / "make_tiny.py"
+    subprocess.run([sys.executable, script, tmp_path], check=True)
+    for name in ("config.json", "tokenizer_config.json", "tokenizer.json"):
+        shipped = REPOSITORY / "presets" / "tiny" / name
+        assert json.loads((tmp_path / name).read_text()) == json.loads(shipped.read_text()), name
+
+
+def test_the_readme_shows_the_two_commands():
+    text = (REPOSITORY / "README.md").read_text()
+    assert "make demo" in text
+    assert "make test" in text
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory):
+    """A wheel and an sdist of this tree, built without network."""
+    folder = tmp_path_factory.mktemp("dist")
+    for target in ("wheel", "sdist"):
+        subprocess.run(
+            [sys.executable, "-m", "hatchling", "build", "-t", target, "-d", folder],
+            cwd=REPOSITORY,
+            check=True,
+            capture_output=True,
+        )
+    return folder
+
+
+def preset_files() -> set[str]:
+    return {str(p.relative_to(REPOSITORY)) for p in (REPOSITORY / "presets").rglob("*") if p.is_file()}
+
+
+def test_an_installed_wheel_finds_its_presets(distributions, tmp_path):
+    (wheel,) = distributions.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+        assert {f"rmcli/{name}" for name in preset_files()} <= set(archive.namelist())
+    # Run from the unpacked wheel, which is what an installed one is.
+    code = "import rmcli.cli; print(rmcli.__file__); rmcli.cli.app(['presets'], standalone_mode=False)"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert str(tmp_path) in result.stdout.splitlines()[0]
+    for name in ("llama3-8b", "tiny"):
+        assert name in result.stdout
+
+
+def test_the_sdist_holds_what_a_wheel_is_built_from(distributions):
+    (sdist,) = distributions.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    assert preset_files() | {"pyproject.toml", "LICENSE", "README.md", "rmcli/cli.py"} <= names
+
+
+def test_constraints_lie_within_the_ranges_of_the_project():
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if "==" in line)
+    pins = {name.lower().replace("_", "-"): version for name, version in pins.items()}
+    assert pins["torch"] == "2.13.0"
+    for text in [*project["dependencies"], *project["optional-dependencies"]["test"]]:
+        requirement = Requirement(text)
+        assert requirement.specifier.contains(pins[requirement.name.lower()]), text

@@ -1,0 +1,226 @@
+"""`rmcli score` and `rmcli inspect-token`."""
+
+import json
+import shutil
+
+import pytest
+from conftest import write_lines
+
+from rmcli import inspect_token, score, tokenizer
+from rmcli.config import presets_folder, resolve
+
+PAIR = {"prompt": "Sort: 3 1 2 0", "chosen": "0 1 2 3", "rejected": "0 2 1 3"}
+
+
+def conversation(prompt: str, reply: str) -> dict:
+    return {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": reply}]}
+
+
+def lines_of(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_conversations_and_pairs_in_order(cli, tiny_run):
+    rows = [conversation(f"Sort: 2 {n} 1", f"1 2 {n}") for n in range(3, 9)]
+    rows.insert(2, PAIR)
+    result = cli("score", tiny_run.model, stdin="".join(json.dumps(row) + "\n" for row in rows))
+    assert result.code == 0, result.stderr
+    lines = lines_of(result.stdout)
+    assert [sorted(line) for line in lines] == [["score"]] * 2 + [["chosen_score", "margin", "rejected_score"]] + [
+        ["score"]
+    ] * 4
+    alone = [
+        lines_of(cli("score", tiny_run.model, stdin=json.dumps(row)).stdout)[0]["score"]
+        for row in (rows[0], rows[6], conversation(PAIR["prompt"], PAIR["chosen"]))
+    ]
+    together = [lines[0]["score"], lines[6]["score"], lines[2]["chosen_score"]]
+    assert together == pytest.approx(alone, abs=1e-5)
+    assert lines[2]["margin"] == pytest.approx(lines[2]["chosen_score"] - lines[2]["rejected_score"], abs=1e-5)
+    assert "7 lines scored" in result.stderr
+    assert "1 pairs: accuracy 1.000" in result.stderr
+
+
+def test_windows_and_packs_change_nothing(cli, tiny_run, monkeypatch, tmp_path):
+    text = (tiny_run.data / "eval.jsonl").read_text()
+    whole = lines_of(cli("score", tiny_run.model, "-q", stdin=text).stdout)
+    monkeypatch.setattr(score, "WINDOW", 7)
+    small = cli(
+        "score", tiny_run.model, "-q", "-s", "data.max_length=64", "-s", "data.max_packed_length=64", stdin=text
+    )
+    padded = cli("score", tiny_run.model, "-q", "-s", "model.use_varlen_attn=false", stdin=text)
+    for other in map(lines_of, (small.stdout, padded.stdout)):
+        assert len(other) == len(whole) > 200
+        for ours, theirs in zip(whole, other, strict=True):
+            assert ours == pytest.approx(theirs, abs=1e-5)
+
+
+def test_files_in_and_out(cli, tiny_run, tmp_path):
+    write_lines(tmp_path / "in.jsonl", [PAIR, PAIR])
+    result = cli("score", tiny_run.model, "in.jsonl", "-o", "out.jsonl", "--json")
+    assert result.code == 0, result.stderr
+    assert len(lines_of((tmp_path / "out.jsonl").read_text())) == 2
+    summary = json.loads(result.stdout)
+    assert (summary["lines"], summary["pairs"], summary["accuracy"], summary["errors"]) == (2, 2, 1.0, {})
+    piped = cli("score", tiny_run.model, "in.jsonl", "--json", "-q")
+    assert lines_of(piped.stdout) == lines_of((tmp_path / "out.jsonl").read_text())
+    assert json.loads(piped.stderr)["pairs"] == 2
+
+
+def test_a_bad_line_gets_an_error_in_its_place_and_exit_code_1(cli, tiny_run):
+    rows = [json.dumps(PAIR), "{broken", json.dumps({"messages": []}), json.dumps({"prompt": "q"}), json.dumps(PAIR)]
+    result = cli("score", tiny_run.model, stdin="\n".join(rows))
+    assert result.code == 1
+    lines = lines_of(result.stdout)
+    assert [line.get("error") for line in lines] == [
+        None,
+        "bad_json",
+        "empty_conversation",
+        "missing_column chosen",
+        None,
+    ]
+    assert lines[0] == lines[4]
+    assert "error: 3 of 5 lines have no score" in result.stderr
+
+
+def test_what_training_would_reject_is_still_scored(cli, tiny_run):
+    same = {**PAIR, "rejected": PAIR["chosen"]}
+    long_reply = {**PAIR, "chosen": "0 1 2 3 " * 40}
+    result = cli("score", tiny_run.model, stdin=json.dumps(same) + "\n" + json.dumps(long_reply))
+    assert result.code == 0, result.stderr
+    first, second = lines_of(result.stdout)
+    assert first["margin"] == 0.0
+    assert second["truncated"] is True
+    assert "truncated" not in first
+    assert "2 lines scored, 1 truncated" in result.stderr
+
+
+def test_dry_run_names_the_models_own_configuration(cli, tiny_run):
+    result = cli(
+        "score", tiny_run.model, "in.jsonl", "-n", "-s", "data.max_length=100", "-s", "data.max_packed_length=200"
+    )
+    assert f'pretrained_model_name_or_path = "{tiny_run.model}" # MODEL' in result.stdout
+    assert "max_length = 100 # --set data.max_length" in result.stdout
+    assert "random_weights = false # MODEL" in result.stdout
+
+
+def test_models_that_cannot_score(cli, tiny_run, tmp_path):
+    assert "no such folder" in cli("score", "gone", stdin="").stderr
+    result = cli("score", tiny_run.run, stdin="")
+    assert "it is a run folder" in result.stderr
+    assert f"hint: try {tiny_run.model}" in result.stderr
+    result = cli("score", presets_folder() / "tiny", stdin="")
+    assert "not a ...ForSequenceClassification" in result.stderr
+    assert cli("score", tiny_run.model, "gone.jsonl").code == 1
+
+
+def test_an_unwritable_output_is_one_line(cli, tiny_run):
+    result = cli("score", tiny_run.model, "-o", "/sys/rmcli/out.jsonl", stdin=json.dumps(PAIR))
+    assert result.code == 1
+    assert "error: cannot write /sys/rmcli/out.jsonl" in result.stderr
+
+
+def test_a_folder_without_rmcli_toml_scores_by_its_config(cli, tiny_run, tmp_path):
+    shutil.copytree(tiny_run.model, tmp_path / "model")
+    (tmp_path / "model" / "rmcli.toml").unlink()
+    there, here = (lines_of(cli("score", m, stdin=json.dumps(PAIR)).stdout) for m in (tiny_run.model, "model"))
+    assert there == here
+
+
+# --- inspect-token ---
+
+
+def test_tiny_has_one_reserved_token(cli):
+    result = cli("inspect-token", "tiny")
+    assert result.code == 0, result.stderr
+    assert "<|reserved_special_token_0|>" in result.stdout
+    assert 'reward_token = "<|reserved_special_token_0|>"\nreward_token_id = 4\n' in result.stdout
+    assert "384 tokens, embedding rows 384" in result.stderr
+    report = json.loads(cli("inspect-token", "-p", "tiny", "--json").stdout)
+    assert [candidate["id"] for candidate in report["candidates"]] == [4]
+    assert report["candidates"][0]["reason"] == "reserved by its name; the configured reward token"
+
+
+class Fake:
+    """What inspect-token asks of a tokenizer."""
+
+    def __init__(self, tokens: list[str], special: list[str], template: str = "", **uses: str) -> None:
+        self.vocabulary = {token: index for index, token in enumerate(tokens)}
+        self.chat_template = template
+        self.all_special_ids = [self.vocabulary[token] for token in special]
+        self.added_tokens_decoder: dict = {}
+        for use in inspect_token.USES:
+            setattr(self, f"{use}_token_id", self.vocabulary.get(uses.get(use, "")))
+
+    def get_vocab(self) -> dict[str, int]:
+        return self.vocabulary
+
+    def __len__(self) -> int:
+        return len(self.vocabulary)
+
+
+def candidates(fake: Fake, num_rows: int | None, **model: object) -> list[tuple[int, str]]:
+    section = resolve("tiny").config.model.model_copy(update={"reward_token": None, "reward_token_id": None, **model})
+    return [(c.id, c.kind) for c in inspect_token.find_candidates(fake, num_rows, section)]
+
+
+def test_ranking_reserved_then_spare_then_special():
+    special = ["<s>", "</s>", "<|user|>", "<|tool|>", "<reserved_1>", "<reserved_0>"]
+    fake = Fake(["a", "unused", *special], special, template="{{ '<|user|>' }}", bos="<s>", eos="</s>")
+    # "unused" is a word, <|user|> is in the template, <s> and </s> are in use
+    assert candidates(fake, 12) == [(7, "reserved"), (6, "reserved"), (8, "spare_row"), (5, "special")]
+    assert candidates(fake, 8) == [(7, "reserved"), (6, "reserved"), (5, "special")]
+    assert candidates(fake, 7) == [(6, "reserved"), (5, "special")]
+    assert candidates(fake, None) == candidates(fake, 8)
+
+
+def test_pad_never_is_a_candidate_and_the_configured_token_comes_first():
+    names = [f"<reserved_{number}>" for number in range(3)]
+    fake = Fake(names, names, pad="<reserved_0>")
+    assert candidates(fake, 3) == [(1, "reserved"), (2, "reserved")]
+    assert candidates(fake, 3, reward_token="<reserved_2>")[0] == (2, "reserved")
+
+
+def test_a_spare_rows_line_can_be_pasted(tmp_path):
+    """The proposed name and id are what resolve_reward_token accepts."""
+    model = resolve("tiny").config.model
+    bare = tokenizer.load_bare_tokenizer(model)
+    found = inspect_token.find_candidates(bare, len(bare) + 4, model)
+    (spare,) = [candidate for candidate in found if candidate.kind == "spare_row"]
+    (tmp_path / "mine.toml").write_text(f"[model]\n{inspect_token.toml_line(spare)}\n")
+    pasted = resolve("tiny", [tmp_path / "mine.toml"]).config.model
+    assert tokenizer.resolve_reward_token(bare, pasted, len(bare) + 4).reward_token_id == spare.id
+
+
+def test_a_bare_tokenizer_folder(cli, tmp_path):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(presets_folder() / "tiny" / name, tmp_path)
+    result = cli("inspect-token", tmp_path)
+    assert "embedding rows unknown" in result.stderr
+    assert "reward_token_id = 4" in result.stdout
+
+
+def test_all_shows_all(cli, tmp_path, monkeypatch):
+    names = [f"<unused{number}>" for number in range(30)]
+    monkeypatch.setattr(inspect_token, "load_bare_tokenizer", lambda model: Fake(names, names))
+    first, every = cli("inspect-token", "tiny"), cli("inspect-token", "tiny", "--all")
+    assert "21 more with --all" in first.stderr
+    assert "<unused10>" not in first.stdout  # ten shown of thirty and the spare rows
+    assert "<unused29>" in every.stdout
+
+
+def test_smollm2_proposes_empty_output(cli, gguf):
+    report = json.loads(cli("inspect-token", gguf, "--json").stdout)
+    best = report["candidates"][0]
+    assert (best["id"], best["token"], best["kind"]) == (16, "<empty_output>", "reserved")
+    assert (report["num_embedding_rows"], report["num_tokens"]) == (49152, 49152)
+
+
+def test_presets_table_and_show(cli):
+    table = cli("presets").stdout
+    assert "smollm2-135m (default)" in table
+    assert "128002" in table
+    assert cli("presets", "--json").stdout.startswith('{"internlm2-1_8b": {"model": ')
+    shown = cli("presets", "show", "llama3-8b", "-s", "loss.gamma=3.0").stdout
+    assert "gamma = 3.0 # --set loss.gamma" in shown
+    assert 'loss_type = "focal" # preset llama3-8b' in shown
+    assert cli("presets", "show", "llama").code == 2
