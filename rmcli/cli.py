@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rmcli import __version__, output
-from rmcli.errors import ConfigError, RmcliError
+from rmcli.errors import RmcliError
 
 if TYPE_CHECKING:
     from rmcli.config import Layer, Resolved
@@ -158,11 +158,10 @@ def train_command(
 ) -> None:
     """Train a reward model on prepared data."""
     from rmcli import config as configs
+    from rmcli import train
 
     resolved = configs.resolve(preset, config or (), set_ or ())
     folder = data or _prepared_data(resolved, dry_run)
-    from rmcli import train
-
     job = train.build_job(resolved, folder, out)
     if dry_run:
         _show_config(job.resolved, train.describe(job), json)
@@ -178,28 +177,19 @@ def train_command(
 def _prepared_data(resolved: "Resolved", dry_run: bool) -> Path:
     """The folder prepared for this preset; else the one source prepared for another preset, prepared again."""
     from rmcli import config as configs
-    from rmcli import prepare, store
+    from rmcli import prepare, train
 
-    root = Path("data")
-    manifests = {folder: store.read_manifest(folder) for folder in store.find_prepared(root)}
-    own = [folder for folder, manifest in manifests.items() if manifest["preset"] == resolved.name]
-    if len(own) == 1:
-        output.say(f"data: {own[0]}")
-        return own[0]
-    if own:
-        raise ConfigError(
-            f"several sets are prepared for {resolved.name}: {', '.join(map(str, own))}", "choose one with --data"
-        )
-    others = {(manifest["dataset_map_fn"], tuple(manifest["sources"])) for manifest in manifests.values()}
-    command = f"rmcli prepare --map-fn {resolved.config.data.dataset_map_fn or 'F'} --preset {resolved.name}"
-    if len(others) != 1 or dry_run:
-        found = f"{len(others)} sources are prepared for other presets" if others else "nothing is prepared in data/"
-        raise RmcliError(f"no data for preset {resolved.name}: {found}", f"run: {command}")
-    map_fn, sources = others.pop()
-    output.warn(f"no data for preset {resolved.name} yet: preparing {', '.join(sources)} with {map_fn} for it first")
-    settings = {"sources": list(sources), "dataset_map_fn": map_fn}
+    found = train.find_data(resolved, Path("data"))
+    if isinstance(found, Path):
+        output.say(f"data: {found}")
+        return found
+    settings = {"sources": list(found.sources), "dataset_map_fn": found.dataset_map_fn}
     layered = configs.relayer(resolved, configs.Layer("prepared for another preset", {"data": settings}))
     plan = prepare.plan(layered, None)
+    what = f"no data for preset {resolved.name} yet: {', '.join(found.sources)} with {found.dataset_map_fn}"
+    if dry_run:
+        raise RmcliError(f"{what} would be prepared for it first", f"to see the plan, prepare it: -o {plan.folder}")
+    output.warn(f"{what} is prepared for it first")
     prepare.run(plan)
     return plan.folder
 

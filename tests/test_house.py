@@ -44,19 +44,20 @@ def imports_of(path: Path) -> set[str]:
 
 def test_a_file_imports_only_from_the_rows_below_its_own():
     row_of = {name: number for number, row in enumerate(ROWS) for name in row}
-    files = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
-    assert files.keys() == row_of.keys()
+    files = [path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"]
+    name_of = {path: path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in files}
+    assert set(name_of.values()) == row_of.keys()
     wrong = [
         f"{name} imports {other}"
-        for name, path in files.items()
-        for other in imports_of(path)
+        for path, name in name_of.items()
+        for other in imports_of(path) - {name}
         if row_of[other] <= row_of[name]
     ]
     assert wrong == []
 
 
 def test_only_output_writes_to_a_stream():
-    for path in PACKAGE.glob("*.py"):
+    for path in PACKAGE.rglob("*.py"):
         if path.stem != "output":
             calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
             assert not [call for call in calls if getattr(call.func, "id", "") == "print"], path
@@ -105,7 +106,7 @@ def test_every_reject_reason_is_documented():
 
     page = (REPOSITORY / "docs" / "format.md").read_text()
     said = set(encode.REASONS)
-    for path in PACKAGE.glob("*.py"):
+    for path in PACKAGE.rglob("*.py"):
         said |= set(re.findall(r'(?:Skip|reject)\("([a-z_]+)"', path.read_text()))
     assert {"duplicate", "longer_than_pack", "overlong"} <= said
     for reason in said:

@@ -10,9 +10,10 @@ import torch
 from conftest import write_lines
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rmcli import checkpoint, model, model_folder, optim, store, tasks, train
+from rmcli import checkpoint, model, model_folder, optim, store, tasks, tokenizer, train
 from rmcli.config import TrainSection, resolve
 from rmcli.errors import ConfigError, RmcliError
+from rmcli.train import job as train_job
 
 GOLDEN = Path(__file__).parent / "golden" / "tiny_losses.json"
 TINY = ("--preset", "tiny")
@@ -110,32 +111,34 @@ def test_the_model_folder_scores_the_same_in_plain_transformers(tiny_run, cli):
     result = cli("score", tiny_run.model, "-q", stdin="\n".join(lines))
     ours = [json.loads(line) for line in result.stdout.splitlines()]
     network = AutoModelForSequenceClassification.from_pretrained(tiny_run.model)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_run.model)
+    plain_tokenizer = AutoTokenizer.from_pretrained(tiny_run.model)
     assert type(network).__name__ == "LlamaForSequenceClassification"
     assert network.config.problem_type == "regression"
     assert network.config.id2label == {0: "reward"}
     for line, row in zip(ours, map(json.loads, lines), strict=True):
         for side in ("chosen", "rejected"):
-            text = tokenizer.apply_chat_template(row["prompt"] + row[side], tokenize=False)
-            inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")
+            text = plain_tokenizer.apply_chat_template(row["prompt"] + row[side], tokenize=False)
+            inputs = plain_tokenizer(text, add_special_tokens=False, return_tensors="pt")
             assert int(inputs["input_ids"][0, -1]) == network.config.reward_token_id == 4
             with torch.no_grad():
                 plain = float(network(**inputs).logits)
             assert line[f"{side}_score"] == pytest.approx(plain, abs=1e-5)
-    prompt = tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
+    prompt = plain_tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
     assert "reserved" not in prompt
 
 
 def test_plain_transformers_scores_a_padded_batch_the_same(tiny_run):
     """Pooling finds the last token that is not pad: pad must not be the reward token."""
     network = AutoModelForSequenceClassification.from_pretrained(tiny_run.model)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_run.model)
+    plain_tokenizer = AutoTokenizer.from_pretrained(tiny_run.model)
     rows = [json.loads(line) for line in (tiny_run.data / "eval.jsonl").read_text().splitlines()[:6]]
-    texts = [tokenizer.apply_chat_template(row["prompt"] + row["chosen"], tokenize=False) for row in rows]
+    texts = [plain_tokenizer.apply_chat_template(row["prompt"] + row["chosen"], tokenize=False) for row in rows]
     with torch.no_grad():
-        batch = tokenizer(texts, add_special_tokens=False, return_tensors="pt", padding=True)
+        batch = plain_tokenizer(texts, add_special_tokens=False, return_tensors="pt", padding=True)
         together = network(**batch).logits
-        alone = [network(**tokenizer(text, add_special_tokens=False, return_tensors="pt")).logits for text in texts]
+        alone = [
+            network(**plain_tokenizer(text, add_special_tokens=False, return_tensors="pt")).logits for text in texts
+        ]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=0)
 
 
@@ -295,7 +298,9 @@ def test_train_prepares_the_one_source_prepared_for_another_preset(cli, tmp_path
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["checkable_tasks-other"]
     result = cli("train", *TINY, "-s", "train.max_steps=1")
     assert result.code == 0, result.stderr
-    assert "note: no data for preset tiny yet: preparing tasks:200 with checkable_tasks for it first" in result.stderr
+    assert (
+        "note: no data for preset tiny yet: tasks:200 with checkable_tasks is prepared for it first" in result.stderr
+    )
     assert (tmp_path / "data" / "checkable_tasks-tiny" / "manifest.json").is_file()
 
 
@@ -319,9 +324,9 @@ def test_train_with_several_sets_asks_which(cli):
 
 def test_data_for_another_tokenizer_is_refused_with_both_hashes(cli, tiny_run, tmp_path):
     folder = tmp_path / "other"
-    tokenizer = AutoTokenizer.from_pretrained(resolve_tiny_folder())
-    tokenizer.add_tokens(["another"])
-    tokenizer.save_pretrained(folder)
+    longer = AutoTokenizer.from_pretrained(resolve_tiny_folder())
+    longer.add_tokens(["another"])
+    longer.save_pretrained(folder)
     shutil.copy(resolve_tiny_folder() / "config.json", folder)
     other = f"model.tokenizer_name_or_path={folder}"
     result = trained(cli, tiny_run.data, "run", other, code=1)
@@ -434,7 +439,7 @@ def test_several_processes_are_refused_for_now(cli, tiny_run, monkeypatch):
     class TwoProcesses:
         num_processes = 2
 
-    monkeypatch.setattr(train, "PartialState", TwoProcesses)
+    monkeypatch.setattr(train_job, "PartialState", TwoProcesses)
     result = trained(cli, tiny_run.data, "run", code=2)
     assert "training on 2 processes is not built yet" in result.stderr
 
@@ -456,7 +461,7 @@ def test_a_damaged_head_is_refused(tiny_run, tmp_path):
     section = resolve("tiny").config.model.model_copy(
         update={"pretrained_model_name_or_path": str(folder), "random_weights": False}
     )
-    job_reward = train.load_tokenizer(section)
+    job_reward = tokenizer.load_tokenizer(section)
     with pytest.raises(RmcliError, match=r"score head .* is not finite"):
         model.load_model(section, job_reward)
 
@@ -465,5 +470,5 @@ def test_training_goes_on_from_a_trained_head(tiny_run):
     section = resolve("tiny").config.model.model_copy(
         update={"pretrained_model_name_or_path": str(tiny_run.model), "random_weights": False}
     )
-    network = model.load_model(section, train.load_tokenizer(section))
+    network = model.load_model(section, tokenizer.load_tokenizer(section))
     assert network.score.weight.abs().max() > 0

@@ -1,0 +1,197 @@
+"""What a training run is about, decided and checked before a weight is loaded."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from rmcli import model, store
+from rmcli.config import Config, Resolved
+from rmcli.errors import ConfigError, RmcliError
+from rmcli.plan import RowSizes, num_steps
+from rmcli.tokenizer import RewardTokenizer, load_model_config, load_tokenizer
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything decided before a weight is loaded."""
+
+    resolved: Resolved
+    data_folder: Path
+    run_folder: Path
+    manifest: Mapping[str, Any]
+    reward: RewardTokenizer
+    train_split: store.PackedSplit
+    eval_split: store.PackedSplit
+    sizes: RowSizes
+    total_steps: int
+    memory: model.MemoryEstimate
+    device: torch.device
+
+    @property
+    def config(self) -> Config:
+        return self.resolved.config
+
+
+def build_job(resolved: Resolved, data_folder: Path, run_folder: Path | None) -> Job:
+    """Read the data and check it against the configuration; load no weights and write nothing."""
+    if (processes := PartialState().num_processes) > 1:
+        raise ConfigError(f"training on {processes} processes is not built yet", "start one process")
+    manifest = store.read_manifest(data_folder)
+    resolved = adopt_data_settings(resolved, manifest, data_folder)
+    config = resolved.config
+    device = model.pick_device(config)
+    model_config = load_model_config(config.model)
+    model.check_architecture(config.model, model_config, config.data.max_length)
+    reward = load_tokenizer(config.model)
+    check_same_tokens(manifest, reward, data_folder)
+    train_split = store.PackedSplit(data_folder, "train")
+    if not len(train_split):
+        raise RmcliError(f"{data_folder} has no training pairs", "lower data.eval_fraction, or prepare more rows")
+    sizes = RowSizes([train_split.group_tokens(row) for row in range(len(train_split))])
+    if run_folder is None:
+        run_folder = next_run_folder(Path("runs"), resolved.name)
+    return Job(
+        resolved=resolved,
+        data_folder=data_folder,
+        run_folder=run_folder,
+        manifest=manifest,
+        reward=reward,
+        train_split=train_split,
+        eval_split=store.PackedSplit(data_folder, "eval"),
+        sizes=sizes,
+        total_steps=num_steps(sizes, config.train, config.model.use_varlen_attn),
+        memory=model.estimate_memory(config, model_config, _largest_forward(config, sizes)),
+        device=device,
+    )
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """The one source that has been prepared, but for other presets."""
+
+    sources: tuple[str, ...]
+    dataset_map_fn: str
+
+
+def find_data(resolved: Resolved, root: Path) -> Path | Elsewhere:
+    """The set under `root` prepared for this preset, or the only source prepared for others.
+
+    Raises ConfigError when several are prepared for it, RmcliError with the command to run when there is no choice.
+    """
+    manifests = {folder: store.read_manifest(folder) for folder in store.find_prepared(root)}
+    own = [folder for folder, manifest in manifests.items() if manifest["preset"] == resolved.name]
+    if len(own) == 1:
+        return own[0]
+    if own:
+        raise ConfigError(
+            f"several sets are prepared for {resolved.name}: {', '.join(map(str, own))}", "choose one with --data"
+        )
+    others = {Elsewhere(tuple(m["sources"]), m["dataset_map_fn"]) for m in manifests.values()}
+    if len(others) == 1:
+        return others.pop()
+    found = f"{len(others)} sources are prepared for other presets" if others else f"nothing is prepared in {root}/"
+    map_fn = resolved.config.data.dataset_map_fn or "F"
+    raise RmcliError(
+        f"no data for preset {resolved.name}: {found}",
+        f"run: rmcli prepare --map-fn {map_fn} --preset {resolved.name}",
+    )
+
+
+def next_run_folder(root: Path, name: str) -> Path:
+    """`root/name-N` with the first N that is not taken."""
+    number = 1
+    while (root / f"{name}-{number}").exists():
+        number += 1
+    return root / f"{name}-{number}"
+
+
+def adopt_data_settings(resolved: Resolved, manifest: Mapping[str, Any], folder: Path) -> Resolved:
+    """The configuration with [data] as it was when the data was prepared.
+
+    Raises ConfigError when the user asks for another value: that takes another prepare.
+    """
+    prepared: dict[str, Any] = manifest["config"]["data"]
+    wanted = resolved.config.data.model_dump()
+    origins = dict(resolved.origins)
+    for key, value in prepared.items():
+        origin = origins.get(f"data.{key}", "default")
+        if wanted[key] != value and not origin.startswith(("preset ", "default")):
+            raise ConfigError(
+                f"data.{key} = {wanted[key]!r} ({origin}), but {folder} was prepared with {value!r}",
+                "prepare the data again with this setting, or leave it out",
+            )
+        origins[f"data.{key}"] = f"prepared in {folder}"
+    data = resolved.config.data.model_validate(prepared)
+    return replace(resolved, config=resolved.config.model_copy(update={"data": data}), origins=origins)
+
+
+def check_same_tokens(manifest: Mapping[str, Any], reward: RewardTokenizer, folder: Path) -> None:
+    """Refuse data whose ids mean something else to this model. Raises RmcliError with both sides."""
+    again = "prepare the data for this model: rmcli prepare ... -o DIR"
+    for name, value in reward.fingerprint().items():
+        if manifest[name] != value:
+            what = name.removesuffix("_sha256").replace("_", " ")
+            raise RmcliError(
+                f"{folder} was prepared with another {what}: {manifest[name][:16]} there, {value[:16]} here", again
+            )
+    if manifest["reward_token_id"] != reward.reward_token_id:
+        raise RmcliError(
+            f"{folder} was prepared with reward token {manifest['reward_token']} ({manifest['reward_token_id']}), "
+            f"not {reward.reward_token} ({reward.reward_token_id})",
+            again,
+        )
+
+
+def _largest_forward(config: Config, sizes: RowSizes) -> int:
+    """Tokens of the largest forward of the run, an upper bound."""
+    train = config.train
+    if not config.model.use_varlen_attn:
+        return train.batch_size * 2 * config.data.max_length
+    if train.pairs_per_step is not None:
+        largest = sorted((int(n) for tokens in sizes.group_tokens for n in tokens), reverse=True)
+        return min(config.data.max_packed_length, sum(largest[: train.pairs_per_step]))
+    rows = sorted((int(tokens.sum()) for tokens in sizes.group_tokens), reverse=True)
+    return sum(rows[: train.batch_size])
+
+
+def describe(job: Job) -> dict[str, Any]:
+    """The plan in numbers, for --dry-run and the first lines of a run."""
+    pairs = job.sizes.num_groups * job.config.train.max_epochs
+    return {
+        "data": str(job.data_folder),
+        "run": str(job.run_folder),
+        "device": str(job.device),
+        "packs": len(job.train_split),
+        "pairs": job.sizes.num_groups,
+        "eval_pairs": sum(job.eval_split.groups_per_row),
+        "epochs": job.config.train.max_epochs,
+        "steps": job.total_steps,
+        "pairs_per_step": job.config.train.pairs_per_step or round(pairs / max(job.total_steps, 1), 1),
+        "parameters": job.memory.num_parameters,
+        "memory_need_gib": round(job.memory.total / GIB, 2),
+        "memory_have_gib": round(model.free_memory(job.device) / GIB, 2),
+    }
+
+
+def check_memory(job: Job) -> None:
+    """Stop before loading what cannot fit. Raises RmcliError with need, have and what would help."""
+    have = model.free_memory(job.device)
+    if not job.config.train.check_memory or job.memory.total <= have:
+        return
+    need, states = job.memory.total / GIB, job.memory.states / GIB
+    helps = (
+        "fewer tokens per forward (data.max_packed_length) or train.activation_checkpointing=true"
+        if job.memory.states < have
+        else "a smaller backbone: weights, gradients and optimizer alone do not fit"
+    )
+    raise RmcliError(
+        f"not enough memory on {job.device}: need about {need:.1f} GiB ({states:.1f} for weights, gradients and "
+        f"AdamW), have {have / GIB:.1f} GiB",
+        f"what would fit: {helps}; train.check_memory=false tries anyway",
+    )
