@@ -99,7 +99,8 @@ def build_padded(groups: Sequence[TokenGroup], pad_token_id: int, device: torch.
 
 
 def build_pairs(groups: Sequence[TokenGroup], device: torch.device | str = "cpu") -> Pairs:
-    """Response 0 of each group against response 1. All groups have at least two responses."""
+    """Response 0 of each group against response 1: every group must be a pair."""
+    assert all(len(group.responses) == 2 for group in groups)
     offsets = np.cumsum([0, *(len(group.responses) for group in groups)])[:-1]
     chosen = torch.from_numpy(offsets.astype(np.int64)).to(device)
     weights = torch.tensor([group.weight for group in groups], dtype=torch.float32, device=device)

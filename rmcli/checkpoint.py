@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.state_dict_loader import load as load_state
 from torch.distributed.checkpoint.state_dict_saver import save as save_state
@@ -27,9 +28,11 @@ def save(run_folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
         with _one_process():
             save_state(state, storage_writer=FileSystemWriter(temporary, sync_files=True), no_dist=True)
         temporary.rename(target)
-    except OSError as error:
+    except (OSError, RuntimeError, CheckpointException) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise RmcliError(f"cannot write checkpoint {target}: {reason}", "is the disk full?") from error
+    finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise RmcliError(f"cannot write checkpoint {target}: {error.strerror or error}", "free some disk") from error
     for old in list_checkpoints(run_folder)[:-keep]:
         shutil.rmtree(old)
     return target

@@ -2,8 +2,10 @@
 
 import functools
 import os
+import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -136,9 +138,19 @@ def prepare_command(
         output.answer_json({"folder": str(plan.folder), **manifest})
     else:
         output.answer(str(plan.folder))
-    data = "" if out is None else f" --data {plan.folder}"
-    config_options = "".join(f" -c {file}" for file in config or ()) + "".join(f" -s '{s}'" for s in set_ or ())
-    output.say(f"next: rmcli train --preset {resolved.name}{config_options}{data}")
+    data = [] if out is None else ["--data", str(plan.folder)]
+    _say_next("train", *_same_configuration(preset, config, set_), *data)
+
+
+def _same_configuration(preset: str | None, files: list[Path] | None, settings: list[str] | None) -> list[str]:
+    """The options that give the next command this one's configuration."""
+    options = [] if preset is None else ["--preset", preset]
+    options += [part for file in files or () for part in ("-c", str(file))]
+    return options + [part for setting in settings or () for part in ("-s", setting)]
+
+
+def _say_next(*command: str) -> None:
+    output.say(f"next: {shlex.join(['rmcli', *command])}")
 
 
 @app.command("train")
@@ -171,7 +183,8 @@ def train_command(
         output.answer_json(summary)
     else:
         output.answer(summary["model"])
-    output.say(f"next: rmcli score {summary['model']} {folder / 'eval.jsonl'} -o scores.jsonl")
+    held_out = str(folder / "eval.jsonl") if "eval_pairs" in summary else "FILE"
+    _say_next("score", summary["model"], held_out, "-o", "scores.jsonl")
 
 
 def _prepared_data(resolved: "Resolved", dry_run: bool) -> Path:
@@ -183,12 +196,14 @@ def _prepared_data(resolved: "Resolved", dry_run: bool) -> Path:
     if isinstance(found, Path):
         output.say(f"data: {found}")
         return found
-    settings = {"sources": list(found.sources), "dataset_map_fn": found.dataset_map_fn}
-    layered = configs.relayer(resolved, configs.Layer("prepared for another preset", {"data": settings}))
+    asked = {key: value for key, value in asdict(found).items() if f"data.{key}" not in resolved.explicit}
+    asked["sources"] = list(found.sources)
+    layered = configs.relayer(resolved, configs.Layer("prepared for another preset", {"data": asked}))
     plan = prepare.plan(layered, None)
     what = f"no data for preset {resolved.name} yet: {', '.join(found.sources)} with {found.dataset_map_fn}"
     if dry_run:
-        raise RmcliError(f"{what} would be prepared for it first", f"to see the plan, prepare it: -o {plan.folder}")
+        command = ["rmcli", "prepare", *found.sources, "--map-fn", found.dataset_map_fn, "--preset", resolved.name]
+        raise RmcliError(f"{what} would be prepared for it first", f"run: {shlex.join(command)}")
     output.warn(f"{what} is prepared for it first")
     prepare.run(plan)
     return plan.folder
@@ -214,7 +229,8 @@ def score_command(
     from rmcli import config as configs
     from rmcli import score
 
-    base, here = score.base_layers(model)
+    score.check(model)
+    base, here = configs.trained_model_layers(model)
     resolved = configs.resolve(preset, config or (), set_ or (), base=base, options=[here])
     if dry_run:
         _show_config(resolved, {"model": str(model), "input": file, "output": out}, json)
@@ -255,6 +271,9 @@ def inspect_token_command(
         preset, target = target, None
     if target is None:
         resolved = configs.resolve(preset, config or (), set_ or ())
+    elif (Path(target) / "rmcli.toml").is_file():
+        base, here = configs.trained_model_layers(Path(target))
+        resolved = configs.resolve(preset, config or (), set_ or (), base=base, options=[here])
     else:
         own = configs.Layer("MODEL", {"model": {"pretrained_model_name_or_path": target}})
         lowest = own if preset is None else None
@@ -267,25 +286,32 @@ def inspect_token_command(
         output.answer_json(report.as_dict())
         return
     inspect_token.show(report, len(report.candidates) if show_all else 10)
-    name = preset or (target and Path(target).stem) or resolved.name
-    output.say(
-        f"next: rmcli prepare --map-fn F --preset {name}" if target is None else "next: paste this into a preset"
-    )
+    if target is None:
+        _say_next("prepare", "--map-fn", "F", "--preset", resolved.name)
+    else:
+        output.say("next: put these lines under [model] of a config file and give it with -c")
 
 
 @presets_app.callback(invoke_without_command=True)
 @reports
 def presets_command(
     context: typer.Context,
+    preset: Preset = None,
+    config: ConfigFiles = None,
+    set_: Settings = None,
+    dry_run: DryRun = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """List the presets."""
+    """List the presets; with a preset, file or setting, show that configuration. Nothing is ever written."""
     if context.invoked_subcommand is not None:
         return
     from rmcli import config as configs
 
+    if preset or config or set_:
+        _show_preset(configs.resolve(preset, config or (), set_ or ()), json)
+        return
     resolved = [configs.resolve(name) for name in configs.preset_names()]
     if json:
         output.answer_json({r.name: r.config.model_dump() for r in resolved})
@@ -319,12 +345,15 @@ def presets_show_command(
     """Show a preset's whole configuration as TOML, each key with its origin."""
     from rmcli import config as configs
 
-    resolved = configs.resolve(name or preset, config or (), set_ or ())
-    if json:
+    _show_preset(configs.resolve(name or preset, config or (), set_ or ()), json)
+
+
+def _show_preset(resolved: "Resolved", as_json: bool) -> None:
+    if as_json:
         output.answer_json(resolved.config.model_dump())
     else:
         output.answer(resolved.toml(with_origins=True).rstrip())
-    output.say(f"next: rmcli prepare --map-fn F --preset {resolved.name}")
+    _say_next("prepare", "--map-fn", "F", "--preset", resolved.name)
 
 
 if __name__ == "__main__":

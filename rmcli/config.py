@@ -4,9 +4,10 @@ Layers, later ones win: defaults < preset < each --config < each --set. There is
 Key names follow XTuner's reward-model configs where those have one.
 """
 
+import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ PRESETS_PLACEHOLDER = "{presets}"
 class Section(BaseModel):
     """A table of the TOML file. Unknown keys are refused; values are never coerced (true is not 1)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class ModelSection(Section):
@@ -95,11 +96,19 @@ class TrainSection(Section):
     batch_size: int = Field(1, ge=1, description="stored rows per forward: packs, or pairs when not varlen")
     accumulative_counts: int = Field(1, ge=1, description="forwards per optimizer step")
     pairs_per_step: int | None = Field(
-        None, ge=1, description="exactly so many pairs per step; replaces batch_size and accumulative_counts"
+        None,
+        ge=1,
+        description="exactly so many pairs per step; replaces batch_size and accumulative_counts. A preset's gives "
+        "way when a config file or --set names one of those",
     )
     max_epochs: int = Field(1, ge=1, description="passes over the data")
     max_steps: int | None = Field(None, ge=1, description="stop after so many steps")
     lr: float = Field(2e-5, gt=0, description="peak learning rate")
+    head_lr: float | None = Field(
+        None,
+        gt=0,
+        description="peak learning rate of the score head, which starts from zero; none is lr",
+    )
     betas: list[float] = Field([0.9, 0.95], min_length=2, max_length=2, description="AdamW betas")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay, on matrices only")
     warmup_ratio: float = Field(0.03, ge=0, le=1, description="share of the steps with rising learning rate")
@@ -112,6 +121,12 @@ class TrainSection(Section):
     eval_steps: int | None = Field(None, ge=1, description="steps between evaluations; always one at the end")
     save_steps: int = Field(500, ge=1, description="steps between checkpoints")
     save_total_limit: int = Field(2, ge=1, description="checkpoints kept")
+
+    @model_validator(mode="after")
+    def _betas_below_one(self) -> "TrainSection":
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas = {self.betas} must lie in [0, 1)")
+        return self
 
 
 class ParallelSection(Section):
@@ -147,10 +162,14 @@ SECTIONS: dict[str, type[Section]] = {
 
 @dataclass(frozen=True)
 class Layer:
-    """Keys set in one place. `values` is nested as in TOML; `origin` is what --dry-run shows."""
+    """Keys set in one place. `values` is nested as in TOML; `origin` is what --dry-run shows.
+
+    `explicit` tells what the user asked for (files, options, --set) from what merely comes with a preset.
+    """
 
     origin: str
     values: Mapping[str, Any]
+    explicit: bool = True
 
 
 @dataclass(frozen=True)
@@ -160,10 +179,12 @@ class Resolved:
     config: Config
     name: str
     origins: Mapping[str, str]
+    explicit: frozenset[str]
 
     def toml(self, with_origins: bool = False) -> str:
         """The configuration as TOML. It loads back equal; keys without a value are left out."""
         document = tomlkit.document()
+        document.add("name", self.name)
         for section_name, values in self.config.model_dump(exclude_none=True).items():
             table = tomlkit.table()
             for key, value in values.items():
@@ -173,6 +194,37 @@ class Resolved:
                 table.add(key, item)
             document.add(section_name, table)
         return tomlkit.dumps(document)
+
+
+def trained_model_layers(folder: Path) -> tuple[Layer, Layer]:
+    """What a trained model's folder says of itself, and that it is the model to load.
+
+    A folder without rmcli.toml is described by the reward token of its config.json, if it names one.
+    """
+    recorded = folder / "rmcli.toml"
+    if recorded.is_file():
+        base = replace(read_config_file(recorded), explicit=False)
+    else:
+        token_id = read_json(folder / "config.json").get("reward_token_id")
+        base = Layer(f"{folder}/config.json", {"model": {"reward_token_id": token_id}}, explicit=False)
+    here = {
+        "pretrained_model_name_or_path": str(folder),
+        "tokenizer_name_or_path": None,
+        "revision": None,
+        "random_weights": False,
+    }
+    return base, Layer("MODEL", {"model": here})
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; ConfigError when it is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} holds no JSON object")
+    return value
 
 
 def presets_folder() -> Path:
@@ -189,7 +241,7 @@ def read_preset(name: str) -> Layer:
     path = presets_folder() / f"{name}.toml"
     if name not in preset_names():
         raise ConfigError(f"unknown preset {name!r}", did_you_mean(name, preset_names()))
-    return Layer(f"preset {name}", _read_toml(path))
+    return Layer(f"preset {name}", _read_toml(path), explicit=False)
 
 
 def read_config_file(path: Path) -> Layer:
@@ -199,7 +251,7 @@ def read_config_file(path: Path) -> Layer:
 
 
 def parse_setting(setting: str) -> Layer:
-    """`section.key=value`, the value as in TOML; what is no TOML value is taken as text."""
+    """`section.key=value`, the value as in TOML; what is no TOML value is taken as text, `none` as no value."""
     dotted, equals, text = setting.partition("=")
     section, dot, key = dotted.strip().partition(".")
     if not equals or not dot or not key:
@@ -207,7 +259,7 @@ def parse_setting(setting: str) -> Layer:
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        value = text.strip()
+        value = None if text.strip() == "none" else text.strip()
     return Layer(f"--set {dotted.strip()}", {section: {key: value}})
 
 
@@ -235,31 +287,39 @@ def resolve(
         lowest.append(read_preset(DEFAULT_PRESET))
     elif names_model:
         name = Path(names_model[-1].origin).stem
+    if preset is None:
+        name = next((str(layer.values["name"]) for layer in reversed(file_layers) if "name" in layer.values), name)
     layers = [*lowest, *file_layers, *options, *(parse_setting(setting) for setting in settings)]
     return _merge(layers, name)
 
 
 def relayer(resolved: Resolved, layer: Layer) -> Resolved:
     """The configuration with one more layer on top."""
-    below = Layer("", resolved.config.model_dump())
+    below = Layer("", resolved.config.model_dump(), explicit=False)
     merged = _merge([below, layer], resolved.name)
-    changed = {dotted for dotted, origin in merged.origins.items() if origin}
-    origins = {**resolved.origins, **dict.fromkeys(changed, layer.origin)}
-    return Resolved(merged.config, resolved.name, origins)
+    origins = {**resolved.origins, **dict.fromkeys(merged.explicit, layer.origin)}
+    return Resolved(merged.config, resolved.name, origins, resolved.explicit | merged.explicit)
 
 
 def _merge(layers: Sequence[Layer], name: str) -> Resolved:
     values: dict[str, dict[str, Any]] = {}
     origins: dict[str, str] = {}
+    explicit: set[str] = set()
     for layer in layers:
         for section, key, value in _entries(layer):
             values.setdefault(section, {})[key] = value
             origins[f"{section}.{key}"] = layer.origin
+            if layer.explicit:
+                explicit.add(f"{section}.{key}")
+    asked = sorted(explicit & {"train.batch_size", "train.accumulative_counts"})
+    if asked and "train.pairs_per_step" in origins and "train.pairs_per_step" not in explicit:
+        values["train"]["pairs_per_step"] = None
+        origins["train.pairs_per_step"] = f"given up for {asked[0]}"
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
         raise _as_config_error(error, origins) from error
-    return Resolved(config, name, origins)
+    return Resolved(config, name, origins, frozenset(explicit))
 
 
 def _table(layer: Layer, section: str) -> Mapping[str, Any]:
@@ -271,6 +331,8 @@ def _table(layer: Layer, section: str) -> Mapping[str, Any]:
 
 def _entries(layer: Layer) -> Iterator[tuple[str, str, Any]]:
     for section in layer.values:
+        if section == "name":  # what outputs are called; not a setting
+            continue
         if section not in SECTIONS:
             raise ConfigError(f"{layer.origin}: unknown section [{section}]", did_you_mean(section, SECTIONS))
         for key, value in _table(layer, section).items():

@@ -65,6 +65,7 @@ def find_candidates(
     """The configured token first, then reserved names, spare embedding rows, and specials no template mentions."""
     in_use = {getattr(tokenizer, f"{use}_token_id"): use for use in USES}
     template = str(tokenizer.chat_template or "")
+    chosen = _configured_id(tokenizer, model)
     special_ids = set(tokenizer.all_special_ids)
     special_ids |= {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     found: list[tuple[tuple, int, str | None, str, str]] = []
@@ -72,7 +73,7 @@ def find_candidates(
         if index in in_use or (num_rows is not None and index >= num_rows):
             continue
         special = index in special_ids
-        if token in template:
+        if token in template and index != chosen:
             continue
         if RESERVED_NAME.search(token) and (special or re.fullmatch(r"[<\[>].*[>\]<]", token)):
             found.append(
@@ -84,7 +85,6 @@ def find_candidates(
         count = num_rows - len(tokenizer)
         reason = f"{count} embedding row{'s' * (count > 1)} without a token; a new token takes the first"
         found.append(((1,), len(tokenizer), None, "spare_row", reason))
-    chosen = _configured_id(tokenizer, model)
     found.sort(key=lambda entry: (entry[1] != chosen, entry[0]))
     return [
         Candidate(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rmcli.errors import ConfigError, Skip
+from rmcli.errors import ConfigError, RmcliError, Skip
 from rmcli.plugins import did_you_mean, load_function
 from rmcli.records import Conversation, Message, PreferenceGroup
 
@@ -29,10 +29,12 @@ class MapFunction:
 def canonical(row: Row) -> PreferenceGroup:
     """`prompt`, `chosen`, `rejected`: message lists, or strings (a user turn, an assistant reply).
 
-    Without a prompt, or when they begin with it, `chosen` and `rejected` are whole conversations.
+    Without a prompt, or when they begin with it, `chosen` and `rejected` are whole conversations. A column `weight`
+    (1 where it is missing) is the pair's weight in the loss.
     """
     prompt = as_messages(row["prompt"], "user") if row.get("prompt") is not None else ()
-    return PreferenceGroup((_whole(prompt, row["chosen"]), _whole(prompt, row["rejected"])))
+    conversations = (_whole(prompt, row["chosen"]), _whole(prompt, row["rejected"]))
+    return PreferenceGroup(conversations, weight=row.get("weight", 1.0))
 
 
 def orpo_dpo_mix_40k(row: Row) -> PreferenceGroup:
@@ -81,6 +83,8 @@ def as_messages(value: Any, role: str | None = None) -> Conversation:
     for item in value:
         if not isinstance(item, Mapping) or "role" not in item or "content" not in item:
             raise Skip("wrong_type")
+        if any(item.get(key) for key in ("tool_calls", "function_call", "tool_call_id")):
+            raise Skip("unsupported_tool_call")  # a template would write it; we would lose it
         messages.append(Message(role=_text(item["role"]), content=_text(item["content"])))
     return tuple(messages)
 
@@ -120,16 +124,35 @@ def find_map_function(spec: str | None) -> MapFunction:
 
 
 def source_code(map_function: MapFunction) -> str:
-    """The text of the function, for the manifest's hash."""
-    return inspect.getsource(map_function.function)
+    """The text of the function, for the manifest's hash. Raises ConfigError for what has none, such as a builtin."""
+    try:
+        return inspect.getsource(map_function.function)
+    except (TypeError, OSError) as error:
+        raise ConfigError(f"map function {map_function.function!r} has no source", "write it as a def") from error
 
 
-def apply(map_function: MapFunction, row: Row) -> PreferenceGroup:
-    """Map one row. Raises Skip with a reason when the row does not fit, whatever the function tripped over."""
+def apply(map_function: MapFunction, row: Row, where: str) -> PreferenceGroup:
+    """Map one row to a pair, checked.
+
+    Raises Skip with a reason when the row does not fit the function, RmcliError with `where` when the function itself
+    is broken or gives no pair.
+    """
     try:
         result = map_function.function(row)
-        return result if isinstance(result, PreferenceGroup) else canonical(result)
+        group = result if isinstance(result, PreferenceGroup) else canonical(result)
+        conversations = tuple(as_messages(conversation) for conversation in group.conversations)
     except KeyError as error:
         raise Skip(f"missing_column {error.args[0]}") from error
     except (TypeError, AttributeError, ValueError, IndexError) as error:
         raise Skip("wrong_type") from error
+    except (NameError, AssertionError, ArithmeticError, RuntimeError, ImportError) as error:
+        raise RmcliError(f"the map function failed on {where}: {type(error).__name__}: {error}") from error
+    if len(conversations) != 2:
+        raise RmcliError(
+            f"the map function gave {len(conversations)} conversations for {where}; a pair has 2",
+            "groups of more than two answers are not built yet",
+        )
+    weight = group.weight
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
+        raise Skip("bad_weight")
+    return PreferenceGroup(conversations, float(weight))

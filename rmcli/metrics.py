@@ -1,8 +1,6 @@
 """What is reported of scores: accuracy, margin, and the range of the scores."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +42,3 @@ class PairMetrics:
             "score_min": float(self.score_min),
             "score_max": float(self.score_max),
         }
-
-
-def prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"{prefix}{name}": value for name, value in values.items()}

@@ -81,6 +81,10 @@ def load_model(model: ModelSection, reward: RewardTokenizer, seed: int = 0) -> P
     label_for_reward(network.config, name, reward)
     if model.use_varlen_attn:
         network.set_attn_implementation(attention.ATTENTION_NAME)
+        if network.config._attn_implementation != attention.ATTENTION_NAME:
+            raise ConfigError(
+                f"{type(network).__name__} takes no attention but its own", "set model.use_varlen_attn=false"
+            )
     return network.eval()
 
 
@@ -105,8 +109,10 @@ def _dequantize(gguf_file: str) -> Any:
 
 def score_head(network: PreTrainedModel) -> nn.Linear:
     head = getattr(network, "score", None)
-    if not isinstance(head, nn.Linear):
-        raise RmcliError(f"{type(network).__name__} has no linear head named score", "choose another architecture")
+    if not isinstance(head, nn.Linear) or head.bias is not None:
+        raise RmcliError(
+            f"{type(network).__name__} has no linear head named score without a bias", "choose another architecture"
+        )
     return head
 
 

@@ -7,17 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2.exceptions import TemplateError
 from transformers import PreTrainedModel
 
+from rmcli.config import read_json
 from rmcli.errors import ConfigError, RmcliError
-from rmcli.records import Conversation, as_dicts
+from rmcli.records import Conversation, Message, as_dicts
 from rmcli.tokenizer import RewardTokenizer
 
 CONFIG_FILE = "rmcli.toml"  # the resolved configuration the model was trained with
 
-_PROBE: Conversation = (
-    {"role": "user", "content": "What is 2 + 2?"},
-    {"role": "assistant", "content": "4"},
+# What the exported template is compared on; a template may refuse some (no system role, say), not all.
+_USER, _ASSISTANT = {"role": "user", "content": " What is 2 + 2?"}, {"role": "assistant", "content": "4\n"}
+_PROBES: tuple[Conversation, ...] = tuple(
+    tuple(Message(role=message["role"], content=message["content"]) for message in conversation)
+    for conversation in (
+        [_USER, _ASSISTANT],
+        [_USER, _ASSISTANT, _USER, _ASSISTANT],
+        [{"role": "system", "content": "Answer."}, _USER, _ASSISTANT],
+    )
 )
 
 
@@ -36,27 +44,50 @@ def reward_template(template: str, reward_token: str) -> str:
     )
 
 
+def exported_template(reward: RewardTokenizer) -> str:
+    """The chat template to ship, checked to give the ids that training used.
+
+    Raises RmcliError when it does not, which is known before a long run as well as after it.
+    """
+    tokenizer = reward.tokenizer
+    trained = tokenizer.chat_template
+    assert isinstance(trained, str)  # encoding has refused a tokenizer without one
+    expected = [_ids(tokenizer, probe) for probe in _PROBES]
+    if any(ids and ids[-1] == reward.reward_token_id for ids in expected):
+        return trained  # goes on from an exported model
+    shipped = reward_template(trained, reward.reward_token)
+    try:
+        tokenizer.chat_template = shipped
+        actual = [_ids(tokenizer, probe) for probe in _PROBES]
+    finally:
+        tokenizer.chat_template = trained
+    if actual != [ids and [*ids, reward.reward_token_id] for ids in expected] or not any(expected):
+        raise RmcliError(
+            f"the chat template with {reward.reward_token} at its end gives other tokens than training would use",
+            "this template cannot be exported; please report it with the model's name",
+        )
+    return shipped
+
+
+def _ids(tokenizer: Any, conversation: Conversation) -> list[int]:
+    """Token ids of the rendered conversation; none when the template refuses it."""
+    try:
+        text = tokenizer.apply_chat_template(as_dicts(conversation), tokenize=False)
+    except TemplateError:
+        return []
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
 def export(network: PreTrainedModel, reward: RewardTokenizer, toml: str, folder: Path) -> None:
     """Write `folder` beside and rename it. `toml` is the resolved configuration.
 
     Loads with AutoModelForSequenceClassification; the tokenizer's chat template ends with the reward token.
-    Raises RmcliError when the exported tokenizer would give other ids than training used.
     """
     temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
     tokenizer = reward.tokenizer
-    trained_template = tokenizer.chat_template
-    expected = _ids(tokenizer, _PROBE)
-    if expected[-1:] != [reward.reward_token_id]:
-        expected = [*expected, reward.reward_token_id]
-        assert isinstance(trained_template, str)
-        tokenizer.chat_template = reward_template(trained_template, reward.reward_token)
-    before = (tokenizer.pad_token, tokenizer.truncation_side)
+    before = (tokenizer.chat_template, tokenizer.pad_token, tokenizer.truncation_side)
     try:
-        if _ids(tokenizer, _PROBE) != expected:
-            raise RmcliError(
-                f"the chat template with {reward.reward_token} at its end gives other tokens than training used",
-                "this template cannot be exported; please report it with the model's name",
-            )
+        tokenizer.chat_template = exported_template(reward)
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(reward.pad_token_id)
         tokenizer.truncation_side = "left"  # a cut reward token would be no score at all
         network.save_pretrained(temporary)
@@ -65,17 +96,9 @@ def export(network: PreTrainedModel, reward: RewardTokenizer, toml: str, folder:
         if folder.exists():
             shutil.rmtree(folder)
         temporary.rename(folder)
-    except OSError as error:
-        raise RmcliError(f"cannot write {folder}: {error.strerror or error}", "free some disk") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        tokenizer.chat_template = trained_template
-        tokenizer.pad_token, tokenizer.truncation_side = before
-
-
-def _ids(tokenizer: Any, conversation: Conversation) -> list[int]:
-    text = tokenizer.apply_chat_template(as_dicts(conversation), tokenize=False)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+        tokenizer.chat_template, tokenizer.pad_token, tokenizer.truncation_side = before
 
 
 def check(folder: Path) -> dict[str, Any]:
@@ -86,7 +109,7 @@ def check(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         run = " (it is a run folder)" if (folder / "model").is_dir() else ""
         raise ConfigError(f"model {folder}: no config.json{run}", f"try {folder / 'model'}" if run else None)
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_json(path)
     if not any("ForSequenceClassification" in name for name in config.get("architectures") or []):
         raise ConfigError(
             f"model {folder} is {config.get('architectures')}, not a ...ForSequenceClassification",

@@ -8,24 +8,37 @@ from torch import Tensor, nn
 from rmcli.config import TrainSection
 
 
-def build_optimizer(network: nn.Module, train: TrainSection) -> torch.optim.AdamW:
-    """Fused AdamW; weight decay on matrices only (not on norms and biases)."""
+def build_optimizer(network: nn.Module, head: nn.Module, train: TrainSection) -> torch.optim.AdamW:
+    """Fused AdamW; weight decay on matrices only (not on norms and biases), the head at its own rate.
+
+    Each group keeps its peak rate under `peak_lr`.
+    """
+    of_head = set(head.parameters())
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    body = [parameter for parameter in parameters if parameter not in of_head]
+    head_lr = train.lr if train.head_lr is None else train.head_lr
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": train.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in body if p.ndim >= 2], "weight_decay": train.weight_decay, "peak_lr": train.lr},
+        {"params": [p for p in body if p.ndim < 2], "weight_decay": 0.0, "peak_lr": train.lr},
+        {"params": list(head.parameters()), "weight_decay": train.weight_decay, "peak_lr": head_lr},
     ]
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=train.lr, betas=(train.betas[0], train.betas[1]), fused=True)
 
 
-def learning_rate(step: int, total_steps: int, train: TrainSection) -> float:
-    """Rate of step 1..total: a linear rise over the warm-up, then a cosine that ends at 0 after the last step."""
-    warmup_steps = math.ceil(train.warmup_ratio * total_steps)
+def schedule(step: int, total_steps: int, warmup_ratio: float) -> float:
+    """Share of the peak rate in step 1..total: a linear rise over the warm-up, then a cosine that ends at 0."""
+    warmup_steps = math.ceil(warmup_ratio * total_steps)
     if step <= warmup_steps:
-        return train.lr * step / warmup_steps
-    share = (step - 1 - warmup_steps) / max(total_steps - warmup_steps, 1)
-    return train.lr * 0.5 * (1 + math.cos(math.pi * share))
+        return step / warmup_steps
+    done = (step - 1 - warmup_steps) / max(total_steps - warmup_steps, 1)
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+def set_rates(optimizer: torch.optim.Optimizer, share: float) -> None:
+    """Every group at this share of its peak rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * share
 
 
 def clip_and_step(

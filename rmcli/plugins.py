@@ -36,12 +36,12 @@ def load_function(spec: str) -> Callable[..., Any]:
         load = module_spec.loader
         try:
             load.exec_module(module)
-        except (ImportError, SyntaxError, NameError) as error:
+        except (ImportError, SyntaxError, NameError, TypeError, ValueError, KeyError) as error:
             raise ConfigError(f"map function {spec!r}: {path} does not import: {error}") from error
     else:
         try:
             module = importlib.import_module(module_name)
-        except ImportError as error:
+        except (ImportError, SyntaxError, NameError, TypeError, ValueError, KeyError) as error:
             raise ConfigError(
                 f"map function {spec!r}: cannot import {module_name}: {error}",
                 "for a file, write path/to/file.py:function",

@@ -25,6 +25,7 @@ class Plan:
 
     resolved: Resolved
     map_function: map_fns.MapFunction
+    map_fn_sha256: str
     sources: tuple[str, ...]
     folder: Path
 
@@ -40,7 +41,9 @@ def plan(resolved: Resolved, folder: Path | None) -> Plan:
     if folder is None:
         map_name = Path(str(data.dataset_map_fn).rpartition(":")[0] or str(data.dataset_map_fn)).stem
         folder = Path("data") / f"{map_name}-{resolved.name}"
-    return Plan(resolved, map_function, tuple(map(sources.absolute_source, named)), folder)
+    source = map_fns.source_code(map_function)
+    digest = hashlib.sha256(source.encode("utf-8")).hexdigest()
+    return Plan(resolved, map_function, digest, tuple(map(sources.absolute_source, named)), folder)
 
 
 def run(plan: Plan, overwrite: bool = False) -> dict[str, Any]:
@@ -127,7 +130,7 @@ def _fill(writer: store.StoreWriter, plan: Plan, encoder: Encoder) -> _Tally:
 def _map_row(map_function: map_fns.MapFunction, row: RawRow) -> PreferenceGroup:
     if row.value is None:
         raise Skip(row.problem or "wrong_type")
-    return map_fns.apply(map_function, row.value)
+    return map_fns.apply(map_function, row.value, f"{row.file}:{row.line}")
 
 
 def _chunks(rows: Iterator[RawRow]) -> Iterator[list[RawRow]]:
@@ -145,12 +148,11 @@ def _as_canonical(group: PreferenceGroup) -> dict[str, Any]:
 
 def _manifest(plan: Plan, reward: RewardTokenizer, tally: _Tally) -> dict[str, Any]:
     config = plan.resolved.config
-    source = map_fns.source_code(plan.map_function)
     return {
         "preset": plan.resolved.name,
         "sources": list(plan.sources),
         "dataset_map_fn": config.data.dataset_map_fn,
-        "map_fn_sha256": hashlib.sha256(source.encode("utf-8")).hexdigest(),
+        "map_fn_sha256": plan.map_fn_sha256,
         "reward_token": reward.reward_token,
         "reward_token_id": reward.reward_token_id,
         **reward.fingerprint(),

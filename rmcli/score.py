@@ -1,5 +1,6 @@
 """`rmcli score`: JSON lines of conversations or pairs -> JSON lines of scores, in the same order."""
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import torch
 
 from rmcli import batch as batches
 from rmcli import map_fns, model, model_folder, output, pack, sources
-from rmcli.config import Config, Layer, read_config_file
+from rmcli.config import Config
 from rmcli.encode import Encoder
 from rmcli.errors import RmcliError, Skip
 from rmcli.metrics import PairMetrics
@@ -28,21 +29,9 @@ WINDOW = 1024  # lines read, packed and scored together
 SCORED_APART = {"overlong", "chosen_equals_rejected", "identical_after_truncation"}
 
 
-def base_layers(folder: Path) -> tuple[Layer, Layer]:
-    """What the trained model's own folder says, and that it is the model to load."""
-    config = model_folder.check(folder)
-    recorded = folder / model_folder.CONFIG_FILE
-    if recorded.is_file():
-        base = read_config_file(recorded)
-    else:
-        base = Layer(f"{folder}/config.json", {"model": {"reward_token_id": config.get("reward_token_id")}})
-    here = {
-        "pretrained_model_name_or_path": str(folder),
-        "tokenizer_name_or_path": None,
-        "revision": None,
-        "random_weights": False,
-    }
-    return base, Layer("MODEL", {"model": here})
+def check(folder: Path) -> None:
+    """Raise ConfigError unless the folder holds a trained reward model."""
+    model_folder.check(folder)
 
 
 @dataclass
@@ -69,10 +58,11 @@ def run(config: Config, source: str, target: str) -> Summary:
     device = model.pick_device(config)
     model_config = model.load_model_config(config.model)
     model.check_architecture(config.model, model_config, config.data.max_length)
-    with _open_input(source) as lines, _open_output(target) as results:
-        network: Any = model.load_model(config.model, reward)
-        network.to(device)
-        summary = Summary()
+    lines = _read(source)
+    network: Any = model.load_model(config.model, reward)
+    network.to(device)
+    summary = Summary()
+    with _open_output(target) as results:
         numbered = enumerate(lines, 1)
         while window := list(islice(numbered, WINDOW)):
             for line in _score_window(network, encoder, config, source, window, summary):
@@ -95,7 +85,7 @@ def _score_window(
     network: Any, encoder: Encoder, config: Config, source: str, window: list[tuple[int, bytes]], summary: Summary
 ) -> list[dict[str, Any]]:
     """One result per line, in order."""
-    parsed = [_parse(source, number, data) for number, data in window if data.strip()]
+    parsed = [_parse(source, number, data) for number, data in window]
     groups = [group for group in parsed if isinstance(group, PreferenceGroup)]
     encoded = iter(_encode(encoder, groups))
     entries = [next(encoded) if isinstance(group, PreferenceGroup) else group for group in parsed]
@@ -116,13 +106,15 @@ def _score_window(
 
 
 def _parse(source: str, number: int, data: bytes) -> PreferenceGroup | str:
+    if not data.strip():
+        return "empty_line"  # one result per line, whatever the line
     row = sources.parse_json_row(0, source, number, data)
     if row.value is None:
         return row.problem or "wrong_type"
     try:
         if "messages" in row.value:
             return PreferenceGroup((map_fns.as_messages(row.value["messages"]),))
-        return map_fns.apply(map_fns.NAMED["canonical"], row.value)
+        return map_fns.apply(map_fns.NAMED["canonical"], row.value, f"{source}:{number}")
     except Skip as skip:
         return skip.reason
 
@@ -177,32 +169,35 @@ def _as_result(group: TokenGroup, scores: list[float]) -> dict[str, Any]:
     return result | ({"truncated": True} if group.truncated else {})
 
 
-@contextmanager
-def _open_input(source: str) -> Iterator[Iterator[bytes]]:
+def _read(source: str) -> Iterator[bytes]:
     if source == "-":
-        yield iter(sys.stdin.buffer)
-        return
+        return iter(sys.stdin.buffer)
     path = Path(source)
+    if path.is_dir():
+        raise RmcliError(f"input {source} is a folder", "give a .jsonl file, or - for stdin")
     if not path.is_file():
         raise RmcliError(f"input {source}: no such file", "give a .jsonl file, or - for stdin")
-    with sources.open_bytes(path) as file:
-        yield iter(file)
+    return sources.read_lines(path)
 
 
 @contextmanager
 def _open_output(target: str) -> Iterator[IO[str]]:
-    """stdout, or a file that appears only when it is complete."""
+    """stdout, or a file that appears only when it is complete; a device or pipe is written as it is."""
     if target == "-":
         yield output.answer_stream()
         return
-    path = Path(target)
-    temporary = path.with_name(f".{path.name}.tmp")
+    path = Path(target).resolve()
+    direct = path.exists() and not path.is_file()
+    temporary = path if direct else path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         with temporary.open("w", encoding="utf-8") as file:
             yield file
-        temporary.replace(path)
+        if not direct:
+            temporary.replace(path)
     except OSError as error:
-        raise RmcliError(f"cannot write {path}: {error.strerror or error}", "choose another file with -o") from error
+        raise RmcliError(
+            f"cannot write {target}: {error.strerror or error}", "choose another file with -o"
+        ) from error
     finally:
-        if temporary.exists():
-            temporary.unlink()
+        if not direct and temporary.parent.is_dir():
+            temporary.unlink(missing_ok=True)

@@ -24,7 +24,9 @@ def check_sources(sources: Sequence[str]) -> None:
             "no source to prepare", "name a file, folder or Hub data set, or a map function that knows one"
         )
     for source in sources:
-        if not _is_built_in(source) and not _is_hub_name(source):
+        if _is_built_in(source):
+            _task_numbers(source)
+        elif not _is_hub_name(source):
             list_files(source)
 
 
@@ -61,9 +63,13 @@ def read_rows(sources: Sequence[str], split: str) -> Iterator[RawRow]:
                 yield from read(source_id, file)
 
 
-def open_bytes(path: Path) -> IO[bytes]:
-    """The file's bytes, decompressed when it ends in .gz."""
-    return cast(IO[bytes], gzip.open(path, "rb")) if path.name.endswith(".gz") else path.open("rb")
+def read_lines(path: Path) -> Iterator[bytes]:
+    """The file's lines, decompressed when it ends in .gz. Raises RmcliError when it cannot be read to its end."""
+    try:
+        with cast(IO[bytes], gzip.open(path, "rb")) if path.name.endswith(".gz") else path.open("rb") as file:
+            yield from file
+    except (OSError, EOFError, zlib.error) as error:
+        raise RmcliError(f"{path} cannot be read: {error}") from error
 
 
 def parse_json_row(source_id: int, file: str, line: int, data: bytes) -> RawRow:
@@ -95,24 +101,23 @@ def _is_hub_name(source: str) -> bool:
     )
 
 
+def _task_numbers(source: str) -> tuple[int, int]:
+    """(rows, seed) of tasks:NUM_ROWS[:SEED]."""
+    numbers = source.removeprefix(BUILT_IN).split(":")
+    if not all(number.isdecimal() for number in numbers) or len(numbers) > 2:
+        raise ConfigError(f"source {source!r} is not of the form {BUILT_IN}NUM_ROWS[:SEED]")
+    return int(numbers[0]), int(numbers[1]) if len(numbers) == 2 else 0
+
+
 def _read_tasks(source_id: int, source: str) -> Iterator[RawRow]:
-    try:
-        numbers = [int(number) for number in source.removeprefix(BUILT_IN).split(":")]
-        num_rows, seed = numbers if len(numbers) == 2 else (numbers[0], 0)
-    except ValueError as error:
-        raise ConfigError(f"source {source!r} is not of the form {BUILT_IN}NUM_ROWS[:SEED]") from error
-    for line, value in enumerate(generate(num_rows, seed), 1):
+    for line, value in enumerate(generate(*_task_numbers(source)), 1):
         yield RawRow(source_id, source, line, value, None, _excerpt(value))
 
 
 def _read_json_lines(source_id: int, path: Path) -> Iterator[RawRow]:
-    try:
-        with open_bytes(path) as file:
-            for line, data in enumerate(file, 1):
-                if data.strip():
-                    yield parse_json_row(source_id, str(path), line, data)
-    except (OSError, EOFError, zlib.error) as error:
-        raise RmcliError(f"source {path}: cannot be read: {error}") from error
+    for line, data in enumerate(read_lines(path), 1):
+        if data.strip():
+            yield parse_json_row(source_id, str(path), line, data)
 
 
 def _read_parquet(source_id: int, path: Path) -> Iterator[RawRow]:

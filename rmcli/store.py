@@ -1,7 +1,7 @@
 """Packed rows on disk: Arrow files that `datasets.load_from_disk` opens, and a manifest that proves them.
 
-Everything is written beside the target, synced, and renamed in one go: a killed or failed run leaves the old folder
-as it was. Nothing written depends on the clock: the same input gives the same bytes. See docs/format.md.
+Everything is written beside the target, synced, and renamed: a failed run leaves the old folder as it was. Nothing
+written depends on the clock: the same input gives the same bytes. See docs/format.md.
 """
 
 import hashlib
@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +24,7 @@ from rmcli.records import PackedRow, Reject, TokenGroup
 FORMAT_VERSION = 1
 SPLITS: tuple[str, ...] = ("train", "eval")
 ROWS_PER_BATCH = 64
+REQUIRED_KEYS = {"format_version", "splits", "shards"}
 
 SCHEMA = pa.schema(
     {
@@ -65,7 +67,8 @@ class StoreWriter:
             self._made = [parent for parent in folder.absolute().parents if not parent.exists()]
             folder.parent.mkdir(parents=True, exist_ok=True)
             for stale in folder.parent.glob(f".{folder.name}.tmp-*"):
-                shutil.rmtree(stale)
+                if not _is_running(int(stale.name.rpartition("-")[2])):
+                    shutil.rmtree(stale)
             self.temporary.mkdir()
         except OSError as error:
             raise _cannot_write(folder, error) from error
@@ -85,7 +88,8 @@ class StoreWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.temporary.exists():
-            self._close()
+            with suppress(OSError, pa.ArrowException, ValueError):  # closing may fail for the reason we leave for
+                self._close()
             shutil.rmtree(self.temporary)
             for parent in self._made:  # innermost first; all empty again
                 parent.rmdir()
@@ -175,9 +179,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise RmcliError(f"{folder} holds no prepared data: no manifest.json", "run rmcli prepare -o DIR") from error
     except ValueError as error:
         raise RmcliError(f"{path} is damaged: {error}", "prepare it again with --overwrite") from error
-    if manifest.get("format_version") != FORMAT_VERSION:
+    if not isinstance(manifest, dict) or not manifest.keys() >= REQUIRED_KEYS:
+        raise RmcliError(f"{path} is no manifest of rmcli", "prepare it again with --overwrite")
+    if manifest["format_version"] != FORMAT_VERSION:
         raise RmcliError(
-            f"{path}: format version {manifest.get('format_version')}, this rmcli reads {FORMAT_VERSION}",
+            f"{path}: format version {manifest['format_version']}, this rmcli reads {FORMAT_VERSION}",
             "prepare it again with --overwrite",
         )
     return manifest
@@ -279,6 +285,16 @@ def _record_batch(rows: list[PackedRow]) -> pa.RecordBatch:
         offsets = pa.array(offsets, pa.int64() if large else pa.int32())
         arrays.append(array_type.from_arrays(offsets, pa.array(flat.astype(kind.value_type.to_pandas_dtype()))))
     return pa.record_batch(arrays, schema=SCHEMA)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _shard_name() -> str:

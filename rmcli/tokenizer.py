@@ -1,5 +1,6 @@
 """The tokenizer and its reward token: found by name, checked by id, never resized in silence."""
 
+import difflib
 import hashlib
 import json
 import logging
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmcli import hub
-from rmcli.config import ModelSection, pretrained_arguments
+from rmcli.config import ModelSection, preset_names, pretrained_arguments
 from rmcli.errors import ConfigError, RmcliError
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def _sha256(text: str) -> str:
 
 def from_pretrained(loader: Any, what: str, name: str, arguments: dict[str, Any]) -> Any:
     """`loader.from_pretrained(**arguments)`, whose many failures become one line with the model and a way out."""
+    from safetensors import SafetensorError
     from transformers.utils import logging as transformers_logging
 
     verbosity = transformers_logging.get_verbosity()
@@ -73,15 +75,24 @@ def from_pretrained(loader: Any, what: str, name: str, arguments: dict[str, Any]
             f"the {what} of {name} needs a package: {_first_line(error)}",
             "for .gguf files: pip install 'rmcli[gguf]'",
         ) from error
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise RmcliError(
             f"cannot load the {what} of {name}: {_first_line(error)}",
-            "check the name and your access (hf auth login), or give a local folder or .gguf file: "
-            "-s model.pretrained_model_name_or_path=PATH",
+            _way_out(name),
         ) from error
     finally:
         transformers_logging.set_verbosity(verbosity)
         transformers_logging.enable_progress_bar()
+
+
+def _way_out(name: str) -> str:
+    if name in preset_names() or Path(name).exists():
+        return "give a whole model folder: config.json, weights and tokenizer"
+    close = difflib.get_close_matches(name, preset_names(), n=1, cutoff=0.7)
+    return (f"did you mean the preset {close[0]}? Else " if close else "") + (
+        "check the name and your access (hf auth login), or give a local folder or .gguf file: "
+        "-s model.pretrained_model_name_or_path=PATH"
+    )
 
 
 def _first_line(error: BaseException) -> str:
@@ -108,7 +119,10 @@ def load_bare_tokenizer(model: ModelSection) -> "PreTrainedTokenizerBase":
 
     name = model.tokenizer_name_or_path or model.pretrained_model_name_or_path
     assert name is not None  # load_model_config has refused it
-    return from_pretrained(AutoTokenizer, "tokenizer", name, pretrained_arguments(name, model.revision))
+    own = name == model.pretrained_model_name_or_path  # the revision is the model's
+    return from_pretrained(
+        AutoTokenizer, "tokenizer", name, pretrained_arguments(name, model.revision if own else None)
+    )
 
 
 def load_tokenizer(model: ModelSection) -> RewardTokenizer:

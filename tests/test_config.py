@@ -49,7 +49,22 @@ def test_the_resolved_toml_loads_back_equal(preset, tmp_path):
     resolved = configs.resolve(preset, settings=["data.sources=['a.jsonl', 'b']", "train.max_steps=7"])
     file = tmp_path / "resolved.toml"
     file.write_text(resolved.toml())
-    assert configs.resolve(None, [file]).config == resolved.config
+    again = configs.resolve(None, [file])
+    assert again.config == resolved.config
+    assert again.name == preset
+
+
+def test_batch_size_takes_the_place_of_a_presets_pairs_per_step():
+    train = configs.resolve("tiny", settings=["train.batch_size=4"]).config.train
+    assert (train.batch_size, train.pairs_per_step) == (4, None)
+    both = configs.resolve("tiny", settings=["train.batch_size=4", "train.pairs_per_step=8"]).config.train
+    assert (both.batch_size, both.pairs_per_step) == (4, 8)
+
+
+def test_none_clears_an_optional_key():
+    assert configs.resolve("tiny", settings=["train.pairs_per_step=none"]).config.train.pairs_per_step is None
+    with pytest.raises(ConfigError, match=r"train\.lr = None"):
+        configs.resolve("tiny", settings=["train.lr=none"])
 
 
 def test_a_config_file_that_names_a_model_takes_no_default_preset(tmp_path):
@@ -70,6 +85,8 @@ def test_a_config_file_that_names_a_model_takes_no_default_preset(tmp_path):
         ("train.lr='fast'", "train.lr = 'fast' (--set train.lr): Input should be a valid number", None),
         ("train.lr=true", "train.lr = True (--set train.lr): Input should be a valid number", None),
         ("train.max_epochs=1.5", "train.max_epochs = 1.5", None),
+        ("train.lr=inf", "train.lr = inf", None),
+        ("train.betas=[2.0, 0.9]", "betas = [2.0, 0.9] must lie in [0, 1)", None),
         ("loss.loss_type=hinge", "loss.loss_type = 'hinge'", None),
         ("data.eval_fraction=1.0", "data.eval_fraction = 1.0", None),
         ("data.max_packed_length=100", "max_packed_length = 100 is below max_length = 1024", None),

@@ -9,7 +9,7 @@ import pytest
 from rmcli import map_fns
 from rmcli.config import resolve
 from rmcli.encode import Encoder, common_prefix_length, is_held_out, prompt_of
-from rmcli.errors import ConfigError, Skip
+from rmcli.errors import ConfigError, RmcliError, Skip
 from rmcli.records import PreferenceGroup, TokenGroup
 from rmcli.tokenizer import load_tokenizer, resolve_reward_token
 
@@ -232,20 +232,54 @@ def test_hh_rlhf(real_data):
         ({"prompt": "q", "chosen": True, "rejected": "b"}, "wrong_type"),
         ({"prompt": [{"role": "user"}], "chosen": "a", "rejected": "b"}, "wrong_type"),
         ({"prompt": [{"role": "user", "content": None}], "chosen": "a", "rejected": "b"}, "wrong_type"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "weight": -1}, "bad_weight"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "weight": float("nan")}, "bad_weight"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "weight": "2"}, "bad_weight"),
+        (
+            {"chosen": [{"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}], "rejected": "b"},
+            "unsupported_tool_call",
+        ),
     ],
 )
 def test_rows_that_do_not_fit(row, reason):
     with pytest.raises(Skip) as skip:
-        map_fns.apply(map_fns.NAMED["canonical"], row)
+        map_fns.apply(map_fns.NAMED["canonical"], row, "here")
     assert skip.value.reason == reason
+
+
+def test_a_rows_weight_is_the_pairs():
+    row = {"prompt": "q", "chosen": "a", "rejected": "b", "weight": 3}
+    assert map_fns.apply(map_fns.NAMED["canonical"], row, "here").weight == 3.0
+    assert map_fns.apply(map_fns.NAMED["canonical"], {**row, "weight": 0.5}, "here").weight == 0.5
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return PreferenceGroup((a, a, a))", "gave 3 conversations for rows.jsonl:7"),
+        ("return PreferenceGroup((a,))", "gave 1 conversations for rows.jsonl:7"),
+        ("return missing_name", "failed on rows.jsonl:7: NameError: name 'missing_name' is not defined"),
+        ("return 1 / 0", "failed on rows.jsonl:7: ZeroDivisionError"),
+    ],
+)
+def test_a_broken_map_function_stops_with_its_place(tmp_path, body, message):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from rmcli.records import PreferenceGroup\n"
+        "a = ({'role': 'user', 'content': 'q'}, {'role': 'assistant', 'content': 'a'})\n"
+        f"def f(row):\n    {body}\n"
+    )
+    with pytest.raises(RmcliError) as error:
+        map_fns.apply(map_fns.find_map_function(f"{file}:f"), {}, "rows.jsonl:7")
+    assert message in error.value.message
 
 
 def test_map_functions_are_found_by_name_file_and_module(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("def swap(row):\n    return {**row, 'chosen': row['rejected'], 'rejected': row['chosen']}\n")
     row = {"prompt": "q", "chosen": "a", "rejected": "b"}
-    assert map_fns.apply(map_fns.find_map_function(f"{file}:swap"), row) == pair("q", "b", "a")
-    assert map_fns.apply(map_fns.find_map_function("rmcli.map_fns:canonical"), row) == pair("q", "a", "b")
+    assert map_fns.apply(map_fns.find_map_function(f"{file}:swap"), row, "here") == pair("q", "b", "a")
+    assert map_fns.apply(map_fns.find_map_function("rmcli.map_fns:canonical"), row, "here") == pair("q", "a", "b")
     assert map_fns.find_map_function("orpo_dpo_mix_40k").default_source == "mlabonne/orpo-dpo-mix-40k"
 
 
@@ -255,6 +289,7 @@ def test_map_functions_are_found_by_name_file_and_module(tmp_path):
         ("hh_rlfh", "unknown map function 'hh_rlfh'"),
         ("nowhere.py:f", "no such file"),
         ("no_such_module:f", "cannot import no_such_module"),
+        (".:dict", "cannot import ."),
         ("rmcli.map_fns:canonicl", "has no function 'canonicl'"),
         (None, "no map function"),
     ],

@@ -75,7 +75,7 @@ def test_help_names_every_command_and_option(cli):
     root = cli("--help").stdout
     for command in ("prepare", "train", "score", "inspect-token", "presets"):
         assert command in root
-    for command in (["prepare"], ["train"], ["score"], ["inspect-token"], ["presets", "show"]):
+    for command in (["prepare"], ["train"], ["score"], ["inspect-token"], ["presets"], ["presets", "show"]):
         text = cli(*command, "--help").stdout
         for option in ("--preset", "--config", "--set", "--dry-run", "--json", "--quiet", "--verbose"):
             assert option in text, (command, option)

@@ -156,6 +156,39 @@ def test_json_and_quiet(cli, tmp_path):
     assert result.stderr == ""
 
 
+def test_the_next_command_can_be_typed(cli, tmp_path):
+    write_lines(tmp_path / "rows.jsonl", GOOD)
+    (tmp_path / "my own.toml").write_text(resolve("tiny").toml().replace('name = "tiny"', 'name = "mine"'))
+    arguments = ("rows.jsonl", "--map-fn", "canonical", "-c", "my own.toml", "-s", "train.lr=1e-3")
+    result = prepare(cli, *arguments)
+    assert result.stdout == "data/canonical-mine\n"
+    assert "next: rmcli train -c 'my own.toml' -s train.lr=1e-3\n" in result.stderr
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(cli, tmp_path, monkeypatch):
+    write_lines(tmp_path / "rows.jsonl", GOOD)
+
+    class FullDisk:
+        def write_batch(self, batch):
+            raise OSError(28, "No space left on device")
+
+        def close(self):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store.pa.ipc, "new_stream", lambda *_: FullDisk())
+    refused(cli, tmp_path, *BASE, code=1, message="cannot write out: No space left on device", hint="-o")
+
+
+def test_a_killed_prepare_is_swept_and_a_running_one_is_not(cli, tmp_path):
+    write_lines(tmp_path / "rows.jsonl", GOOD)
+    dead, alive = tmp_path / ".out.tmp-999999999", tmp_path / f".out.tmp-{os.getppid()}"
+    dead.mkdir()
+    alive.mkdir()
+    prepare(cli, *BASE)
+    assert not dead.exists()
+    assert alive.exists()
+
+
 def test_names_of_sets(cli, tmp_path):
     write_lines(tmp_path / "rows.jsonl", GOOD)
     (tmp_path / "mine.py").write_text("def f(row):\n    return row\n")
@@ -205,7 +238,7 @@ BASE = ("rows.jsonl", "--map-fn", "canonical", *TINY, "-o", "out")
         ),
         (("empty.jsonl", "--map-fn", "canonical", *TINY, "-o", "out"), 1, "no rows in the sources", ""),
         (("rows.csv", "--map-fn", "canonical", *TINY), 2, "source rows.csv: not one of .jsonl", None),
-        (("cut.jsonl.gz", "--map-fn", "canonical", *TINY, "-o", "out"), 1, "cut.jsonl.gz: cannot be read", None),
+        (("cut.jsonl.gz", "--map-fn", "canonical", *TINY, "-o", "out"), 1, "cut.jsonl.gz cannot be read", None),
         (("bad.parquet", "--map-fn", "canonical", *TINY, "-o", "out"), 1, "not a readable Parquet file", None),
         (("--map-fn", "canonical", *TINY), 2, "no source to prepare", ""),
         (("tasks:many", *TINY, "-o", "out"), 2, "not of the form tasks:NUM_ROWS[:SEED]", None),

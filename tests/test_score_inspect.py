@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from conftest import write_lines
@@ -67,19 +68,21 @@ def test_files_in_and_out(cli, tiny_run, tmp_path):
 
 
 def test_a_bad_line_gets_an_error_in_its_place_and_exit_code_1(cli, tiny_run):
-    rows = [json.dumps(PAIR), "{broken", json.dumps({"messages": []}), json.dumps({"prompt": "q"}), json.dumps(PAIR)]
+    rows = [
+        json.dumps(PAIR),
+        "{broken",
+        json.dumps({"messages": []}),
+        json.dumps({"prompt": "q"}),
+        "",
+        json.dumps(PAIR),
+    ]
     result = cli("score", tiny_run.model, stdin="\n".join(rows))
     assert result.code == 1
     lines = lines_of(result.stdout)
-    assert [line.get("error") for line in lines] == [
-        None,
-        "bad_json",
-        "empty_conversation",
-        "missing_column chosen",
-        None,
-    ]
-    assert lines[0] == lines[4]
-    assert "error: 3 of 5 lines have no score" in result.stderr
+    errors = [None, "bad_json", "empty_conversation", "missing_column chosen", "empty_line", None]
+    assert [line.get("error") for line in lines] == errors
+    assert lines[0] == lines[5]
+    assert "error: 4 of 6 lines have no score" in result.stderr
 
 
 def test_what_training_would_reject_is_still_scored(cli, tiny_run):
@@ -113,6 +116,38 @@ def test_models_that_cannot_score(cli, tiny_run, tmp_path):
     assert cli("score", tiny_run.model, "gone.jsonl").code == 1
 
 
+def test_damaged_models_are_one_line(cli, tiny_run, tmp_path):
+    for name, content in (("config.json", "{"), ("model.safetensors", "cut")):
+        folder = tmp_path / name
+        shutil.copytree(tiny_run.model, folder)
+        (folder / name).write_text(content)
+        result = cli("score", folder, stdin=json.dumps(PAIR))
+        assert result.code in (1, 2)
+        assert result.stderr.startswith("error: "), result.stderr
+        assert len(result.stderr.splitlines()) <= 2
+
+
+def test_input_that_cannot_be_read_is_one_line(cli, tiny_run, tmp_path):
+    (tmp_path / "no.jsonl.gz").write_text("no gzip")
+    for target in ("-", "out.jsonl"):
+        result = cli("score", tiny_run.model, "no.jsonl.gz", "-o", target)
+        assert result.code == 1
+        assert "error: no.jsonl.gz cannot be read" in result.stderr
+    assert "is a folder" in cli("score", tiny_run.model, tmp_path).stderr
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_device_is_written_and_not_replaced(cli, tiny_run, tmp_path):
+    target = tmp_path / "link.jsonl"
+    (tmp_path / "real.jsonl").write_text("old")
+    target.symlink_to("real.jsonl")
+    assert cli("score", tiny_run.model, "-o", target, stdin=json.dumps(PAIR)).code == 0
+    assert target.is_symlink()
+    assert "chosen_score" in (tmp_path / "real.jsonl").read_text()
+    assert cli("score", tiny_run.model, "-o", "/dev/null", stdin=json.dumps(PAIR)).code == 0
+    assert not Path("/dev/null").is_file()
+
+
 def test_an_unwritable_output_is_one_line(cli, tiny_run):
     result = cli("score", tiny_run.model, "-o", "/sys/rmcli/out.jsonl", stdin=json.dumps(PAIR))
     assert result.code == 1
@@ -138,6 +173,19 @@ def test_tiny_has_one_reserved_token(cli):
     report = json.loads(cli("inspect-token", "-p", "tiny", "--json").stdout)
     assert [candidate["id"] for candidate in report["candidates"]] == [4]
     assert report["candidates"][0]["reason"] == "reserved by its name; the configured reward token"
+
+
+def test_a_trained_folder_names_its_reward_token(cli, tiny_run):
+    """Its chat template holds the token, as it should."""
+    result = cli("inspect-token", tiny_run.model)
+    assert result.code == 0, result.stderr
+    assert "reward_token_id = 4" in result.stdout
+    assert "the configured reward token" in result.stdout
+
+
+def test_a_misspelt_preset_is_guessed(cli, monkeypatch):
+    monkeypatch.setattr("rmcli.hub.is_reachable", lambda endpoint: False)
+    assert "did you mean the preset tiny?" in cli("inspect-token", "tinny").stderr
 
 
 class Fake:
@@ -224,3 +272,7 @@ def test_presets_table_and_show(cli):
     assert "gamma = 3.0 # --set loss.gamma" in shown
     assert 'loss_type = "focal" # preset llama3-8b' in shown
     assert cli("presets", "show", "llama").code == 2
+    assert (
+        cli("presets", "-p", "tiny", "-s", "loss.gamma=3.0").stdout
+        == cli("presets", "show", "tiny", "-s", "loss.gamma=3.0").stdout
+    )

@@ -194,10 +194,20 @@ def test_checkpoints_are_renamed_when_complete_and_limited(tiny_run, cli, tmp_pa
     config = resolve("tiny").config
     job = train.build_job(resolve("tiny"), tiny_run.data, tmp_path / "other")
     network = model.load_model(config.model, job.reward)
-    state = model_folder.state_of(network, optim.build_optimizer(network, config.train), 0)
+    state = model_folder.state_of(network, optim.build_optimizer(network, network.score, config.train), 0)
     checkpoint.load(tmp_path / "run" / "checkpoints" / "step-4", state)
     saved = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "model").state_dict()
     assert all(torch.equal(saved[name], value) for name, value in network.state_dict().items())
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_line(cli, tiny_run, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise RuntimeError("write failed\nNo space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_state", full)
+    result = trained(cli, tiny_run.data, "run", "train.max_steps=2", "train.save_steps=1", code=1)
+    assert "error: cannot write checkpoint run/checkpoints/step-1: No space left on device" in result.stderr
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
 
 
 def test_eval_and_log_intervals(cli, tiny_run, tmp_path):
@@ -207,19 +217,31 @@ def test_eval_and_log_intervals(cli, tiny_run, tmp_path):
 
 
 def test_the_learning_rate_rises_and_falls_to_zero():
-    section = TrainSection.model_validate({"lr": 1.0, "warmup_ratio": 0.2})
-    rates = [optim.learning_rate(step, 10, section) for step in range(1, 11)]
-    assert rates[:3] == pytest.approx([0.5, 1.0, 1.0])
-    assert rates[6] == pytest.approx(0.5)
-    assert rates == sorted(rates[:2]) + sorted(rates[2:], reverse=True)
-    assert rates[-1] < 0.05
-    assert optim.learning_rate(1, 10, TrainSection.model_validate({"lr": 1.0, "warmup_ratio": 0.0})) == 1.0
+    shares = [optim.schedule(step, 10, 0.2) for step in range(1, 11)]
+    assert shares[:3] == pytest.approx([0.5, 1.0, 1.0])
+    assert shares[6] == pytest.approx(0.5)
+    assert shares == sorted(shares[:2]) + sorted(shares[2:], reverse=True)
+    assert shares[-1] < 0.05
+    assert optim.schedule(1, 10, 0.0) == 1.0
+
+
+def test_the_head_learns_at_its_own_rate():
+    network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1, bias=False))
+    before = [parameter.detach().clone() for parameter in network.parameters()]
+    section = TrainSection.model_validate({"lr": 0.1, "head_lr": 0.5})
+    optimizer = optim.build_optimizer(network, network[1], section)
+    optim.set_rates(optimizer, 0.5)
+    network(torch.ones(1, 2)).sum().backward()
+    optimizer.step()  # Adam's first step moves each number by its rate
+    moved = [float((now.detach() - then).abs().max()) for now, then in zip(network.parameters(), before, strict=True)]
+    assert moved == pytest.approx([0.05, 0.05, 0.25], rel=1e-4)
+    assert {group["peak_lr"] for group in optimizer.param_groups} == {0.1, 0.5}
 
 
 def optimizer_step(loss: float, gradient: float, max_norm: float = 1.0, **values) -> tuple[torch.Tensor, ...]:
     linear = torch.nn.Linear(2, 1, bias=False)
     torch.nn.init.ones_(linear.weight)
-    optimizer = optim.build_optimizer(linear, TrainSection.model_validate({"lr": 0.5, **values}))
+    optimizer = optim.build_optimizer(linear, linear, TrainSection.model_validate({"lr": 0.5, **values}))
     linear.weight.grad = torch.full((1, 2), gradient)
     norm, skipped = optim.clip_and_step(linear, optimizer, max_norm, torch.tensor(loss))
     return linear.weight.detach(), norm, skipped
@@ -293,15 +315,34 @@ def test_train_takes_the_set_prepared_for_its_preset(cli):
 
 
 def test_train_prepares_the_one_source_prepared_for_another_preset(cli, tmp_path):
-    (tmp_path / "other.toml").write_text(resolve("tiny").toml())
-    assert cli("prepare", "tasks:200", "-c", "other.toml").code == 0
+    (tmp_path / "other.toml").write_text(resolve("tiny").toml().replace('name = "tiny"', 'name = "other"'))
+    assert cli("prepare", "tasks:200", "-c", "other.toml", "-s", "data.eval_fraction=0.5").code == 0
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["checkable_tasks-other"]
     result = cli("train", *TINY, "-s", "train.max_steps=1")
     assert result.code == 0, result.stderr
     assert (
         "note: no data for preset tiny yet: tasks:200 with checkable_tasks is prepared for it first" in result.stderr
     )
-    assert (tmp_path / "data" / "checkable_tasks-tiny" / "manifest.json").is_file()
+    manifest = store.read_manifest(tmp_path / "data" / "checkable_tasks-tiny")
+    assert manifest["config"]["data"]["eval_fraction"] == 0.5  # held out as it was there
+
+
+def test_a_damaged_set_in_the_folder_stops_nobody(cli, tmp_path):
+    assert cli("prepare", "tasks:200", *TINY).code == 0
+    (tmp_path / "data" / "foreign").mkdir()
+    (tmp_path / "data" / "foreign" / "manifest.json").write_text("[]")
+    result = cli("train", *TINY, "-s", "train.max_steps=1")
+    assert result.code == 0, result.stderr
+    assert "note: data/foreign is left out" in result.stderr
+
+
+def test_dry_run_prepares_nothing(cli, tmp_path):
+    (tmp_path / "other.toml").write_text(resolve("tiny").toml().replace('name = "tiny"', 'name = "other"'))
+    assert cli("prepare", "tasks:200", "-c", "other.toml").code == 0
+    result = cli("train", *TINY, "-n")
+    assert result.code == 1
+    assert "hint: run: rmcli prepare tasks:200 --map-fn checkable_tasks --preset tiny" in result.stderr
+    assert len(list((tmp_path / "data").iterdir())) == 1
 
 
 def test_train_without_any_data_prints_the_command_to_run(cli):
@@ -350,6 +391,23 @@ def test_data_with_another_reward_token_is_refused(cli, tiny_run):
     )
     result = trained(cli, tiny_run.data, "run", *other[2:], code=1)
     assert "was prepared with reward token <|reserved_special_token_0|> (4), not ! (5)" in result.stderr
+
+
+def test_a_config_files_wish_counts_whatever_its_name(cli, tiny_run, tmp_path):
+    (tmp_path / "default.toml").write_text("[data]\nmax_length = 128\n")
+    result = cli("train", *TINY, "--data", tiny_run.data, "-o", "run", "-c", "default.toml")
+    assert result.code == 2
+    assert "data.max_length = 128 (default.toml), but" in result.stderr
+
+
+def test_a_run_can_be_repeated_from_its_resolved_toml(cli, tiny_run, tmp_path):
+    steps = ("train.max_steps=3", "train.log_every=1")
+    trained(cli, tiny_run.data, "first", *steps)
+    result = cli("train", "-c", "first/resolved.toml", "--data", tiny_run.data, "-o", "second")
+    assert result.code == 0, result.stderr
+    first, second = ([line["loss"] for line in train_lines(tmp_path / run)] for run in ("first", "second"))
+    assert first == second
+    assert (tmp_path / "first" / "resolved.toml").read_text() == (tmp_path / "second" / "resolved.toml").read_text()
 
 
 def test_data_settings_are_those_of_the_data(cli, tiny_run):

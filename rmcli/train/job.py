@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from rmcli import model, store
+from rmcli import model, model_folder, output, store
 from rmcli.config import Config, Resolved
 from rmcli.errors import ConfigError, RmcliError
 from rmcli.plan import RowSizes, num_steps
@@ -49,11 +49,14 @@ def build_job(resolved: Resolved, data_folder: Path, run_folder: Path | None) ->
     model_config = load_model_config(config.model)
     model.check_architecture(config.model, model_config, config.data.max_length)
     reward = load_tokenizer(config.model)
+    if reward.tokenizer.chat_template is None:
+        raise ConfigError(f"the tokenizer of {config.model.pretrained_model_name_or_path} has no chat template")
     check_same_tokens(manifest, reward, data_folder)
     train_split = store.PackedSplit(data_folder, "train")
     if not len(train_split):
         raise RmcliError(f"{data_folder} has no training pairs", "lower data.eval_fraction, or prepare more rows")
     sizes = RowSizes([train_split.group_tokens(row) for row in range(len(train_split))])
+    model_folder.exported_template(reward)  # what could not be exported is not trained
     if run_folder is None:
         run_folder = next_run_folder(Path("runs"), resolved.name)
     return Job(
@@ -73,10 +76,24 @@ def build_job(resolved: Resolved, data_folder: Path, run_folder: Path | None) ->
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """The one source that has been prepared, but for other presets."""
+    """The one source that has been prepared, but for other presets, and how it was read."""
 
     sources: tuple[str, ...]
     dataset_map_fn: str
+    split: str
+    eval_fraction: float
+    keep_duplicates: bool
+
+    @staticmethod
+    def from_manifest(manifest: Mapping[str, Any]) -> "Elsewhere":
+        data = manifest["config"]["data"]
+        return Elsewhere(
+            tuple(manifest["sources"]),
+            manifest["dataset_map_fn"],
+            data["split"],
+            data["eval_fraction"],
+            data["keep_duplicates"],
+        )
 
 
 def find_data(resolved: Resolved, root: Path) -> Path | Elsewhere:
@@ -84,7 +101,12 @@ def find_data(resolved: Resolved, root: Path) -> Path | Elsewhere:
 
     Raises ConfigError when several are prepared for it, RmcliError with the command to run when there is no choice.
     """
-    manifests = {folder: store.read_manifest(folder) for folder in store.find_prepared(root)}
+    manifests: dict[Path, dict[str, Any]] = {}
+    for folder in store.find_prepared(root):
+        try:
+            manifests[folder] = store.read_manifest(folder)
+        except RmcliError as error:
+            output.warn(f"{folder} is left out: {error.message}")
     own = [folder for folder, manifest in manifests.items() if manifest["preset"] == resolved.name]
     if len(own) == 1:
         return own[0]
@@ -92,7 +114,7 @@ def find_data(resolved: Resolved, root: Path) -> Path | Elsewhere:
         raise ConfigError(
             f"several sets are prepared for {resolved.name}: {', '.join(map(str, own))}", "choose one with --data"
         )
-    others = {Elsewhere(tuple(m["sources"]), m["dataset_map_fn"]) for m in manifests.values()}
+    others = {Elsewhere.from_manifest(manifest) for manifest in manifests.values()}
     if len(others) == 1:
         return others.pop()
     found = f"{len(others)} sources are prepared for other presets" if others else f"nothing is prepared in {root}/"
@@ -121,7 +143,11 @@ def adopt_data_settings(resolved: Resolved, manifest: Mapping[str, Any], folder:
     origins = dict(resolved.origins)
     for key, value in prepared.items():
         origin = origins.get(f"data.{key}", "default")
-        if wanted[key] != value and not origin.startswith(("preset ", "default")):
+        if key not in wanted:
+            raise RmcliError(
+                f"{folder} was prepared with data.{key}, which this rmcli does not know", "prepare it again"
+            )
+        if wanted[key] != value and f"data.{key}" in resolved.explicit:
             raise ConfigError(
                 f"data.{key} = {wanted[key]!r} ({origin}), but {folder} was prepared with {value!r}",
                 "prepare the data again with this setting, or leave it out",

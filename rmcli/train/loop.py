@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
 import torch
 from accelerate.utils import set_seed
+from safetensors import SafetensorError
 from torch import Tensor
 
 from rmcli import batch as batches
@@ -16,7 +18,7 @@ from rmcli import checkpoint, model, model_folder, optim, output, store
 from rmcli.config import Config
 from rmcli.errors import RmcliError
 from rmcli.losses import objective
-from rmcli.metrics import PairMetrics, prefixed
+from rmcli.metrics import PairMetrics
 from rmcli.plan import Forward, Slice, Step, plan
 from rmcli.records import TokenGroup
 from rmcli.train.job import Job, check_memory, describe
@@ -37,10 +39,13 @@ def run(job: Job) -> dict[str, Any]:
     if config.train.activation_checkpointing:
         model.checkpoint_activations(network)
     trainer = _Trainer(job, network)
-    with (job.run_folder / "metrics.jsonl").open("w", encoding="utf-8") as metrics_file:
-        summary = trainer.fit(metrics_file)
     folder = job.run_folder / "model"
-    model_folder.export(network, job.reward, toml, folder)
+    try:
+        with (job.run_folder / "metrics.jsonl").open("w", encoding="utf-8") as metrics_file:
+            summary = trainer.fit(metrics_file)
+        model_folder.export(network, job.reward, toml, folder)
+    except (OSError, SafetensorError) as error:
+        raise RmcliError(f"cannot write into {job.run_folder}: {error}", "is the disk full?") from error
     if "eval_accuracy" in summary:
         output.say(f"held-out accuracy {summary['eval_accuracy']:.3f} ({summary['eval_pairs']} pairs)")
     output.say(f"model in {folder}")
@@ -79,9 +84,9 @@ def run_self_test(network: Any, config: Config) -> None:
     device = network.device
     packed = batches.build_packed(groups, device)
     alone = [
-        batches.build_padded([TokenGroup(group.prefix[:0], (_join(group, number),))], 0, device)
+        batches.build_padded([TokenGroup(group.prefix[:0], (np.concatenate([group.prefix, response]),))], 0, device)
         for group in groups
-        for number in range(len(group.responses))
+        for response in group.responses
     ]
     result = model.compare_with_alone(network, packed, alone, positions, config.model.dtype)
     verdict = "ok" if result.passed else "FAILED"
@@ -114,16 +119,12 @@ def self_test_groups(config: Config, vocab_size: int) -> tuple[list[TokenGroup],
     return groups, positions
 
 
-def _join(group: TokenGroup, number: int) -> Any:
-    return torch.cat([torch.from_numpy(group.prefix), torch.from_numpy(group.responses[number])]).numpy()
-
-
 class _Trainer:
     """The loop and what it keeps between steps."""
 
     def __init__(self, job: Job, network: Any) -> None:
         self.job, self.network, self.config = job, network, job.config
-        self.optimizer = optim.build_optimizer(network, job.config.train)
+        self.optimizer = optim.build_optimizer(network, model.score_head(network), job.config.train)
         self.window = _Window()
 
     def fit(self, metrics_file: TextIO) -> dict[str, Any]:
@@ -134,9 +135,8 @@ class _Trainer:
         summary: dict[str, Any] = {}
         with output.progress("train", total) as progress:
             for step in plan(self.job.sizes, train, packed, limit):
-                rate = optim.learning_rate(step.number, total, train)
-                for parameter_group in self.optimizer.param_groups:
-                    parameter_group["lr"] = rate
+                share = optim.schedule(step.number, total, train.warmup_ratio)
+                optim.set_rates(self.optimizer, share)
                 skipped = self.step(step)
                 _stop_if_skipped(unread)
                 unread = skipped
@@ -144,7 +144,12 @@ class _Trainer:
                 last = step.number == total
                 if step.number % train.log_every == 0 or step.number == 1 or last:
                     _stop_if_skipped(unread)
-                    summary = {"step": step.number, "epoch": step.epoch, "lr": rate, **self.window.result()}
+                    summary = {
+                        "step": step.number,
+                        "epoch": step.epoch,
+                        "lr": train.lr * share,
+                        **self.window.result(),
+                    }
                     self.window = _Window()
                     _log(progress, metrics_file, summary)
                 if last or (train.eval_steps and step.number % train.eval_steps == 0):
@@ -233,7 +238,7 @@ def evaluate(network: Any, split: store.PackedSplit, config: Config, pad_token_i
         **metrics.result(),
         "pairs": metrics.num_pairs,
     }
-    return prefixed("eval_", values)
+    return {f"eval_{name}": value for name, value in values.items()}
 
 
 @dataclass(frozen=True)
