@@ -19,12 +19,11 @@ RESERVED_NAME = re.compile(
     re.IGNORECASE,
 )
 USES = ("pad", "bos", "eos", "unk")
-KINDS = ("reserved", "spare_row", "special")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One id. `kind` is one of KINDS; `rank` counts from 1."""
+    """One id. `kind` is reserved, spare_row or special; `rank` counts from 1."""
 
     rank: int
     id: int

@@ -120,11 +120,14 @@ def backbone(network: PreTrainedModel) -> PreTrainedModel:
     return cast(PreTrainedModel, network.base_model)
 
 
+def is_reduced(dtype: str, device: torch.device) -> bool:
+    """Whether `model.dtype` means bfloat16 arithmetic on this device."""
+    return dtype == "bfloat16" or (dtype == "auto" and device.type == "cuda")
+
+
 def arithmetic(dtype: str, device: torch.device) -> AbstractContextManager[Any]:
-    """The precision the backbone computes in; weights stay float32 (`model.dtype`)."""
-    if dtype == "bfloat16" or (dtype == "auto" and device.type == "cuda"):
-        return torch.autocast(device.type, torch.bfloat16)
-    return nullcontext()
+    """The precision the backbone computes in; weights stay float32."""
+    return torch.autocast(device.type, torch.bfloat16) if is_reduced(dtype, device) else nullcontext()
 
 
 def hidden_at_scores(
@@ -240,11 +243,10 @@ def compare_with_alone(
             expected_gradient[0].index_add_(0, index, gradient[0])
             expected_scores.append(score.detach())
     network.train(was_training)
-    reduced = arithmetic(dtype, device).__class__ is not nullcontext
     return SelfTest(
         score_error=_relative_error(packed_scores.detach(), torch.cat(expected_scores)),
         gradient_error=_relative_error(packed_gradient, expected_gradient),
-        tolerance=5e-2 if reduced else 1e-4,
+        tolerance=5e-2 if is_reduced(dtype, device) else 1e-4,
     )
 
 
@@ -276,9 +278,7 @@ def estimate_memory(config: Config, model_config: PreTrainedConfig, tokens_per_f
     with torch.device("meta"):
         network: Any = AutoModelForSequenceClassification.from_config(model_config)
     num_parameters = sum(parameter.numel() for parameter in network.parameters())
-    reduced = config.model.dtype == "bfloat16" or (
-        config.model.dtype == "auto" and pick_device(config).type == "cuda"
-    )
+    reduced = is_reduced(config.model.dtype, pick_device(config))
     bytes_per_number = 2 if reduced else 4
     per_layer = 10 * text.hidden_size + 5 * (getattr(text, "intermediate_size", None) or 4 * text.hidden_size)
     layers = text.num_hidden_layers

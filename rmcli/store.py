@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -151,10 +151,9 @@ class StoreWriter:
             self._pending[split] = []
 
     def _close(self) -> None:
-        for writer in self._writers.values():
-            writer.close()
-        self._rejects.close()
-        self._eval_text.close()
+        with ExitStack() as stack:  # each is closed whatever the others say
+            for file in (*self._writers.values(), self._rejects, self._eval_text):
+                stack.callback(file.close)
 
 
 class _Counts:
