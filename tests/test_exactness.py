@@ -110,6 +110,16 @@ def test_float64_models_score_in_float64():
     torch.testing.assert_close(actual, expected, atol=1e-13, rtol=0)
 
 
+def test_bfloat16_computes_the_backbone_in_bfloat16_and_the_head_in_float32():
+    network, packed = tiny_model("llama"), batch.build_packed(uneven_groups())
+    with torch.no_grad():
+        full, reduced = model.scores(network, packed, "float32"), model.scores(network, packed, "bfloat16")
+        hidden = model.hidden_at_scores(network, packed, "bfloat16")
+    assert reduced.dtype == torch.float32
+    assert 1e-4 < (reduced - full).abs().max() < 0.2
+    torch.testing.assert_close(reduced, hidden.float() @ network.score.weight[0], atol=1e-6, rtol=0)
+
+
 def test_activation_checkpointing_changes_no_gradient():
     network, groups = tiny_model("llama"), uneven_groups()
     expected = gradients(network, model.scores(network, batch.build_packed(groups)))

@@ -5,6 +5,7 @@ import json
 import os
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pytest
 from conftest import write_lines
@@ -154,6 +155,23 @@ def test_json_and_quiet(cli, tmp_path):
     result = prepare(cli, "rows.jsonl", "--map-fn", "canonical", *TINY, "-o", "out", "--json", "-q")
     assert json.loads(result.stdout)["rows"]["kept"] == 40
     assert result.stderr == ""
+
+
+def test_a_hub_data_set_is_read_by_name_and_split(cli, tmp_path, monkeypatch):
+    asked = []
+
+    def load_dataset(name, split):
+        asked.append((name, split))
+        return datasets.Dataset.from_list(GOOD)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    prepare(cli, "org/pairs", "--map-fn", "canonical", *TINY, "-o", "out", "-s", "data.split=train_prefs")
+    assert asked == [("org/pairs", "train_prefs")]
+    assert manifest_of("out")["sources"] == ["org/pairs"]
+    assert manifest_of("out")["rows"]["kept"] == 40
+    prepare(cli, "--map-fn", "orpo_dpo_mix_40k", *TINY, "-o", "default", "-n")
+    with_default = json.loads(prepare(cli, "--map-fn", "orpo_dpo_mix_40k", *TINY, "-n", "--json").stdout)
+    assert with_default["plan"]["sources"] == ["mlabonne/orpo-dpo-mix-40k"]
 
 
 def test_the_next_command_can_be_typed(cli, tmp_path):
