@@ -227,9 +227,9 @@ def score_command(
 ) -> None:
     """Score conversations, or both sides of pairs."""
     from rmcli import config as configs
-    from rmcli import score
+    from rmcli import model_folder, score
 
-    score.check(model)
+    model_folder.check(model)
     base, here = configs.trained_model_layers(model)
     resolved = configs.resolve(preset, config or (), set_ or (), base=base, options=[here])
     if dry_run:

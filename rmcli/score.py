@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from rmcli import batch as batches
-from rmcli import map_fns, model, model_folder, output, pack, sources
+from rmcli import map_fns, model, output, pack, sources
 from rmcli.config import Config
 from rmcli.encode import Encoder
 from rmcli.errors import RmcliError, Skip
@@ -27,11 +27,6 @@ WINDOW = 1024  # lines read, packed and scored together
 
 # A pair that training cannot use can still be scored, each side for itself.
 SCORED_APART = {"overlong", "chosen_equals_rejected", "identical_after_truncation"}
-
-
-def check(folder: Path) -> None:
-    """Raise ConfigError unless the folder holds a trained reward model."""
-    model_folder.check(folder)
 
 
 @dataclass
