@@ -66,6 +66,7 @@ class DataSection(Section):
     max_packed_length: int = Field(16384, ge=2, description="tokens of one packed row")
     shuffle_before_pack: bool = Field(True, description="shuffle (in windows, seeded) before packing")
     eval_fraction: float = Field(0.05, ge=0, lt=1, description="share of prompts held out, by a hash of the prompt")
+    eval_seed: int = Field(0, ge=0, description="another seed holds out other prompts")
     keep_duplicates: bool = Field(False, description="keep exact duplicates of an earlier row")
     seed: int = Field(0, ge=0, description="seed of the shuffle before packing")
 

@@ -149,9 +149,10 @@ def prompt_of(group: PreferenceGroup) -> Conversation:
     return first[:length] or first
 
 
-def is_held_out(prompt: Conversation, eval_fraction: float) -> bool:
+def is_held_out(prompt: Conversation, eval_fraction: float, eval_seed: int = 0) -> bool:
     """Whether a prompt belongs to the eval split: a hash of its text decides, so one prompt is on one side only."""
-    digest = sha256(_as_key(prompt).encode("utf-8")).digest()
+    salt = f"{eval_seed}\n" if eval_seed else ""
+    digest = sha256((salt + _as_key(prompt)).encode("utf-8")).digest()
     return int.from_bytes(digest[:8], "big") < eval_fraction * 2**64
 
 

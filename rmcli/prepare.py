@@ -115,7 +115,7 @@ def _fill(writer: store.StoreWriter, plan: Plan, encoder: Encoder) -> _Tally:
                     reject("longer_than_pack", row)
                 else:
                     tally.kept += 1
-                    split = "eval" if is_held_out(prompt_of(group), data.eval_fraction) else "train"
+                    split = "eval" if is_held_out(prompt_of(group), data.eval_fraction, data.eval_seed) else "train"
                     held_back[split].append(replace(tokens, row_id=row_id, source_id=row.source_id))
                     if split == "eval":
                         writer.add_eval_text(_as_canonical(group))

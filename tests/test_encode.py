@@ -123,6 +123,9 @@ def test_prompts_decide_the_split_and_about_the_asked_share_is_held_out():
     held = [prompt for prompt in prompts if is_held_out(prompt, 0.2)]
     assert 0.17 < len(held) / len(prompts) < 0.23
     assert all(is_held_out(prompt, 0.4) for prompt in held)
+    others = [prompt for prompt in prompts if is_held_out(prompt, 0.2, eval_seed=1)]
+    both = [prompt for prompt in held if prompt in others]
+    assert 0.1 < len(both) / len(held) < 0.3  # another fifth, chosen independently
     assert prompt_of(pair("a", "b", "c")) == turns("a")
     assert prompt_of(PreferenceGroup((turns("a", "b", "c", "d"), turns("a", "b", "x", "d")))) == turns("a", "b")
 

@@ -82,6 +82,7 @@ class Elsewhere:
     dataset_map_fn: str
     split: str
     eval_fraction: float
+    eval_seed: int
     keep_duplicates: bool
 
     @staticmethod
@@ -92,6 +93,7 @@ class Elsewhere:
             manifest["dataset_map_fn"],
             data["split"],
             data["eval_fraction"],
+            data["eval_seed"],
             data["keep_duplicates"],
         )
 
