@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout as apply_dropout
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from rmcli.errors import RmcliError
 
@@ -186,7 +186,7 @@ def _by_segment(
             output = _softmax_attention(shape_query, shape_key, shape_value, mask, scaling, dropout, softcap, sinks)
         for index, part in zip(members, output.split(1), strict=True):
             outputs[index] = part
-    return torch.cat(outputs, dim=2).transpose(1, 2)
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()  # some decoders view it, as the stock ones allow
 
 
 def _softmax_attention(
@@ -228,21 +228,25 @@ def _varlen(
     dropout: float,
     window: int | None,
 ) -> Tensor:
-    """One call of torch's varlen kernel: queries as they lie, keys and values gathered per segment."""
+    """One call of torch's varlen kernel: queries as they lie, keys and values gathered per segment.
+
+    Values with another head size than the keys' (multi-head latent attention) are filled up with zeros for the call.
+    """
     if dropout:
         raise RmcliError(
             f"attention dropout {dropout} is not supported by the varlen kernel", "set it to 0 in config.json"
         )
     query_THD, key_THD, value_THD = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
+    value_size = value_THD.shape[-1]
     output_THD = call_varlen_kernel(
         query_THD,
         key_THD.index_select(0, layout.kv_index),
-        value_THD.index_select(0, layout.kv_index),
+        pad(value_THD, (0, key_THD.shape[-1] - value_size)).index_select(0, layout.kv_index),
         layout,
         scaling,
         window,
     )
-    return output_THD.unsqueeze(0)
+    return output_THD[..., :value_size].unsqueeze(0)
 
 
 def call_varlen_kernel(

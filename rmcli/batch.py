@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rmcli.attention import PackedLayout, Segment
-from rmcli.records import TokenGroup
+from rmcli.records import Rows, TokenGroup
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,17 @@ class PaddedBatch:
     @property
     def num_tokens(self) -> int:
         return self.input_ids.numel()
+
+
+@dataclass(frozen=True)
+class SingleBatch:
+    """Conversations that are each run in a forward of their own, in the order of the scores."""
+
+    conversations: tuple[PaddedBatch, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(one.num_tokens for one in self.conversations)
 
 
 @dataclass(frozen=True)
@@ -96,6 +107,25 @@ def build_padded(groups: Sequence[TokenGroup], pad_token_id: int, device: torch.
         input_ids[row, : len(conversation)] = torch.from_numpy(conversation.astype(np.int64))
     attention_mask = (torch.arange(longest) < lengths[:, None]).long()
     return PaddedBatch(input_ids.to(device), attention_mask.to(device), (lengths - 1).to(device))
+
+
+def build_single(groups: Sequence[TokenGroup], device: torch.device | str = "cpu") -> SingleBatch:
+    """Each conversation alone, without padding."""
+    whole = [
+        TokenGroup(group.prefix[:0], (np.concatenate([group.prefix, response]),))
+        for group in groups
+        for response in group.responses
+    ]
+    return SingleBatch(tuple(build_padded([one], 0, device) for one in whole))
+
+
+def build(
+    rows: Rows, groups: Sequence[TokenGroup], pad_token_id: int, device: torch.device | str = "cpu"
+) -> PackedBatch | SingleBatch | PaddedBatch:
+    """The batch for `rows`: packed, single or padded."""
+    if rows == "packed":
+        return build_packed(groups, device)
+    return build_single(groups, device) if rows == "single" else build_padded(groups, pad_token_id, device)
 
 
 def build_pairs(groups: Sequence[TokenGroup], device: torch.device | str = "cpu") -> Pairs:

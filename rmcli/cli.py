@@ -115,6 +115,13 @@ def prepare_command(
     keep_duplicates: Annotated[
         bool | None, typer.Option("--keep-duplicates", help="Keep exact duplicates of earlier rows.")
     ] = None,
+    chat_template: Annotated[
+        str | None,
+        typer.Option("--chat-template", metavar="FILE|NAME", help="Template for a tokenizer without one."),
+    ] = None,
+    show: Annotated[
+        int, typer.Option("--show", metavar="N", min=0, max=20, help="Print the first N pairs by token.")
+    ] = 0,
     preset: Preset = None,
     config: ConfigFiles = None,
     set_: Settings = None,
@@ -127,19 +134,28 @@ def prepare_command(
     from rmcli import config as configs
     from rmcli import prepare
 
-    options = _option_layer("data", sources=source or None, dataset_map_fn=map_fn, keep_duplicates=keep_duplicates)
-    resolved = configs.resolve(preset, config or (), set_ or (), options=[options])
+    options = [
+        _option_layer("data", sources=source or None, dataset_map_fn=map_fn, keep_duplicates=keep_duplicates),
+        _option_layer("model", chat_template=_absolute_if_file(chat_template)),
+    ]
+    resolved = configs.resolve(preset, config or (), set_ or (), options=options)
     plan = prepare.plan(resolved, out)
     if dry_run:
         _show_config(resolved, {"sources": list(plan.sources), "output": str(plan.folder)}, json)
         return
-    manifest = prepare.run(plan, overwrite)
+    manifest = prepare.run(plan, overwrite, show)
     if json:
         output.answer_json({"folder": str(plan.folder), **manifest})
     else:
         output.answer(str(plan.folder))
     data = [] if out is None else ["--data", str(plan.folder)]
-    _say_next("train", *_same_configuration(preset, config, set_), *data)
+    template = [] if chat_template is None else ["-s", f"model.chat_template={chat_template}"]
+    _say_next("train", *_same_configuration(preset, config, set_), *template, *data)
+
+
+def _absolute_if_file(name: str | None) -> str | None:
+    """A file as train, started elsewhere, can find it; a built-in name stays."""
+    return str(Path(name).absolute()) if name is not None and Path(name).is_file() else name
 
 
 def _same_configuration(preset: str | None, files: list[Path] | None, settings: list[str] | None) -> list[str]:

@@ -36,7 +36,15 @@ class ModelSection(Section):
     revision: str | None = Field(None, description="Hub revision (branch, tag or commit)")
     tokenizer_name_or_path: str | None = Field(None, description="tokenizer, where it is not the model's own")
     random_weights: bool = Field(False, description="build the model from its config alone, with random weights")
-    reward_token: str | None = Field(None, description="the token appended to each conversation, by its text")
+    chat_template: str | None = Field(
+        None,
+        description="chat template, where the tokenizer has none or another is wanted: a file or a built-in name",
+    )
+    reward_token: str | None = Field(
+        None,
+        description="the token appended to each conversation, by its text; natural is the chat template's own "
+        "end-of-turn token, where the conversation is then cut",
+    )
     reward_token_id: int | None = Field(None, ge=0, description="the same token by id; both are checked")
     use_varlen_attn: bool = Field(
         True, description="packed rows with shared prompts; false runs padded conversations (slow, the reference)"
@@ -206,11 +214,14 @@ def trained_model_layers(folder: Path) -> tuple[Layer, Layer]:
     if recorded.is_file():
         base = replace(read_config_file(recorded), explicit=False)
     else:
-        token_id = read_json(folder / "config.json").get("reward_token_id")
-        base = Layer(f"{folder}/config.json", {"model": {"reward_token_id": token_id}}, explicit=False)
+        config = read_json(folder / "config.json")
+        natural = config.get("reward_mode") == "natural"
+        model = {"reward_token": "natural"} if natural else {"reward_token_id": config.get("reward_token_id")}
+        base = Layer(f"{folder}/config.json", {"model": model}, explicit=False)
     here = {
         "pretrained_model_name_or_path": str(folder),
         "tokenizer_name_or_path": None,
+        "chat_template": None,  # the folder's tokenizer carries it
         "revision": None,
         "random_weights": False,
     }
@@ -316,6 +327,10 @@ def _merge(layers: Sequence[Layer], name: str) -> Resolved:
     if asked and "train.pairs_per_step" in origins and "train.pairs_per_step" not in explicit:
         values["train"]["pairs_per_step"] = None
         origins["train.pairs_per_step"] = f"given up for {asked[0]}"
+    natural = values.get("model", {}).get("reward_token") == "natural"
+    if natural and "model.reward_token" in explicit and "model.reward_token_id" not in explicit:
+        values["model"]["reward_token_id"] = None
+        origins["model.reward_token_id"] = "given up for model.reward_token = natural"
     try:
         config = Config.model_validate(values)
     except ValidationError as error:

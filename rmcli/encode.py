@@ -13,7 +13,7 @@ import numpy as np
 
 from rmcli.errors import ConfigError
 from rmcli.records import Conversation, PreferenceGroup, TokenGroup, as_dicts
-from rmcli.tokenizer import RewardTokenizer
+from rmcli.tokenizer import CHAT_TEMPLATE_HINT, RewardTokenizer
 
 ROLES = frozenset({"system", "user", "assistant", "tool"})
 
@@ -26,6 +26,7 @@ REASONS = (
     "chosen_equals_rejected",
     "reward_token_in_text",
     "template_error",
+    "no_end_of_turn",
     "overlong",
     "identical_after_truncation",
 )
@@ -42,8 +43,7 @@ class Encoder:
     def __post_init__(self) -> None:
         if self.reward.tokenizer.chat_template is None:
             raise ConfigError(
-                f"the tokenizer {self.reward.tokenizer.name_or_path!r} has no chat template",
-                "use an instruct model's tokenizer: -s model.tokenizer_name_or_path=PATH",
+                f"the tokenizer {self.reward.tokenizer.name_or_path!r} has no chat template", CHAT_TEMPLATE_HINT
             )
 
     def encode(self, groups: Sequence[PreferenceGroup]) -> list[TokenGroup | str]:
@@ -96,11 +96,13 @@ class Encoder:
         return None
 
     def _group(self, conversations: list[list[int]], weight: float) -> TokenGroup | str:
-        token_ids = [np.asarray(ids, dtype=np.int32) for ids in conversations]
-        # An exported template writes the reward token itself; any other place means it came from the text.
-        reward_id = np.int32(self.reward.reward_token_id)
-        token_ids = [ids if len(ids) and ids[-1] == reward_id else np.append(ids, reward_id) for ids in token_ids]
-        if any((ids[:-1] == reward_id).any() for ids in token_ids):
+        finished = [ids for ids in map(self.reward.finish, conversations) if ids is not None]
+        if len(finished) < len(conversations):
+            return "no_end_of_turn"
+        token_ids = [np.asarray(ids, dtype=np.int32) for ids in finished]
+        # A reserved token anywhere but at the end came from the text; a natural one ends every turn.
+        reward_id = self.reward.reward_token_id
+        if self.reward.mode == "reserved" and any((ids[:-1] == reward_id).any() for ids in token_ids):
             return "reward_token_in_text"
         return self._shorten(token_ids, weight)
 

@@ -14,47 +14,24 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
-from rmcli import attention
+from rmcli import architectures, attention, output
 from rmcli.config import Config, ModelSection, pretrained_arguments
 from rmcli.errors import ConfigError, RmcliError
+from rmcli.records import Rows
 from rmcli.tokenizer import RewardTokenizer, from_pretrained, load_model_config
 
-ATTENTION_LAYER_TYPES = {"full_attention", "sliding_attention"}
-LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 
+def load_model(model: ModelSection, reward: RewardTokenizer, seed: int = 0, rows: Rows = "packed") -> PreTrainedModel:
+    """The model in float32 on the CPU, set to run `rows`. Its head is zero unless trained before.
 
-def check_architecture(model: ModelSection, config: PreTrainedConfig, max_length: int) -> None:
-    """Refuse what packed rows would get wrong, before any weight is loaded. Raises ConfigError."""
-    name = model.pretrained_model_name_or_path
-    if config.model_type == "internlm2":
-        raise ConfigError(
-            f"{name} is in InternLM2's own layout, which is not built yet",
-            "convert the checkpoint to the Llama layout first",
-        )
-    if not model.use_varlen_attn:
-        return
-    text = config.get_text_config()
-    padded = "set model.use_varlen_attn=false"
-    others = sorted(set(getattr(text, "layer_types", None) or []) - ATTENTION_LAYER_TYPES)
-    if others:
-        raise ConfigError(f"{name} has layers that carry state over tokens ({', '.join(others)})", padded)
-    rope = getattr(text, "rope_parameters", None) or {}
-    if rope.get("rope_type") in LENGTH_DEPENDENT_ROPE:
-        switch = rope.get("original_max_position_embeddings") or text.max_position_embeddings
-        if max_length > switch:
-            raise ConfigError(
-                f"{name}: {rope['rope_type']} rope changes at {switch} tokens and data.max_length is {max_length}",
-                f"set data.max_length={switch}, or {padded}",
-            )
-
-
-def load_model(model: ModelSection, reward: RewardTokenizer, seed: int = 0) -> PreTrainedModel:
-    """The model in float32 on the CPU, for packed rows or padded ones. Its head is zero unless trained before."""
+    With a new head the reward token's embedding is made fit to train (see prepare_reward_row).
+    """
     name = model.pretrained_model_name_or_path
     assert name is not None
     attention.register()
+    config = load_model_config(model)
+    architectures.ensure_classifier(config)
     if model.random_weights:
-        config = load_model_config(model)
         config.num_labels = 1
         torch.manual_seed(seed)
         network: Any = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
@@ -79,13 +56,53 @@ def load_model(model: ModelSection, reward: RewardTokenizer, seed: int = 0) -> P
     elif not torch.isfinite(head.weight).all():
         raise RmcliError(f"the score head of {name} is not finite", "the checkpoint is damaged")
     label_for_reward(network.config, name, reward)
-    if model.use_varlen_attn:
+    if new_head:
+        prepare_reward_row(network, reward)
+    if rows == "packed":
         network.set_attn_implementation(attention.ATTENTION_NAME)
-        if network.config._attn_implementation != attention.ATTENTION_NAME:
-            raise ConfigError(
-                f"{type(network).__name__} takes no attention but its own", "set model.use_varlen_attn=false"
-            )
+        assert network.config._attn_implementation == attention.ATTENTION_NAME  # choose_rows has seen to it
     return network.eval()
+
+
+@torch.no_grad()
+def prepare_reward_row(network: PreTrainedModel, reward: RewardTokenizer) -> None:
+    """Grow the embedding when the reward token needs a row it has not, and give an untrained row a sensible start.
+
+    A row whose norm is below 1 % of the median is untrained (Llama-3's reserved tokens): RMSNorm at zero has a slope
+    of 1/sqrt(eps), so the first gradient would be hundreds of times too large. It starts as the mean of the trained
+    rows. Identical rows that are not zero (SmolLM2's) are said and kept. Each change is said aloud.
+    """
+    token = f"{reward.reward_token} ({reward.reward_token_id})"
+    row, weight = reward.reward_token_id, _embedding(network)
+    num_rows = len(weight)
+    norms = weight.float().norm(dim=1)
+    median = norms.median()
+    trained = norms >= 0.01 * median
+    mean = weight[trained].float().mean(dim=0).to(weight.dtype)
+    if row >= num_rows:
+        network.resize_token_embeddings(reward.num_embedding_rows, mean_resizing=False)
+        weight = _embedding(network)
+        weight[num_rows:] = mean
+        output.warn(
+            f"the embedding grows from {num_rows:,} to {len(weight):,} rows for {token}; "
+            f"new rows start as the mean of {int(trained.sum()):,} trained ones"
+        )
+        return
+    if not trained[row]:
+        output.warn(
+            f"the embedding row of {token} is untrained (norm {float(norms[row]):.2g}, median {float(median):.2g}): "
+            f"it starts as the mean of {int(trained.sum()):,} trained rows"
+        )
+        weight[row] = mean
+        return
+    same = (weight == weight[row]).all(dim=1).nonzero().flatten().tolist()
+    if len(same) > 1:
+        others = ", ".join(str(index) for index in same if index != row)
+        output.say(f"the embedding of {reward.reward_token} ({row}) is identical to that of id {others}: kept")
+
+
+def _embedding(network: PreTrainedModel) -> Tensor:
+    return cast(Tensor, network.get_input_embeddings().weight)
 
 
 def label_for_reward(config: PreTrainedConfig, name: str, reward: RewardTokenizer) -> None:
@@ -96,6 +113,7 @@ def label_for_reward(config: PreTrainedConfig, name: str, reward: RewardTokenize
     config.problem_type = "regression"
     config.use_cache = False
     config.reward_token_id = reward.reward_token_id
+    config.reward_mode = reward.mode
     # transformers pools at the last token that is not pad: with the reward token as pad it would read elsewhere.
     config.pad_token_id = reward.pad_token_id
 
@@ -136,10 +154,12 @@ def hidden_at_scores(
     dtype: str = "auto",
     inputs_embeds: Tensor | None = None,
 ) -> Tensor:
-    """(S, D) last hidden state at each reward position of a PackedBatch or PaddedBatch.
+    """(S, D) last hidden state at each reward position of a PackedBatch, SingleBatch or PaddedBatch.
 
-    `inputs_embeds` replaces the packed batch's token embeddings (for gradients with respect to them).
+    `inputs_embeds` replaces a packed or padded batch's token embeddings (for gradients with respect to them).
     """
+    if (conversations := getattr(batch, "conversations", None)) is not None:
+        return torch.cat([hidden_at_scores(network, one, dtype) for one in conversations])
     layout = getattr(batch, "layout", None)
     packed = network.config._attn_implementation == attention.ATTENTION_NAME
     if packed != (layout is not None):
@@ -152,13 +172,27 @@ def hidden_at_scores(
     device = batch.input_ids.device
     with arithmetic(dtype, device):
         if layout is not None:
-            output = backbone(network)(
+            result = backbone(network)(
                 **inputs, position_ids=batch.position_ids, use_cache=False, packed_layout=layout
             )
-            return output.last_hidden_state[0].index_select(0, batch.score_index)
-        output = backbone(network)(**inputs, attention_mask=batch.attention_mask, use_cache=False)
+            return result.last_hidden_state[0].index_select(0, batch.score_index)
+        forget_longest_row(network)
+        result = backbone(network)(**inputs, attention_mask=batch.attention_mask, use_cache=False)
         rows = torch.arange(len(batch.score_index), device=device)
-        return output.last_hidden_state[rows, batch.score_index]
+        return result.last_hidden_state[rows, batch.score_index]
+
+
+def forget_longest_row(network: PreTrainedModel) -> None:
+    """Set dynamic rope back to its start: transformers keeps the frequencies of the longest row it has seen.
+
+    Otherwise a conversation past the switch length would score by what ran before it (transformers 5.23,
+    modeling_rope_utils.dynamic_rope_update).
+    """
+    for module in network.modules():
+        if getattr(module, "rope_type", None) == "dynamic" and hasattr(module, "max_seq_len_cached"):
+            rope: Any = module
+            rope.max_seq_len_cached = rope.original_max_seq_len
+            rope.inv_freq = rope.original_inv_freq.to(rope.inv_freq.device)
 
 
 def scores(network: PreTrainedModel, batch: Any, dtype: str = "auto") -> Tensor:
@@ -176,6 +210,11 @@ def checkpoint_activations(network: PreTrainedModel) -> None:
     """Recompute activations in the backward pass. transformers renamed the switch in 5.23 (old name until v6)."""
     name = "activation_checkpointing_enable"
     (getattr(network, name) if hasattr(network, name) else network.gradient_checkpointing_enable)()
+
+
+def use_stock_attention(network: PreTrainedModel) -> None:
+    """One of transformers' own attentions, for good: the fastest the architecture takes."""
+    network.set_attn_implementation("sdpa" if backbone(network)._supports_sdpa else "eager")
 
 
 @contextmanager
@@ -274,6 +313,7 @@ def estimate_memory(config: Config, model_config: PreTrainedConfig, tokens_per_f
     With activation checkpointing one hidden state per layer is kept, and one whole layer at a time.
     """
     text = model_config.get_text_config()
+    architectures.ensure_classifier(model_config)
     model_config.num_labels = 1
     with torch.device("meta"):
         network: Any = AutoModelForSequenceClassification.from_config(model_config)

@@ -29,19 +29,23 @@ _PROBES: tuple[Conversation, ...] = tuple(
 )
 
 
-def reward_template(template: str, reward_token: str) -> str:
-    """The chat template with the reward token after a finished assistant turn.
+def reward_template(template: str, reward: RewardTokenizer) -> str:
+    """The chat template so that a finished assistant turn ends at the reward position.
 
-    Jinja drops one newline at the very end of a template; it must not come back when text follows.
+    Reserved mode writes the reward token after it; natural mode cuts what follows the last end-of-turn token.
     """
-    return (
-        template.removesuffix("\n")
-        + "{% if messages and messages[-1]['role'] == 'assistant' and not add_generation_prompt %}"
-        + "{{ "
-        + json.dumps(reward_token, ensure_ascii=False)
-        + " }}"
-        + "{% endif %}"
-    )
+    token = json.dumps(reward.reward_token, ensure_ascii=False)
+    finished = "messages and messages[-1]['role'] == 'assistant' and not add_generation_prompt"
+    # Jinja drops one newline at the very end of a template; it must not come back when text follows.
+    base = template.removesuffix("\n")
+    if reward.mode == "natural":
+        return (
+            "{% set conversation %}" + base + "{% endset %}"
+            f"{{% if {finished} and {token} in conversation %}}"
+            f"{{{{ conversation.rsplit({token}, 1)[0] + {token} }}}}"
+            "{% else %}{{ conversation }}{% endif %}"
+        )
+    return base + f"{{% if {finished} %}}{{{{ {token} }}}}{{% endif %}}"
 
 
 def exported_template(reward: RewardTokenizer) -> str:
@@ -52,16 +56,17 @@ def exported_template(reward: RewardTokenizer) -> str:
     tokenizer = reward.tokenizer
     trained = tokenizer.chat_template
     assert isinstance(trained, str)  # encoding has refused a tokenizer without one
-    expected = [_ids(tokenizer, probe) for probe in _PROBES]
-    if any(ids and ids[-1] == reward.reward_token_id for ids in expected):
-        return trained  # goes on from an exported model
-    shipped = reward_template(trained, reward.reward_token)
+    rendered = [_ids(tokenizer, probe) for probe in _PROBES]
+    expected = [ids and reward.finish(ids) for ids in rendered]
+    if rendered == expected and any(rendered):
+        return trained  # goes on from an exported model, or the template ends at its end-of-turn token
+    shipped = reward_template(trained, reward)
     try:
         tokenizer.chat_template = shipped
         actual = [_ids(tokenizer, probe) for probe in _PROBES]
     finally:
         tokenizer.chat_template = trained
-    if actual != [ids and [*ids, reward.reward_token_id] for ids in expected] or not any(expected):
+    if actual != expected or not any(expected):
         raise RmcliError(
             f"the chat template with {reward.reward_token} at its end gives other tokens than training would use",
             "this template cannot be exported; please report it with the model's name",

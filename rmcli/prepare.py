@@ -3,12 +3,12 @@
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rmcli import map_fns, output, sources, store
+from rmcli import chat_templates, map_fns, output, sources, store
 from rmcli.config import Resolved
 from rmcli.encode import Encoder, group_key, is_held_out, prompt_of
 from rmcli.errors import RmcliError, Skip
@@ -17,6 +17,7 @@ from rmcli.records import PreferenceGroup, RawRow, Reject, TokenGroup
 from rmcli.tokenizer import RewardTokenizer, load_tokenizer
 
 CHUNK = 512  # rows rendered and tokenized at a time
+FIRST_KEPT = 20  # pairs that --show can print
 
 
 @dataclass(frozen=True)
@@ -46,22 +47,52 @@ def plan(resolved: Resolved, folder: Path | None) -> Plan:
     return Plan(resolved, map_function, digest, tuple(map(sources.absolute_source, named)), folder)
 
 
-def run(plan: Plan, overwrite: bool = False) -> dict[str, Any]:
-    """Prepare and return the manifest. Raises RmcliError when not a single row is kept; nothing is written then."""
+def run(plan: Plan, overwrite: bool = False, show: int = 0) -> dict[str, Any]:
+    """Prepare and return the manifest; print the first `show` pairs token by token.
+
+    Raises RmcliError when not a single row is kept; nothing is written then.
+    """
     config = plan.resolved.config
     data = config.data
     reward = load_tokenizer(config.model)
     encoder = Encoder(reward, data.max_length, data.overlong)
     if reward.added:
         output.warn(f"{reward.reward_token} is new: it takes the spare embedding row {reward.reward_token_id}")
-    output.say(f"map function {data.dataset_map_fn}, reward token {reward.reward_token} ({reward.reward_token_id})")
+    output.say(
+        f"map function {data.dataset_map_fn}, reward token {reward.reward_token} "
+        f"({reward.reward_token_id}, {reward.mode})"
+    )
+    for note in chat_templates.describe(reward.tokenizer).notes:
+        output.say(f"chat template: {note}")
     with store.StoreWriter(plan.folder, overwrite) as writer:
         tally = _fill(writer, plan, encoder)
         if not tally.kept:
             raise _nothing_kept(tally)
         manifest = writer.finish(_manifest(plan, reward, tally))
+    for number, group in enumerate(tally.first[:show], 1):
+        _show_tokens(f"pair {number} (input row {group.row_id})", group, reward)
     _report(manifest, plan.folder)
     return manifest
+
+
+SHOWN_TOKENS = 40  # of each end of a longer run
+
+
+def _show_tokens(title: str, group: TokenGroup, reward: RewardTokenizer) -> None:
+    """One table: the shared prefix once, then each response; long runs are cut in the middle, and that is said."""
+    parts = [("shared prefix", group.prefix), ("chosen", group.responses[0]), ("rejected", group.responses[1])]
+    lines: list[list[Any]] = []
+    for name, ids in parts:
+        start = 0 if name == "shared prefix" else len(group.prefix)
+        for at, index in enumerate(ids.tolist()):
+            if len(ids) > 2 * SHOWN_TOKENS and SHOWN_TOKENS <= at < len(ids) - SHOWN_TOKENS:
+                if at == SHOWN_TOKENS:
+                    lines.append([name, "...", "...", f"{len(ids) - 2 * SHOWN_TOKENS} more tokens"])
+                continue
+            last = at == len(ids) - 1 and name != "shared prefix"
+            text = reward.tokenizer.decode([index])
+            lines.append([name, str(start + at), str(index), repr(text) + (" <- scored here" if last else "")])
+    output.table(["part", "position", "id", "token"], lines, to_answer=True, title=title)
 
 
 @dataclass
@@ -71,6 +102,7 @@ class _Tally:
     rows_in: int
     kept: int
     rejected: Counter[str]
+    first: list[TokenGroup] = field(default_factory=list)  # the first few kept, to be shown
 
 
 def _fill(writer: store.StoreWriter, plan: Plan, encoder: Encoder) -> _Tally:
@@ -116,7 +148,10 @@ def _fill(writer: store.StoreWriter, plan: Plan, encoder: Encoder) -> _Tally:
                 else:
                     tally.kept += 1
                     split = "eval" if is_held_out(prompt_of(group), data.eval_fraction, data.eval_seed) else "train"
-                    held_back[split].append(replace(tokens, row_id=row_id, source_id=row.source_id))
+                    tokens = replace(tokens, row_id=row_id, source_id=row.source_id)
+                    held_back[split].append(tokens)
+                    if len(tally.first) < FIRST_KEPT:
+                        tally.first.append(tokens)
                     if split == "eval":
                         writer.add_eval_text(_as_canonical(group))
                     if len(held_back[split]) == WINDOW:
@@ -155,6 +190,7 @@ def _manifest(plan: Plan, reward: RewardTokenizer, tally: _Tally) -> dict[str, A
         "map_fn_sha256": plan.map_fn_sha256,
         "reward_token": reward.reward_token,
         "reward_token_id": reward.reward_token_id,
+        "reward_mode": reward.mode,
         **reward.fingerprint(),
         "rows": {
             "in": tally.rows_in,

@@ -4,7 +4,7 @@ row -map_fn-> PreferenceGroup -encode-> TokenGroup -pack-> PackedRow
 """
 
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 import numpy as np
 
@@ -17,6 +17,10 @@ class Message(TypedDict):
 
 
 Conversation = tuple[Message, ...]
+
+# How conversations are laid into forwards. packed: prompts shared; single: one conversation per forward;
+# padded: model.use_varlen_attn = false, the reference.
+Rows = Literal["packed", "single", "padded"]
 
 
 def as_dicts(conversation: Conversation) -> list[dict[str, str]]:

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 
 from rmcli import batch as batches
-from rmcli import map_fns, model, output, pack, sources
+from rmcli import map_fns, model, output, pack, self_test, sources
+from rmcli.architectures import choose_rows
 from rmcli.config import Config
 from rmcli.encode import Encoder
 from rmcli.errors import RmcliError, Skip
 from rmcli.metrics import PairMetrics
-from rmcli.records import PreferenceGroup, TokenGroup
+from rmcli.records import PreferenceGroup, Rows, TokenGroup
 from rmcli.tokenizer import load_tokenizer
 
 WINDOW = 1024  # lines read, packed and scored together
@@ -52,18 +53,30 @@ def run(config: Config, source: str, target: str) -> Summary:
     encoder = Encoder(reward, config.data.max_length, config.data.overlong)
     device = model.pick_device(config)
     model_config = model.load_model_config(config.model)
-    model.check_architecture(config.model, model_config, config.data.max_length)
+    choice = choose_rows(config.model.use_varlen_attn, model_config, config.data.max_length)
     lines = _read(source)
-    network: Any = model.load_model(config.model, reward)
+    network: Any = model.load_model(config.model, reward, rows=choice.rows)
     network.to(device)
+    rows = self_test.settle_rows(network, choice, config.model.dtype).rows
+    scorer = _Scorer(network, encoder, config, rows)
     summary = Summary()
     with _open_output(target) as results:
         numbered = enumerate(lines, 1)
         while window := list(islice(numbered, WINDOW)):
-            for line in _score_window(network, encoder, config, source, window, summary):
+            for line in _score_window(scorer, source, window, summary):
                 results.write(dumps(line, ensure_ascii=False) + "\n")
             results.flush()
     return summary
+
+
+@dataclass(frozen=True)
+class _Scorer:
+    """A model ready to score: `rows` is how it runs conversations."""
+
+    network: Any
+    encoder: Encoder
+    config: Config
+    rows: Rows
 
 
 def report(summary: Summary) -> None:
@@ -77,15 +90,15 @@ def report(summary: Summary) -> None:
 
 
 def _score_window(
-    network: Any, encoder: Encoder, config: Config, source: str, window: list[tuple[int, bytes]], summary: Summary
+    scorer: _Scorer, source: str, window: list[tuple[int, bytes]], summary: Summary
 ) -> list[dict[str, Any]]:
     """One result per line, in order."""
     parsed = [_parse(source, number, data) for number, data in window]
     groups = [group for group in parsed if isinstance(group, PreferenceGroup)]
-    encoded = iter(_encode(encoder, groups))
+    encoded = iter(_encode(scorer.encoder, groups))
     entries = [next(encoded) if isinstance(group, PreferenceGroup) else group for group in parsed]
     token_groups = {at: entry for at, entry in enumerate(entries) if isinstance(entry, TokenGroup)}
-    scores = dict(zip(token_groups, _run(network, config, list(token_groups.values()), encoder), strict=True))
+    scores = dict(zip(token_groups, _run(scorer, list(token_groups.values())), strict=True))
     results = []
     for at, entry in enumerate(entries):
         summary.lines += 1
@@ -136,18 +149,18 @@ def _encode_apart(encoder: Encoder, group: PreferenceGroup) -> TokenGroup | str:
 
 
 @torch.no_grad()
-def _run(network: Any, config: Config, groups: list[TokenGroup], encoder: Encoder) -> list[list[float]]:
+def _run(scorer: _Scorer, groups: list[TokenGroup]) -> list[list[float]]:
     """Scores of each group's conversations."""
+    network, config = scorer.network, scorer.config
     capacity = max([config.data.max_packed_length, *(group.num_tokens for group in groups)])
     results: list[list[float]] = [[] for _ in groups]
     for members in pack.best_fit_decreasing([group.num_tokens for group in groups], capacity):
         chunk = [groups[index] for index in members]
-        if config.model.use_varlen_attn:
-            values = model.scores(network, batches.build_packed(chunk, network.device), config.model.dtype).tolist()
-        else:
-            pad = encoder.reward.pad_token_id
-            padded = [batches.build_padded([group], pad, network.device) for group in chunk]
-            values = [v for one in padded for v in model.scores(network, one, config.model.dtype).tolist()]
+        together = [[group] for group in chunk] if scorer.rows == "padded" else [chunk]
+        values: list[float] = []
+        for part in together:
+            batch = batches.build(scorer.rows, part, scorer.encoder.reward.pad_token_id, network.device)
+            values += model.scores(network, batch, config.model.dtype).tolist()
         for index in members:
             count = len(groups[index].responses)
             results[index], values = values[:count], values[count:]

@@ -8,20 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rmcli import hub
+from rmcli import chat_templates, hub
 from rmcli.config import ModelSection, preset_names, pretrained_arguments
 from rmcli.errors import ConfigError, RmcliError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+NATURAL = "natural"  # model.reward_token: the template's own end-of-turn token
+ROWS_MULTIPLE = 64  # rows of a grown embedding: a size that kernels like
+CHAT_TEMPLATE_HINT = f"give one: --chat-template FILE, or a built-in one: {', '.join(chat_templates.BUILT_IN)}"
+
 
 @dataclass(frozen=True)
 class RewardTokenizer:
     """A tokenizer and the token whose hidden state is scored.
 
-    `num_embedding_rows` is the model's; it may exceed len(tokenizer). `added` is true when the token was new and
-    took the first spare row.
+    `mode`: reserved (an unused token appended to each conversation) or natural (the template's own end-of-turn
+    token). `num_embedding_rows` is the model's, or what it has to grow to; it may exceed len(tokenizer). `added` is
+    true when the token was new and took the next id.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
@@ -29,14 +34,35 @@ class RewardTokenizer:
     reward_token_id: int
     num_embedding_rows: int
     added: bool = False
+    mode: str = "reserved"
 
     @property
     def pad_token_id(self) -> int:
-        """An id to pad with: the tokenizer's own, else its eos, else 0. Never the reward token."""
-        for candidate in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
+        """An id to pad with: the tokenizer's own, else another special token. Never the reward token.
+
+        Only special tokens: as a pad token any other would be cut out of the text it occurs in.
+        """
+        tokenizer = self.tokenizer
+        special = sorted(index for index, token in tokenizer.added_tokens_decoder.items() if token.special)
+        candidates = [tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id]
+        for candidate in (*candidates, *special):
             if isinstance(candidate, int) and candidate != self.reward_token_id:
                 return candidate
-        return 0 if self.reward_token_id != 0 else 1
+        raise ConfigError(
+            f"the tokenizer of {tokenizer.name_or_path} has no special token to pad with but {self.reward_token}",
+            "choose another reward token",
+        )
+
+    def finish(self, ids: list[int]) -> list[int] | None:
+        """Token ids of a rendered conversation so that they end at the reward position; None when none is there.
+
+        Reserved: the rendered tail is kept and the token appended by id, unless an exported template has written it.
+        Natural: the tail after the last end-of-turn token is cut.
+        """
+        if self.mode == "natural":
+            at = len(ids) - ids[::-1].index(self.reward_token_id) if self.reward_token_id in ids else 0
+            return ids[:at] or None
+        return ids if ids and ids[-1] == self.reward_token_id else [*ids, self.reward_token_id]
 
     def fingerprint(self) -> dict[str, str]:
         """sha256 of the vocabulary with its rules, and of the chat template: what prepared ids depend on."""
@@ -120,9 +146,12 @@ def load_bare_tokenizer(model: ModelSection) -> "PreTrainedTokenizerBase":
     name = model.tokenizer_name_or_path or model.pretrained_model_name_or_path
     assert name is not None  # load_model_config has refused it
     own = name == model.pretrained_model_name_or_path  # the revision is the model's
-    return from_pretrained(
+    tokenizer = from_pretrained(
         AutoTokenizer, "tokenizer", name, pretrained_arguments(name, model.revision if own else None)
     )
+    if model.chat_template is not None:
+        tokenizer.chat_template = chat_templates.load(model.chat_template, tokenizer)
+    return tokenizer
 
 
 def load_tokenizer(model: ModelSection) -> RewardTokenizer:
@@ -143,15 +172,14 @@ def resolve_reward_token(
     find = f"find one: rmcli inspect-token {name}"
     if token is None and token_id is None:
         raise ConfigError("model.reward_token is not set", find)
-    if token == "natural":
-        raise ConfigError("model.reward_token = 'natural' (the end-of-turn token) is not built yet", find)
-    if token_id is not None and token_id >= num_embedding_rows:
+    if token == NATURAL:
+        return _resolve_natural(tokenizer, token_id, name, num_embedding_rows)
+    added = token is not None and token not in tokenizer.get_vocab()
+    if token_id is not None and token_id >= num_embedding_rows and not (added and token_id == len(tokenizer)):
         raise ConfigError(
             f"model.reward_token_id = {token_id} is out of range: {name} has {num_embedding_rows} embedding rows",
             find,
         )
-    added = False
-    vocabulary = tokenizer.get_vocab()
     if token is None:
         assert token_id is not None
         token = _token_of(tokenizer, token_id)
@@ -160,18 +188,19 @@ def resolve_reward_token(
                 f"model.reward_token_id = {token_id} has no token in the tokenizer of {name}",
                 f"name it to use this spare row: -s model.reward_token='<|reward|>' (the first is {len(tokenizer)})",
             )
-    elif token not in vocabulary:
+    elif added:
         if token_id is None or token_id != len(tokenizer):
             raise ConfigError(f"model.reward_token = {token!r} is not in the tokenizer of {name}", find)
         tokenizer.add_tokens([token], special_tokens=True)
-        vocabulary, added = tokenizer.get_vocab(), True
-    found = vocabulary[token]
+    found = tokenizer.get_vocab()[token]
     if token_id is not None and found != token_id:
         raise ConfigError(
             f"model.reward_token_id = {token_id} is {_token_of(tokenizer, token_id)!r} in the tokenizer of {name}, "
             f"and {token!r} is {found}",
             f"set one of them right: model.reward_token_id = {found}",
         )
+    if added and found >= num_embedding_rows:  # train grows the embedding and says so
+        num_embedding_rows = -(-(found + 1) // ROWS_MULTIPLE) * ROWS_MULTIPLE
     if found >= num_embedding_rows:
         raise ConfigError(
             f"model.reward_token = {token!r} is id {found}, out of range: {name} has {num_embedding_rows} "
@@ -182,6 +211,44 @@ def resolve_reward_token(
         if found == getattr(tokenizer, f"{use}_token_id"):
             raise ConfigError(f"model.reward_token = {token!r} (id {found}) is the {use} token of {name}", find)
     return RewardTokenizer(tokenizer, token, found, num_embedding_rows, added)
+
+
+def _resolve_natural(
+    tokenizer: "PreTrainedTokenizerBase", token_id: int | None, name: str | None, num_embedding_rows: int
+) -> RewardTokenizer:
+    """The template's end-of-turn token: the first special token it writes after an assistant's reply."""
+    found = end_of_turn_id(tokenizer)
+    if found is None:
+        raise ConfigError(
+            f"the chat template of {name} writes no special token after a reply: there is no natural reward token",
+            f"use an unused token: rmcli inspect-token {name}",
+        )
+    token = _token_of(tokenizer, found)
+    assert token is not None  # the tokenizer has just given this id
+    if token_id is not None and token_id != found:
+        raise ConfigError(
+            f"model.reward_token_id = {token_id}, but the end-of-turn token of {name} is {token!r} ({found})",
+            "leave reward_token_id out with reward_token = 'natural', or clear the preset's: "
+            "-s model.reward_token_id=none",
+        )
+    if found >= num_embedding_rows:
+        raise ConfigError(f"the end-of-turn token {token!r} ({found}) of {name} has no embedding row")
+    return RewardTokenizer(tokenizer, token, found, num_embedding_rows, mode=NATURAL)
+
+
+def end_of_turn_id(tokenizer: "PreTrainedTokenizerBase") -> int | None:
+    """Found by rendering: the first special token after the reply of a finished assistant turn."""
+    if tokenizer.chat_template is None:
+        raise ConfigError(f"the tokenizer {tokenizer.name_or_path!r} has no chat template", CHAT_TEMPLATE_HINT)
+    reply = "Paris"  # a word of plain letters: any tokenizer can write it, no template alters it
+    messages = [{"role": "user", "content": "The capital of France?"}, {"role": "assistant", "content": reply}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    assert isinstance(text, str)
+    tail = text[text.rindex(reply) + len(reply) :]
+    special = set(tokenizer.all_special_ids)
+    special |= {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
+    return next((index for index in ids if index in special), None)
 
 
 def _token_of(tokenizer: "PreTrainedTokenizerBase", token_id: int) -> str | None:

@@ -149,7 +149,10 @@ def test_a_tokenizer_without_a_template_is_refused(reward, monkeypatch):
         ({"reward_token_id": 384}, "reward_token_id = 384 is out of range"),
         ({"reward_token": "<|im_end|>", "reward_token_id": 3}, "is the eos token"),
         ({"reward_token": "<pad>", "reward_token_id": 1}, "is the pad token"),
-        ({"reward_token": "natural"}, "not built yet"),
+        (
+            {"reward_token": "natural"},
+            "reward_token_id = 4, but the end-of-turn token of {presets}/tiny is '<|im_end|>' (3)",
+        ),
     ],
 )
 def test_wrong_reward_tokens(settings, message):

@@ -9,10 +9,12 @@ import torch
 from accelerate import PartialState
 
 from rmcli import model, model_folder, output, store
+from rmcli.architectures import RowChoice, choose_rows
 from rmcli.config import Config, Resolved
 from rmcli.errors import ConfigError, RmcliError
 from rmcli.plan import RowSizes, num_steps
-from rmcli.tokenizer import RewardTokenizer, load_model_config, load_tokenizer
+from rmcli.records import Rows
+from rmcli.tokenizer import CHAT_TEMPLATE_HINT, RewardTokenizer, load_model_config, load_tokenizer
 
 GIB = 2**30
 
@@ -31,11 +33,17 @@ class Job:
     sizes: RowSizes
     total_steps: int
     memory: model.MemoryEstimate
+    row_choice: RowChoice
     device: torch.device
 
     @property
     def config(self) -> Config:
         return self.resolved.config
+
+    @property
+    def plans_packs(self) -> bool:
+        """Whether forwards are planned as packs; single conversations are, each pack one after the other."""
+        return self.row_choice.rows != "padded"
 
 
 def build_job(resolved: Resolved, data_folder: Path, run_folder: Path | None) -> Job:
@@ -47,10 +55,12 @@ def build_job(resolved: Resolved, data_folder: Path, run_folder: Path | None) ->
     config = resolved.config
     device = model.pick_device(config)
     model_config = load_model_config(config.model)
-    model.check_architecture(config.model, model_config, config.data.max_length)
+    row_choice = choose_rows(config.model.use_varlen_attn, model_config, config.data.max_length)
     reward = load_tokenizer(config.model)
     if reward.tokenizer.chat_template is None:
-        raise ConfigError(f"the tokenizer of {config.model.pretrained_model_name_or_path} has no chat template")
+        raise ConfigError(
+            f"the tokenizer of {config.model.pretrained_model_name_or_path} has no chat template", CHAT_TEMPLATE_HINT
+        )
     check_same_tokens(manifest, reward, data_folder)
     train_split = store.PackedSplit(data_folder, "train")
     if not len(train_split):
@@ -68,8 +78,9 @@ def build_job(resolved: Resolved, data_folder: Path, run_folder: Path | None) ->
         train_split=train_split,
         eval_split=store.PackedSplit(data_folder, "eval"),
         sizes=sizes,
-        total_steps=num_steps(sizes, config.train, config.model.use_varlen_attn),
-        memory=model.estimate_memory(config, model_config, _largest_forward(config, sizes)),
+        total_steps=num_steps(sizes, config.train, row_choice.rows != "padded"),
+        memory=model.estimate_memory(config, model_config, _largest_forward(config, sizes, row_choice.rows)),
+        row_choice=row_choice,
         device=device,
     )
 
@@ -168,24 +179,27 @@ def check_same_tokens(manifest: Mapping[str, Any], reward: RewardTokenizer, fold
             raise RmcliError(
                 f"{folder} was prepared with another {what}: {manifest[name][:16]} there, {value[:16]} here", again
             )
-    if manifest["reward_token_id"] != reward.reward_token_id:
+    there = (manifest["reward_token"], manifest["reward_token_id"], manifest["reward_mode"])
+    here = (reward.reward_token, reward.reward_token_id, reward.mode)
+    if there != here:
         raise RmcliError(
-            f"{folder} was prepared with reward token {manifest['reward_token']} ({manifest['reward_token_id']}), "
-            f"not {reward.reward_token} ({reward.reward_token_id})",
+            f"{folder} was prepared with reward token {there[0]} ({there[1]}, {there[2]}), "
+            f"not {here[0]} ({here[1]}, {here[2]})",
             again,
         )
 
 
-def _largest_forward(config: Config, sizes: RowSizes) -> int:
-    """Tokens of the largest forward of the run, an upper bound."""
+def _largest_forward(config: Config, sizes: RowSizes, rows: Rows) -> int:
+    """Tokens of the largest forward of the run, an upper bound: without sharing a pair's prompt runs twice."""
     train = config.train
-    if not config.model.use_varlen_attn:
+    if rows == "padded":
         return train.batch_size * 2 * config.data.max_length
+    times = 2 if rows == "single" else 1
     if train.pairs_per_step is not None:
         largest = sorted((int(n) for tokens in sizes.group_tokens for n in tokens), reverse=True)
-        return min(config.data.max_packed_length, sum(largest[: train.pairs_per_step]))
-    rows = sorted((int(tokens.sum()) for tokens in sizes.group_tokens), reverse=True)
-    return sum(rows[: train.batch_size])
+        return times * min(config.data.max_packed_length, sum(largest[: train.pairs_per_step]))
+    packs = sorted((int(tokens.sum()) for tokens in sizes.group_tokens), reverse=True)
+    return times * sum(packs[: train.batch_size])
 
 
 def describe(job: Job) -> dict[str, Any]:
@@ -195,6 +209,7 @@ def describe(job: Job) -> dict[str, Any]:
         "data": str(job.data_folder),
         "run": str(job.run_folder),
         "device": str(job.device),
+        "rows": job.row_choice.rows,
         "packs": len(job.train_split),
         "pairs": job.sizes.num_groups,
         "eval_pairs": sum(job.eval_split.groups_per_row),

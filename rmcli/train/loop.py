@@ -2,25 +2,24 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-import numpy as np
 import torch
 from accelerate.utils import set_seed
 from safetensors import SafetensorError
 from torch import Tensor
 
+from rmcli import architectures, checkpoint, model, model_folder, optim, output, self_test, store
 from rmcli import batch as batches
-from rmcli import checkpoint, model, model_folder, optim, output, store
 from rmcli.config import Config
 from rmcli.errors import RmcliError
 from rmcli.losses import objective
 from rmcli.metrics import PairMetrics
 from rmcli.plan import Forward, Slice, Step, plan
-from rmcli.records import TokenGroup
+from rmcli.records import Rows, TokenGroup
 from rmcli.train.job import Job, check_memory, describe
 
 
@@ -33,12 +32,14 @@ def run(job: Job) -> dict[str, Any]:
     toml = job.resolved.toml()
     (job.run_folder / "resolved.toml").write_text(toml, encoding="utf-8")
     set_seed(config.train.seed)
-    network: Any = model.load_model(config.model, job.reward, config.train.seed)
+    network: Any = model.load_model(config.model, job.reward, config.train.seed, job.row_choice.rows)
+    if architectures.loads_only_here(network.config):
+        output.warn(f"transformers has no {type(network).__name__}: the model folder will load in rmcli only")
     network.to(job.device)
-    run_self_test(network, config)
+    rows = self_test.settle_rows(network, job.row_choice, config.model.dtype, config.train.seed).rows
     if config.train.activation_checkpointing:
         model.checkpoint_activations(network)
-    trainer = _Trainer(job, network)
+    trainer = _Trainer(job, network, rows)
     folder = job.run_folder / "model"
     try:
         with (job.run_folder / "metrics.jsonl").open("w", encoding="utf-8") as metrics_file:
@@ -75,62 +76,19 @@ def _make_run_folder(folder: Path) -> None:
         ) from error
 
 
-def run_self_test(network: Any, config: Config) -> None:
-    """Packed + shared against each conversation alone, on this model and device. Raises when they differ."""
-    if not config.model.use_varlen_attn:
-        output.warn("use_varlen_attn = false: conversations are padded, the prompt runs twice (the slow reference)")
-        return
-    groups, positions = self_test_groups(config, network.config.get_text_config().vocab_size)
-    device = network.device
-    packed = batches.build_packed(groups, device)
-    alone = [
-        batches.build_padded([TokenGroup(group.prefix[:0], (np.concatenate([group.prefix, response]),))], 0, device)
-        for group in groups
-        for response in group.responses
-    ]
-    result = model.compare_with_alone(network, packed, alone, positions, config.model.dtype)
-    verdict = "ok" if result.passed else "FAILED"
-    output.say(
-        f"self-test: packed + shared against each conversation alone: score {result.score_error:.1e}, "
-        f"gradient {result.gradient_error:.1e} (limit {result.tolerance:.0e}) {verdict}"
-    )
-    if not result.passed:
-        raise RmcliError(
-            f"self-test failed: scores of packed rows are {result.score_error:.1e} apart from single ones, gradients "
-            f"{result.gradient_error:.1e} (limit {result.tolerance:.0e})",
-            "this architecture needs model.use_varlen_attn=false",
-        )
-
-
-def self_test_groups(config: Config, vocab_size: int) -> tuple[list[TokenGroup], list[list[int]]]:
-    """Two groups of a few seeded tokens, and where each token of each conversation stands in the packed row."""
-    generator = torch.Generator().manual_seed(config.train.seed)
-    groups, positions, start = [], [], 0
-    for prefix_length, response_lengths in ((7, (5, 3)), (4, (2, 6))):
-        draw = [torch.randint(vocab_size, (n,), generator=generator) for n in (prefix_length, *response_lengths)]
-        prefix, *responses = (tokens.numpy().astype("int32") for tokens in draw)
-        groups.append(TokenGroup(prefix, tuple(responses)))
-        response_start = start + prefix_length
-        for response in responses:
-            own = range(response_start, response_start + len(response))
-            positions.append([*range(start, start + prefix_length), *own])
-            response_start += len(response)
-        start = response_start
-    return groups, positions
-
-
 class _Trainer:
     """The loop and what it keeps between steps."""
 
-    def __init__(self, job: Job, network: Any) -> None:
+    def __init__(self, job: Job, network: Any, rows: Rows) -> None:
         self.job, self.network, self.config = job, network, job.config
+        self.rows: Rows = rows
         self.optimizer = optim.build_optimizer(network, model.score_head(network), job.config.train)
         self.window = _Window()
 
     def fit(self, metrics_file: TextIO) -> dict[str, Any]:
         """All steps. Returns the last log line joined with the last evaluation."""
         train, total = self.config.train, self.job.total_steps
-        packed, limit = self.config.model.use_varlen_attn, self.config.data.max_packed_length
+        packed, limit = self.job.plans_packs, self.config.data.max_packed_length
         unread: _Skipped | None = None  # the flag of the last step, read one step later
         summary: dict[str, Any] = {}
         with output.progress("train", total) as progress:
@@ -172,7 +130,8 @@ class _Trainer:
         total_scores = sum(len(group.responses) for group in everything)
         loss = torch.zeros((), device=self.job.device)
         for groups in rank_forwards[0]:
-            batch, pairs = build_batch(groups, self.config, self.job.reward.pad_token_id, self.job.device)
+            batch = batches.build(self.rows, groups, self.job.reward.pad_token_id, self.job.device)
+            pairs = batches.build_pairs(groups, self.job.device)
             scores_S = model.scores(self.network, batch, self.config.model.dtype)
             pair_loss, penalty = objective(
                 scores_S, pairs.chosen, pairs.rejected, pairs.weights, self.config.loss, total_weight, total_scores
@@ -190,7 +149,8 @@ class _Trainer:
         return [group for part in forward for group in split.groups(part.row, part.start, part.stop)]
 
     def evaluate_and_log(self, step: int, metrics_file: TextIO, progress: output.Progress) -> dict[str, Any]:
-        result = evaluate(self.network, self.job.eval_split, self.config, self.job.reward.pad_token_id)
+        pad_token_id = self.job.reward.pad_token_id
+        result = evaluate(self.network, self.job.eval_split, self.config, pad_token_id, self.rows)
         if result:
             metrics_file.write(json.dumps({"step": step, **result}) + "\n")
             metrics_file.flush()
@@ -201,22 +161,11 @@ class _Trainer:
         return result
 
 
-def build_batch(
-    groups: Sequence[TokenGroup], config: Config, pad_token_id: int, device: torch.device
-) -> tuple[batches.PackedBatch | batches.PaddedBatch, batches.Pairs]:
-    """Packed or padded, as `model.use_varlen_attn` says, with the pairs to compare."""
-    if config.model.use_varlen_attn:
-        batch = batches.build_packed(groups, device)
-    else:
-        batch = batches.build_padded(groups, pad_token_id, device)
-    return batch, batches.build_pairs(groups, device)
-
-
 @torch.no_grad()
-def evaluate(network: Any, split: store.PackedSplit, config: Config, pad_token_id: int) -> dict[str, Any]:
+def evaluate(network: Any, split: store.PackedSplit, config: Config, pad_token_id: int, rows: Rows) -> dict[str, Any]:
     """Loss (as in training), accuracy, margin and score range over all held-out pairs; empty without any."""
     forwards = [[Slice(row, 0, count)] for row, count in enumerate(split.groups_per_row)]
-    if not config.model.use_varlen_attn:
+    if rows == "padded":
         single = [Slice(row, g, g + 1) for row, count in enumerate(split.groups_per_row) for g in range(count)]
         size = config.train.batch_size
         forwards = [single[at : at + size] for at in range(0, len(single), size)]
@@ -227,7 +176,8 @@ def evaluate(network: Any, split: store.PackedSplit, config: Config, pad_token_i
     loss_sum, weight_sum, penalty_sum = 0.0, 0.0, 0.0
     for forward in forwards:
         groups = [group for part in forward for group in split.groups(part.row, part.start, part.stop)]
-        batch, pairs = build_batch(groups, config, pad_token_id, network.device)
+        batch = batches.build(rows, groups, pad_token_id, network.device)
+        pairs = batches.build_pairs(groups, network.device)
         scores_S = model.scores(network, batch, config.model.dtype)
         pair_loss, penalty = objective(scores_S, pairs.chosen, pairs.rejected, pairs.weights, config.loss, 1.0, 1)
         loss_sum, penalty_sum = loss_sum + float(pair_loss), penalty_sum + float(penalty)

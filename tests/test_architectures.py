@@ -1,0 +1,213 @@
+"""Every architecture: packed + shared against plain transformers on single conversations, or one per forward."""
+
+import pytest
+import torch
+from conftest import single_batches
+from test_exactness import gradients, largest_relative, uneven_groups
+from tiny_backbones import FELT, PACKED, SINGLE, tiny_config
+from transformers import AutoModelForSequenceClassification, LlamaConfig, Phi3Config
+
+from rmcli import architectures, attention, batch, model
+from rmcli.errors import RmcliError
+from rmcli.self_test import settle_rows
+
+
+def tiny_network(name: str, seed: int = 0, **changes: object) -> torch.nn.Module:
+    """A random reward model of that architecture with a seeded non-zero head."""
+    attention.register()
+    config = tiny_config(name, **changes)
+    architectures.ensure_classifier(config)
+    torch.manual_seed(seed)
+    network = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).eval()
+    torch.nn.init.normal_(model.score_head(network).weight, std=0.3)
+    for parameter_name, parameter in network.named_parameters():
+        if parameter_name.endswith("sinks"):
+            torch.nn.init.normal_(parameter, std=1.0)
+    return network
+
+
+def backbone_scores(network: torch.nn.Module, groups: list, stock: str = "eager") -> torch.Tensor:
+    """The plain backbone and a linear head, one conversation at a time."""
+    weight = model.score_head(network).weight[0]
+    with model.stock_attention(network, stock):
+        hidden = [
+            network.base_model(input_ids=one.input_ids, use_cache=False).last_hidden_state[0, -1]
+            for one in single_batches(groups)
+        ]
+    return torch.stack(hidden) @ weight
+
+
+@pytest.mark.parametrize("name", sorted(PACKED))
+def test_packed_and_shared_equals_single_conversations(name):
+    network, groups = tiny_network(name), uneven_groups()
+    assert architectures.choose_rows(True, network.config, 64) == architectures.RowChoice("packed")
+    expected = backbone_scores(network, groups)
+    expected_gradients = gradients(network, expected)
+    network.set_attn_implementation(attention.ATTENTION_NAME)
+    actual = model.scores(network, batch.build_packed(groups))
+    assert expected.std() > 0.1
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+    assert largest_relative(gradients(network, actual), expected_gradients) < 1e-4
+
+
+@pytest.mark.parametrize("name", sorted(set(PACKED) & {"llama", "mistral", "gemma2", "gpt_oss", "qwen3_moe"}))
+def test_transformers_own_classifier_says_what_its_backbone_and_head_say(name):
+    network, groups = tiny_network(name), uneven_groups()
+    with torch.no_grad():
+        logits = torch.cat([network(input_ids=one.input_ids).logits[:, 0] for one in single_batches(groups)])
+        torch.testing.assert_close(backbone_scores(network, groups), logits, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", sorted(SINGLE))
+def test_others_are_recognised_and_run_one_conversation_per_forward(name):
+    network, groups = tiny_network(name), uneven_groups()
+    choice = architectures.choose_rows(True, network.config, 64)
+    assert choice.rows == "single"
+    assert choice.reason
+    expected = backbone_scores(network, groups, network.config._attn_implementation)
+    expected_gradients = gradients(network, expected)
+    actual = model.scores(network, batch.build_single(groups))
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+    assert largest_relative(gradients(network, actual), expected_gradients) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["qwen3_next", "lfm2", "minimax", "phimoe"])
+def test_packing_those_would_be_wrong(name):
+    """The negative control: what choose_rows keeps from them."""
+    network, groups = tiny_network(name), uneven_groups()
+    with torch.no_grad():
+        expected = backbone_scores(network, groups, network.config._attn_implementation)
+        network.set_attn_implementation(attention.ATTENTION_NAME)
+        actual = model.scores(network, batch.build_packed(groups))
+    assert (actual - expected).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("name", sorted(FELT))
+def test_windows_soft_caps_and_sinks_are_felt(name):
+    what, changes = FELT[name]
+    network, groups = tiny_network(name), uneven_groups()
+    with torch.no_grad():
+        expected = backbone_scores(network, groups)
+        assert (expected - backbone_scores(tiny_network(name, **changes), groups)).abs().max() > 1e-3
+        if "sinks" in what:
+            for parameter_name, parameter in network.named_parameters():
+                if parameter_name.endswith("sinks"):
+                    torch.nn.init.constant_(parameter, -1e4)
+            assert (expected - backbone_scores(network, groups)).abs().max() > 1e-3
+
+
+def test_the_proven_architectures_are_those_that_the_test_runs():
+    assert sorted(PACKED) == sorted(architectures.PROVEN)
+
+
+# --- rope whose frequencies depend on the length ---
+
+
+def rope_config(kind: str) -> LlamaConfig:
+    sizes = {
+        "vocab_size": 97,
+        "hidden_size": 48,
+        "intermediate_size": 80,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "initializer_range": 0.15,
+        "pad_token_id": 0,
+        "num_labels": 1,
+    }
+    if kind == "dynamic":
+        rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+        return LlamaConfig(**sizes, max_position_embeddings=24, rope_parameters=rope)
+    factors = {"short_factor": [1.0] * 4, "long_factor": [1.0, 1.5, 2.0, 4.0]}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 24, **factors}
+    return Phi3Config(**sizes, max_position_embeddings=96, original_max_position_embeddings=24, rope_parameters=rope)
+
+
+def rope_network(kind: str) -> torch.nn.Module:
+    attention.register()
+    torch.manual_seed(0)
+    network = AutoModelForSequenceClassification.from_config(rope_config(kind), dtype=torch.float32).eval()
+    torch.nn.init.normal_(network.score.weight, std=0.3)
+    return network
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_conversations_below_the_switch_length_are_packed_exactly(kind):
+    groups = [group for group in uneven_groups() if len(group.prefix) + max(map(len, group.responses)) <= 24]
+    assert len(groups) == 5
+    network = rope_network(kind)
+    assert architectures.choose_rows(True, network.config, 24).rows == "packed"
+    expected = backbone_scores(network, groups)
+    network.set_attn_implementation(attention.ATTENTION_NAME)
+    torch.testing.assert_close(model.scores(network, batch.build_packed(groups)), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_longer_ones_run_alone_and_never_feel_what_ran_before(kind):
+    choice = architectures.choose_rows(True, rope_config(kind), 25)
+    assert choice.rows == "single"
+    assert "its rope changes at 24 tokens and data.max_length is 25" in choice.reason
+    assert architectures.choose_rows(False, rope_config(kind), 25).rows == "single"  # padded rows have neighbours too
+    groups = uneven_groups()  # one of them has 28 tokens
+    fresh = torch.cat([backbone_scores(rope_network(kind), [group]) for group in groups])
+    network = rope_network(kind)
+    with torch.no_grad():
+        torch.testing.assert_close(model.scores(network, batch.build_single(groups)), fresh, atol=1e-5, rtol=0)
+        again = model.scores(network, batch.build_single([groups[4], *groups]))[2:]
+        torch.testing.assert_close(again, fresh, atol=1e-5, rtol=0)
+        network.set_attn_implementation(attention.ATTENTION_NAME)
+        packed = model.scores(network, batch.build_packed(groups))
+    assert (packed - fresh).abs().max() > 1e-3  # the long conversation would move its neighbours
+
+
+# --- architectures that nobody has proven: the self-test decides ---
+
+
+def test_an_unknown_architecture_that_fails_falls_back_and_says_so(monkeypatch, capsys):
+    network = tiny_network("lfm2")
+    network.set_attn_implementation(attention.ATTENTION_NAME)
+    choice = settle_rows(network, architectures.RowChoice("packed"), "float32")
+    assert choice.rows == "single"
+    assert network.config._attn_implementation == "sdpa"
+    said = capsys.readouterr().err
+    assert "FAILED" in said
+    assert "note: one conversation per forward, no shared prompts (slower): packed rows are not exact here" in said
+
+
+def test_an_unknown_architecture_that_passes_is_packed(monkeypatch, capsys):
+    monkeypatch.setattr(architectures, "PROVEN", frozenset())
+    network = tiny_network("llama")
+    network.set_attn_implementation(attention.ATTENTION_NAME)
+    assert settle_rows(network, architectures.RowChoice("packed"), "float32").rows == "packed"
+    assert " ok\n" in capsys.readouterr().err
+
+
+def test_an_architecture_whose_attention_gets_a_mask_falls_back(capsys):
+    network = tiny_network("stablelm")
+    network.set_attn_implementation(attention.ATTENTION_NAME)
+    monkey = architectures.RowChoice("packed")  # had it claimed to take any attention
+    assert settle_rows(network, monkey, "float32").rows == "single"
+    assert "called without a layout or with a mask" in capsys.readouterr().err
+
+
+def test_a_proven_architecture_that_fails_is_a_fault(monkeypatch):
+    network = tiny_network("llama")
+    network.set_attn_implementation(attention.ATTENTION_NAME)
+    full = lambda self, q, k, window, device: torch.ones(q, k, dtype=torch.bool)  # noqa: E731
+    monkeypatch.setattr(attention.PackedLayout, "mask", full)
+    with pytest.raises(RmcliError, match="self-test failed: scores of packed rows are"):
+        settle_rows(network, architectures.RowChoice("packed"), "float32")
+
+
+# --- classifiers that transformers does not have ---
+
+
+def test_granite_becomes_a_classifier_that_is_saved_and_loaded_alike(tmp_path):
+    network, groups = tiny_network("granite"), uneven_groups()
+    assert type(network).__name__ == "GraniteForSequenceClassification"
+    assert architectures.loads_only_here(network.config)
+    assert not architectures.loads_only_here(tiny_config("llama"))
+    network.save_pretrained(tmp_path)
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        assert torch.equal(backbone_scores(again, groups), backbone_scores(network, groups))
