@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
-from rmcli import attention
+from rmcli import attention, internlm2
 from rmcli.config import Config, ModelSection, pretrained_arguments
 from rmcli.errors import ConfigError, RmcliError
 from rmcli.tokenizer import RewardTokenizer, from_pretrained, load_model_config
@@ -26,11 +26,6 @@ LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 def check_architecture(model: ModelSection, config: PreTrainedConfig, max_length: int) -> None:
     """Refuse what packed rows would get wrong, before any weight is loaded. Raises ConfigError."""
     name = model.pretrained_model_name_or_path
-    if config.model_type == "internlm2":
-        raise ConfigError(
-            f"{name} is in InternLM2's own layout, which is not built yet",
-            "convert the checkpoint to the Llama layout first",
-        )
     if not model.use_varlen_attn:
         return
     text = config.get_text_config()
@@ -64,7 +59,7 @@ def load_model(model: ModelSection, reward: RewardTokenizer, seed: int = 0) -> P
         extra: dict[str, Any] = {"num_labels": 1, "dtype": torch.float32, "output_loading_info": True}
         if "gguf_file" in arguments:
             extra["quantization_config"] = _dequantize(arguments["gguf_file"])
-        network, report = from_pretrained(AutoModelForSequenceClassification, "weights", name, {**arguments, **extra})
+        network, report = from_pretrained(internlm2.AutoSequenceClassifier, "weights", name, {**arguments, **extra})
         missing = set(report["missing_keys"])
         new_head = "score.weight" in missing
         if missing - {"score.weight"} or report["mismatched_keys"]:

@@ -23,7 +23,7 @@ ROWS = [
     {"map_fns", "sources", "encode", "pack", "store", "batch", "model", "plan", "metrics", "optim", "checkpoint",
      "model_folder"},
     {"attention", "losses", "tokenizer", "tasks"},
-    {"config", "hub"},
+    {"config", "hub", "internlm2"},
     {"plugins", "output"},
     {"records"},
     {"errors"},

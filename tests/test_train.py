@@ -484,7 +484,6 @@ def test_the_memory_of_an_8b_model_is_known_from_its_config():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "internlm2"}, "InternLM2's own layout, which is not built yet"),
         ({"layer_types": ["full_attention", "linear_attention"]}, "carry state over tokens (linear_attention)"),
         (
             {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4}, "max_position_embeddings": 128},
@@ -502,8 +501,7 @@ def test_architectures_that_packing_would_get_wrong_are_refused(change, message)
     with pytest.raises(ConfigError) as error:
         model.check_architecture(section, config, 256)
     assert message in error.value.message
-    if "model_type" not in change:
-        model.check_architecture(section.model_copy(update={"use_varlen_attn": False}), config, 256)
+    model.check_architecture(section.model_copy(update={"use_varlen_attn": False}), config, 256)
 
 
 def test_several_processes_are_refused_for_now(cli, tiny_run, monkeypatch):
