@@ -325,6 +325,12 @@ def test_dynamic_rope_on_both_sides_of_its_switch(length, spm, tmp_path):
     assert bool((reference.hidden(ids) - plain.hidden(ids)).abs().max() > 1e-3) == (length > 16)
 
 
+def test_rope_scaling_under_its_newer_name(spm):
+    for scaling in ({"rope_type": "linear", "factor": 4}, {"rope_type": "linear", "type": "linear", "factor": 4}):
+        config = internlm2.llama_config(config_values(spm, rope_scaling=scaling), "it")
+        assert config.rope_parameters == {"rope_type": "linear", "rope_theta": 1e6, "factor": 4.0}
+
+
 def test_a_model_without_rope_scaling_has_plain_rope(spm, tmp_path):
     reference = write_model(tmp_path, spm, rope_scaling=None, max_position_embeddings=16)
     ids = IDS * 3
@@ -358,11 +364,9 @@ def test_another_split_of_wqkv_is_another_model(spm, tmp_path, monkeypatch):
     assert (plain_hidden(loaded(tmp_path), IDS) - reference.hidden(IDS)).abs().max() > 0.1
 
 
-def test_the_rows_of_wqkv_by_hand():
+def test_the_rows_of_wqkv_by_hand(spm):
     """2 key/value heads with 2 queries each and heads of 1 number: q q k v, q q k v."""
-    config = internlm2.llama_config(
-        config_values(train_sentencepiece(), hidden_size=4, num_attention_heads=4, num_key_value_heads=2), "it"
-    )
+    config = internlm2.llama_config(config_values(spm, hidden_size=4), "it")
     rows = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0])
     assert [part.tolist() for part in internlm2.split_qkv(rows, config)] == [[0, 1, 4, 5], [2, 6], [3, 7]]
 
@@ -394,12 +398,17 @@ def test_a_config_of_internlm2_becomes_a_llama_s(spm, tmp_path):
         ({"bias": None}, "has no bias"),
         ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_scaling = {'type': 'yarn'"),
         ({"rope_scaling": {"type": "dynamic"}}, "rope_scaling = {'type': 'dynamic'}"),
+        ({"rope_scaling": "dynamic"}, "rope_scaling = dynamic"),
+        ({"rope_scaling": {"type": "linear", "rope_type": "dynamic", "factor": 2.0}}, "rope_scaling = {'type': 'lin"),
+        ({"rms_norm_eps": "small"}, "rms_norm_eps"),
+        ({"hidden_size": "32"}, "has hidden_size = '32', which is no size"),
+        ({"num_key_value_heads": 3}, "4 heads do not divide hidden_size = 32, or 3 key/value heads do not"),
     ],
 )
 def test_a_config_that_would_have_to_be_guessed_is_one_line(change, said, spm, tmp_path):
-    write_model(tmp_path, spm, **change) if "bias" not in change else write_model(tmp_path, spm)
+    write_model(tmp_path, spm)
     (tmp_path / "config.json").write_text(json.dumps(config_values(spm, **change)))
-    with pytest.raises(ConfigError, match=re.escape(said)):
+    with pytest.raises(RmcliError, match=re.escape(said)):
         tokenizer.load_model_config(section(tmp_path))
 
 
@@ -469,6 +478,23 @@ def test_missing_shards_and_weights_are_one_clear_line(spm, tmp_path):
         file.unlink()
     with pytest.raises(RmcliError, match="has no weights"):
         loaded(tmp_path)
+
+
+def test_a_hub_name_is_read_from_the_cache(spm, tmp_path, monkeypatch):
+    """The path a download takes, as far as it goes without a network."""
+    from huggingface_hub import constants
+
+    stored = tmp_path / "models--org--it"
+    reference = write_model(stored / "snapshots" / "abc", spm, "sharded safetensors")
+    (stored / "refs").mkdir()
+    (stored / "refs" / "main").write_text("abc")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    network = loaded(Path("org/it"))
+    torch.testing.assert_close(plain_hidden(network, IDS), reference.hidden(IDS), atol=1e-5, rtol=0)
+    (stored / "snapshots" / "abc" / "model-00003-of-00003.safetensors").unlink()
+    with pytest.raises(RmcliError, match="cannot load the weights of org/it"):
+        loaded(Path("org/it"))
 
 
 def test_a_pickle_that_would_run_code_is_refused(spm, tmp_path):
@@ -626,6 +652,24 @@ def test_score_on_xtuner_s_own_reward_model(spm, tmp_path, cli):
         for side in ("chosen", "rejected"):
             expected = reference.score(chat_ids(spm, row["prompt"] + row[side]))
             assert line[f"{side}_score"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_score_on_polar_s_comparison_with_a_reference(spm, tmp_path, cli):
+    """The same layout under other names: the text is composed by hand, the reward token appended."""
+    reference = write_model(tmp_path / "polar", spm, architectures=["InternLM2ForRewardModel"])
+    processor = processor_of(spm)
+    reward, split = processor.piece_to_id(REWARD_TOKEN), processor.piece_to_id("[UNUSED_TOKEN_131]")
+    names = {reward: "<|reward|>", split: "<|split_token|>"}
+    decoder = {str(index): {"content": text, "special": True} for index, text in names.items()}
+    template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    write_tokenizer(tmp_path / "polar", spm, added_tokens_decoder=decoder, chat_template=template)
+    first, second = "Sort: 2 1\n1 2", "Sort: 2 1\n2 1"
+    text = f"{first}<|split_token|>{second}"
+    row = {"messages": [{"role": "assistant", "content": text}]}
+    result = cli("score", "polar", "-q", stdin=json.dumps(row))
+    assert result.code == 0, result.stderr
+    ids = [*processor.encode(first), split, *processor.encode(second), reward]
+    assert json.loads(result.stdout)["score"] == pytest.approx(reference.score(ids), abs=1e-5)
 
 
 def test_prepare_train_and_score_from_internlm2_s_layout(spm, tmp_path, cli):
