@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
-from rmcli import architectures, attention, output
+from rmcli import architectures, attention, internlm2, output
 from rmcli.config import Config, ModelSection, pretrained_arguments
 from rmcli.errors import ConfigError, RmcliError
 from rmcli.records import Rows
@@ -41,7 +41,7 @@ def load_model(model: ModelSection, reward: RewardTokenizer, seed: int = 0, rows
         extra: dict[str, Any] = {"num_labels": 1, "dtype": torch.float32, "output_loading_info": True}
         if "gguf_file" in arguments:
             extra["quantization_config"] = _dequantize(arguments["gguf_file"])
-        network, report = from_pretrained(AutoModelForSequenceClassification, "weights", name, {**arguments, **extra})
+        network, report = from_pretrained(internlm2.AutoSequenceClassifier, "weights", name, {**arguments, **extra})
         missing = set(report["missing_keys"])
         new_head = "score.weight" in missing
         if missing - {"score.weight"} or report["mismatched_keys"]:

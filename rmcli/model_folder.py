@@ -10,6 +10,7 @@ import torch
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedModel
 
+from rmcli import internlm2
 from rmcli.config import read_json
 from rmcli.errors import ConfigError, RmcliError
 from rmcli.records import Conversation, Message, as_dicts
@@ -115,7 +116,8 @@ def check(folder: Path) -> dict[str, Any]:
         run = " (it is a run folder)" if (folder / "model").is_dir() else ""
         raise ConfigError(f"model {folder}: no config.json{run}", f"try {folder / 'model'}" if run else None)
     config = read_json(path)
-    if not any("ForSequenceClassification" in name for name in config.get("architectures") or []):
+    kinds = ("ForSequenceClassification", internlm2.REWARD_ARCHITECTURE)
+    if not any(kind in name for name in config.get("architectures") or [] for kind in kinds):
         raise ConfigError(
             f"model {folder} is {config.get('architectures')}, not a ...ForSequenceClassification",
             "only a trained reward model can score: rmcli train makes one",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rmcli import chat_templates, hub
+from rmcli import chat_templates, hub, internlm2
 from rmcli.config import ModelSection, preset_names, pretrained_arguments
 from rmcli.errors import ConfigError, RmcliError
 
@@ -85,6 +85,7 @@ def _sha256(text: str) -> str:
 
 def from_pretrained(loader: Any, what: str, name: str, arguments: dict[str, Any]) -> Any:
     """`loader.from_pretrained(**arguments)`, whose many failures become one line with the model and a way out."""
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from transformers.utils import logging as transformers_logging
 
@@ -101,7 +102,7 @@ def from_pretrained(loader: Any, what: str, name: str, arguments: dict[str, Any]
             f"the {what} of {name} needs a package: {_first_line(error)}",
             "for .gguf files: pip install 'rmcli[gguf]'",
         ) from error
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise RmcliError(
             f"cannot load the {what} of {name}: {_first_line(error)}",
             _way_out(name),
@@ -127,27 +128,23 @@ def _first_line(error: BaseException) -> str:
 
 
 def load_model_config(model: ModelSection) -> "PreTrainedConfig":
-    """The architecture's config, without weights."""
-    from transformers import AutoConfig
-
+    """The architecture's config, without weights. InternLM2's comes as the Llama config that computes the same."""
     name = model.pretrained_model_name_or_path
     if name is None:
         raise ConfigError(
             "model.pretrained_model_name_or_path is not set",
             "choose a preset (-p) or give -s model.pretrained_model_name_or_path=PATH",
         )
-    return from_pretrained(AutoConfig, "config", name, pretrained_arguments(name, model.revision))
+    return from_pretrained(internlm2.AutoConfig, "config", name, pretrained_arguments(name, model.revision))
 
 
 def load_bare_tokenizer(model: ModelSection) -> "PreTrainedTokenizerBase":
     """The tokenizer alone, without a reward token."""
-    from transformers import AutoTokenizer
-
     name = model.tokenizer_name_or_path or model.pretrained_model_name_or_path
     assert name is not None  # load_model_config has refused it
     own = name == model.pretrained_model_name_or_path  # the revision is the model's
     tokenizer = from_pretrained(
-        AutoTokenizer, "tokenizer", name, pretrained_arguments(name, model.revision if own else None)
+        internlm2.AutoTokenizer, "tokenizer", name, pretrained_arguments(name, model.revision if own else None)
     )
     if model.chat_template is not None:
         tokenizer.chat_template = chat_templates.load(model.chat_template, tokenizer)

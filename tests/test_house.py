@@ -24,7 +24,7 @@ ROWS = [
     {"map_fns", "sources", "encode", "pack", "store", "batch", "model", "plan", "metrics", "optim", "checkpoint",
      "model_folder"},
     {"architectures", "attention", "losses", "tokenizer", "tasks"},
-    {"chat_templates", "config", "hub"},
+    {"chat_templates", "config", "hub", "internlm2"},
     {"plugins", "output"},
     {"records"},
     {"errors"},
