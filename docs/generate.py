@@ -3,6 +3,7 @@
 python docs/generate.py
 """
 
+import inspect
 import types
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -10,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 from typer.testing import CliRunner
 
 from rmcli.cli import app
-from rmcli.config import SECTIONS
+from rmcli.config import SECTIONS, About
 
 FOLDER = Path(__file__).parent
 COMMANDS = ("prepare", "train", "score", "inspect-token", "presets", "presets show")
@@ -39,6 +40,10 @@ def config_page() -> str:
             default = "" if field.default is None else f"`{_toml(field.default)}`"
             parts.append(f"| `{key}` | {_type_name(field.annotation)} | {default} | {field.description} |")
         parts.append("")
+    parts.append(f"## [about]\n\n{inspect.getdoc(About)}\n\n| key | type | meaning |\n|---|---|---|")
+    for key, field in About.model_fields.items():
+        parts.append(f"| `{key}` | {_type_name(field.annotation)} | {field.description} |")
+    parts.append("")
     return "\n".join(parts)
 
 

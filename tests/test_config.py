@@ -10,10 +10,6 @@ from rmcli.errors import ConfigError
 PRESETS = configs.preset_names()
 
 
-def test_the_presets_that_ship():
-    assert PRESETS == ["internlm2-1_8b", "llama3-8b", "qwen3-0.6b", "smollm2-135m", "tiny"]
-
-
 @pytest.mark.parametrize(
     ("preset", "token", "token_id"),
     [

@@ -261,18 +261,3 @@ def test_smollm2_proposes_empty_output(cli, gguf):
     best = report["candidates"][0]
     assert (best["id"], best["token"], best["kind"]) == (16, "<empty_output>", "reserved")
     assert (report["num_embedding_rows"], report["num_tokens"]) == (49152, 49152)
-
-
-def test_presets_table_and_show(cli):
-    table = cli("presets").stdout
-    assert "smollm2-135m (default)" in table
-    assert "128002" in table
-    assert cli("presets", "--json").stdout.startswith('{"internlm2-1_8b": {"model": ')
-    shown = cli("presets", "show", "llama3-8b", "-s", "loss.gamma=3.0").stdout
-    assert "gamma = 3.0 # --set loss.gamma" in shown
-    assert 'loss_type = "focal" # preset llama3-8b' in shown
-    assert cli("presets", "show", "llama").code == 2
-    assert (
-        cli("presets", "-p", "tiny", "-s", "loss.gamma=3.0").stdout
-        == cli("presets", "show", "tiny", "-s", "loss.gamma=3.0").stdout
-    )
