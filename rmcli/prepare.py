@@ -56,7 +56,12 @@ def run(plan: Plan, overwrite: bool = False, show: int = 0) -> dict[str, Any]:
     data = config.data
     reward = load_tokenizer(config.model)
     encoder = Encoder(reward, data.max_length, data.overlong)
-    if reward.added:
+    if reward.grown_from is not None:
+        output.warn(
+            f"{reward.reward_token} is new: it takes id {reward.reward_token_id}, past the {reward.grown_from:,} "
+            f"embedding rows: train grows them to {reward.num_embedding_rows:,}"
+        )
+    elif reward.added:
         output.warn(f"{reward.reward_token} is new: it takes the spare embedding row {reward.reward_token_id}")
     output.say(
         f"map function {data.dataset_map_fn}, reward token {reward.reward_token} "

@@ -25,8 +25,8 @@ class RewardTokenizer:
     """A tokenizer and the token whose hidden state is scored.
 
     `mode`: reserved (an unused token appended to each conversation) or natural (the template's own end-of-turn
-    token). `num_embedding_rows` is the model's, or what it has to grow to; it may exceed len(tokenizer). `added` is
-    true when the token was new and took the next id.
+    token). `num_embedding_rows` is the model's; it may exceed len(tokenizer). Where a new token found no row it is
+    what the embedding has to grow to, and `grown_from` what it has. `added`: the token was new and took the next id.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
@@ -35,6 +35,7 @@ class RewardTokenizer:
     num_embedding_rows: int
     added: bool = False
     mode: str = "reserved"
+    grown_from: int | None = None
 
     @property
     def pad_token_id(self) -> int:
@@ -196,7 +197,9 @@ def resolve_reward_token(
             f"and {token!r} is {found}",
             f"set one of them right: model.reward_token_id = {found}",
         )
+    grown_from = None
     if added and found >= num_embedding_rows:  # train grows the embedding and says so
+        grown_from = num_embedding_rows
         num_embedding_rows = -(-(found + 1) // ROWS_MULTIPLE) * ROWS_MULTIPLE
     if found >= num_embedding_rows:
         raise ConfigError(
@@ -207,7 +210,7 @@ def resolve_reward_token(
     for use in ("pad", "bos", "eos", "unk"):
         if found == getattr(tokenizer, f"{use}_token_id"):
             raise ConfigError(f"model.reward_token = {token!r} (id {found}) is the {use} token of {name}", find)
-    return RewardTokenizer(tokenizer, token, found, num_embedding_rows, added)
+    return RewardTokenizer(tokenizer, token, found, num_embedding_rows, added, grown_from=grown_from)
 
 
 def _resolve_natural(
