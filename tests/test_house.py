@@ -21,7 +21,7 @@ ROWS = [
     {"cli"},
     {"prepare", "train", "score", "inspect_token"},
     {"map_fns", "sources", "encode", "pack", "store", "batch", "model", "plan", "metrics", "optim", "checkpoint",
-     "model_folder"},
+     "model_folder", "embedding_rows"},
     {"attention", "losses", "tokenizer", "tasks"},
     {"config", "hub"},
     {"plugins", "output"},
