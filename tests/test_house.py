@@ -21,7 +21,7 @@ ROWS = [
     {"cli"},
     {"prepare", "train", "score", "inspect_token"},
     {"map_fns", "sources", "encode", "pack", "store", "batch", "model", "plan", "metrics", "optim", "checkpoint",
-     "model_folder", "embedding_rows"},
+     "model_folder", "embedding_rows", "token_evidence"},
     {"attention", "losses", "tokenizer", "tasks"},
     {"config", "hub"},
     {"plugins", "output"},
