@@ -21,9 +21,10 @@ ROWS_PER_RUN = 8  # ordinary rows come in runs of neighbours: 32 requests over a
 NEAR_ZERO = 0.01  # of the median norm
 SAME_ROW_COSINE = 0.9999  # quantization and rounding leave rows that were never trained apart this close
 
-# Names whose maker set them aside.
+# Names whose maker set them aside; [PADn] is how llama.cpp names a row without a token.
 RESERVED_NAME = re.compile(
-    r"reserved|unused|place.?holder|dummy|^\[control_\d+\]$|^<SPECIAL_\d+>$|extra_(id|\d+_token)", re.IGNORECASE
+    r"reserved|unused|place.?holder|dummy|^\[control_\d+\]$|^<SPECIAL_\d+>$|extra_(id|\d+_token)|^\[PAD\d+\]$",
+    re.IGNORECASE,
 )
 # Families whose later releases gave the low numbers a meaning (Mistral's [control_8] became [IMG]), and where
 # Unsloth pads with the first: the highest number is the safe one. Elsewhere the lowest is what others use.

@@ -193,6 +193,12 @@ def test_a_server_that_is_gone_is_one_line(hub_server, monkeypatch):
         open_embedding("org/m")
 
 
+def test_off_line_is_one_line(monkeypatch):
+    monkeypatch.setattr("rmcli.hub.is_reachable", lambda endpoint: False)
+    with pytest.raises(RowsUnavailableError, match="the Hub cannot be reached and its cache has no copy"):
+        open_embedding("org/never-cached")
+
+
 def test_shards_are_found_by_the_index_over_the_network(hub_server):
     shard = {NAME: torch.arange(12.0).reshape(4, 3), "other": torch.zeros(1000, 100)}
     save_file(shard, hub_server.folder / "model-00002-of-00002.safetensors")

