@@ -21,8 +21,9 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-docs: $(VENV)/.test
+docs: $(VENV)/.test $(VENV)/.tokenizers
 	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/inspect_page.py
 
 clean:
 	rm -rf $(VENV) demo

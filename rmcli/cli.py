@@ -270,7 +270,16 @@ def inspect_token_command(
         str | None,
         typer.Argument(metavar="[PRESET|MODEL|TOKENIZER]", help="Preset, Hub id, folder or .gguf file."),
     ] = None,
-    show_all: Annotated[bool, typer.Option("--all", help="All candidates, not the first ten.")] = False,
+    show_all: Annotated[
+        bool, typer.Option("--all", help="All candidates and what is ruled out; reads the row of each.")
+    ] = False,
+    corpus: Annotated[
+        str | None,
+        typer.Option("--corpus", metavar="DATA", help="Count each in a file, folder, Hub name or prepared data."),
+    ] = None,
+    write_preset: Annotated[
+        str | None, typer.Option("--write-preset", metavar="NAME", help="Write NAME.toml here, for -c NAME.toml.")
+    ] = None,
     preset: Preset = None,
     config: ConfigFiles = None,
     set_: Settings = None,
@@ -279,7 +288,7 @@ def inspect_token_command(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Find vocabulary ids that can serve as the reward token."""
+    """Find the vocabulary id that should be the reward token, with the evidence."""
     from rmcli import config as configs
     from rmcli import inspect_token
 
@@ -297,15 +306,22 @@ def inspect_token_command(
     if dry_run:
         _show_config(resolved, {"inspect": resolved.config.model.pretrained_model_name_or_path}, json)
         return
-    report = inspect_token.run(resolved.config.model)
+    written = None if write_preset is None else inspect_token.preset_path(write_preset)
+    report = inspect_token.run(resolved.config.model, corpus, show_all)
+    if written is not None:
+        inspect_token.write_preset(report, resolved.config.model, written)
     if json:
-        output.answer_json(report.as_dict())
+        output.answer_json(report.as_dict() | ({} if written is None else {"preset": str(written)}))
         return
-    inspect_token.show(report, len(report.candidates) if show_all else 10)
-    if target is None:
+    inspect_token.show(report, show_all)
+    if written is not None:
+        _say_next("prepare", "--map-fn", "F", "-c", str(written))
+    elif target is None:
         _say_next("prepare", "--map-fn", "F", "--preset", resolved.name)
     else:
-        output.say("next: put these lines under [model] of a config file and give it with -c")
+        output.say(
+            "next: put these lines under [model] of a config file and give it with -c (or --write-preset NAME)"
+        )
 
 
 @presets_app.callback(invoke_without_command=True)

@@ -48,17 +48,18 @@ def gguf() -> Path:
     return Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
+def find_tokenizer(name: str) -> Path:
+    """Where tests/fetch_tokenizers.py put it, beside the interpreter's packages: a folder, or a .gguf file."""
+    path = Path(sys.prefix) / "tokenizers" / name
+    if not path.exists():
+        _missing(f"the tokenizer {name} in {path} (make test fetches it; make test-slow those in big packages)")
+    return path
+
+
 @pytest.fixture(scope="session")
 def tokenizer_folder() -> Callable[[str], Path]:
-    """`tokenizer_folder("llama3")`: where tests/fetch_tokenizers.py put it, beside the interpreter's packages."""
-
-    def find(name: str) -> Path:
-        folder = Path(sys.prefix) / "tokenizers" / name
-        if not folder.is_dir():
-            _missing(f"the tokenizer {name} in {folder} (make test fetches it; make test-slow those in big packages)")
-        return folder
-
-    return find
+    """`tokenizer_folder("llama3")`."""
+    return find_tokenizer
 
 
 @dataclass

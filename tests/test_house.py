@@ -22,7 +22,7 @@ ROWS = [
     {"prepare", "train", "score", "inspect_token"},
     {"self_test"},
     {"map_fns", "sources", "encode", "pack", "store", "batch", "model", "plan", "metrics", "optim", "checkpoint",
-     "model_folder"},
+     "model_folder", "embedding_rows", "token_evidence"},
     {"architectures", "attention", "losses", "tokenizer", "tasks"},
     {"chat_templates", "config", "hub", "internlm2"},
     {"plugins", "output"},

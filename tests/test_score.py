@@ -1,4 +1,4 @@
-"""`rmcli score` and `rmcli inspect-token`."""
+"""`rmcli score` and `rmcli presets`."""
 
 import json
 import shutil
@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from conftest import write_lines
 
-from rmcli import inspect_token, score, tokenizer
-from rmcli.config import presets_folder, resolve
+from rmcli import score
+from rmcli.config import presets_folder
 
 PAIR = {"prompt": "Sort: 3 1 2 0", "chosen": "0 1 2 3", "rejected": "0 2 1 3"}
 
@@ -159,105 +159,3 @@ def test_a_folder_without_rmcli_toml_scores_by_its_config(cli, tiny_run, tmp_pat
     (tmp_path / "model" / "rmcli.toml").unlink()
     there, here = (lines_of(cli("score", m, stdin=json.dumps(PAIR)).stdout) for m in (tiny_run.model, "model"))
     assert there == here
-
-
-# --- inspect-token ---
-
-
-def test_tiny_has_one_reserved_token(cli):
-    result = cli("inspect-token", "tiny")
-    assert result.code == 0, result.stderr
-    assert "<|reserved_special_token_0|>" in result.stdout
-    assert 'reward_token = "<|reserved_special_token_0|>"\nreward_token_id = 4\n' in result.stdout
-    assert "384 tokens, embedding rows 384" in result.stderr
-    report = json.loads(cli("inspect-token", "-p", "tiny", "--json").stdout)
-    assert [candidate["id"] for candidate in report["candidates"]] == [4]
-    assert report["candidates"][0]["reason"] == "reserved by its name; the configured reward token"
-
-
-def test_a_trained_folder_names_its_reward_token(cli, tiny_run):
-    """Its chat template holds the token, as it should."""
-    result = cli("inspect-token", tiny_run.model)
-    assert result.code == 0, result.stderr
-    assert "reward_token_id = 4" in result.stdout
-    assert "the configured reward token" in result.stdout
-
-
-def test_a_misspelt_preset_is_guessed(cli, monkeypatch):
-    monkeypatch.setattr("rmcli.hub.is_reachable", lambda endpoint: False)
-    assert "did you mean the preset tiny?" in cli("inspect-token", "tinny").stderr
-
-
-class Fake:
-    """What inspect-token asks of a tokenizer."""
-
-    def __init__(self, tokens: list[str], special: list[str], template: str = "", **uses: str) -> None:
-        self.vocabulary = {token: index for index, token in enumerate(tokens)}
-        self.chat_template = template
-        self.all_special_ids = [self.vocabulary[token] for token in special]
-        self.added_tokens_decoder: dict = {}
-        for use in inspect_token.USES:
-            setattr(self, f"{use}_token_id", self.vocabulary.get(uses.get(use, "")))
-
-    def get_vocab(self) -> dict[str, int]:
-        return self.vocabulary
-
-    def __len__(self) -> int:
-        return len(self.vocabulary)
-
-
-def candidates(fake: Fake, num_rows: int | None, **model: object) -> list[tuple[int, str]]:
-    section = resolve("tiny").config.model.model_copy(update={"reward_token": None, "reward_token_id": None, **model})
-    return [(c.id, c.kind) for c in inspect_token.find_candidates(fake, num_rows, section)]
-
-
-def test_ranking_reserved_then_spare_then_special():
-    special = ["<s>", "</s>", "<|user|>", "<|tool|>", "<reserved_1>", "<reserved_0>"]
-    fake = Fake(["a", "unused", *special], special, template="{{ '<|user|>' }}", bos="<s>", eos="</s>")
-    # "unused" is a word, <|user|> is in the template, <s> and </s> are in use
-    assert candidates(fake, 12) == [(7, "reserved"), (6, "reserved"), (8, "spare_row"), (5, "special")]
-    assert candidates(fake, 8) == [(7, "reserved"), (6, "reserved"), (5, "special")]
-    assert candidates(fake, 7) == [(6, "reserved"), (5, "special")]
-    assert candidates(fake, None) == candidates(fake, 8)
-
-
-def test_pad_never_is_a_candidate_and_the_configured_token_comes_first():
-    names = [f"<reserved_{number}>" for number in range(3)]
-    fake = Fake(names, names, pad="<reserved_0>")
-    assert candidates(fake, 3) == [(1, "reserved"), (2, "reserved")]
-    assert candidates(fake, 3, reward_token="<reserved_2>")[0] == (2, "reserved")
-
-
-def test_a_spare_rows_line_can_be_pasted(tmp_path):
-    """The proposed name and id are what resolve_reward_token accepts."""
-    model = resolve("tiny").config.model
-    bare = tokenizer.load_bare_tokenizer(model)
-    found = inspect_token.find_candidates(bare, len(bare) + 4, model)
-    (spare,) = [candidate for candidate in found if candidate.kind == "spare_row"]
-    (tmp_path / "mine.toml").write_text(f"[model]\n{inspect_token.toml_line(spare)}\n")
-    pasted = resolve("tiny", [tmp_path / "mine.toml"]).config.model
-    assert tokenizer.resolve_reward_token(bare, pasted, len(bare) + 4).reward_token_id == spare.id
-
-
-def test_a_bare_tokenizer_folder(cli, tmp_path):
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(presets_folder() / "tiny" / name, tmp_path)
-    result = cli("inspect-token", tmp_path)
-    assert "embedding rows unknown" in result.stderr
-    assert "reward_token_id = 4" in result.stdout
-
-
-def test_all_shows_all(cli, tmp_path, monkeypatch):
-    names = [f"<unused{number}>" for number in range(30)]
-    monkeypatch.setattr(inspect_token, "load_bare_tokenizer", lambda model: Fake(names, names))
-    first, every = cli("inspect-token", "tiny"), cli("inspect-token", "tiny", "--all")
-    assert "21 more with --all" in first.stderr
-    assert "<unused10>" not in first.stdout
-    assert "<unused29>" in every.stdout
-
-
-def test_smollm2_proposes_empty_output(cli, gguf):
-    report = json.loads(cli("inspect-token", gguf, "--json").stdout)
-    best = report["candidates"][0]
-    assert (best["id"], best["token"], best["kind"]) == (16, "<empty_output>", "reserved")
-    assert (report["num_embedding_rows"], report["num_tokens"]) == (49152, 49152)
