@@ -121,6 +121,7 @@ class TrainSection(Section):
     betas: list[float] = Field([0.9, 0.95], min_length=2, max_length=2, description="AdamW betas")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay, on matrices only")
     warmup_ratio: float = Field(0.03, ge=0, le=1, description="share of the steps with rising learning rate")
+    min_lr_ratio: float = Field(0.0, ge=0, le=1, description="the cosine ends at this share of the peak rates")
     max_norm: float = Field(1.0, gt=0, description="gradient norm is clipped to this")
     seed: int = Field(0, ge=0, description="seed of the data order, dropout and random weights")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to run; auto is cuda if there is one")

@@ -26,13 +26,13 @@ def build_optimizer(network: nn.Module, head: nn.Module, train: TrainSection) ->
     return torch.optim.AdamW(groups, lr=train.lr, betas=(train.betas[0], train.betas[1]), fused=True)
 
 
-def schedule(step: int, total_steps: int, warmup_ratio: float) -> float:
-    """Share of the peak rate in step 1..total: a linear rise over the warm-up, then a cosine that ends at 0."""
+def schedule(step: int, total_steps: int, warmup_ratio: float, min_lr_ratio: float = 0.0) -> float:
+    """Share of the peak rate in step 1..total: a linear rise over the warm-up, then a cosine to `min_lr_ratio`."""
     warmup_steps = math.ceil(warmup_ratio * total_steps)
     if step <= warmup_steps:
         return step / warmup_steps
     done = (step - 1 - warmup_steps) / max(total_steps - warmup_steps, 1)
-    return 0.5 * (1 + math.cos(math.pi * done))
+    return min_lr_ratio + (1 - min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def set_rates(optimizer: torch.optim.Optimizer, share: float) -> None:

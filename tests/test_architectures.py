@@ -1,8 +1,11 @@
 """Every architecture: packed + shared against plain transformers on single conversations, or one per forward."""
 
+import json
+import shutil
+
 import pytest
 import torch
-from conftest import single_batches
+from conftest import REPOSITORY, single_batches
 from test_exactness import gradients, largest_relative, uneven_groups
 from tiny_backbones import FELT, PACKED, SINGLE, tiny_config
 from transformers import AutoModelForSequenceClassification, LlamaConfig, Phi3Config
@@ -211,3 +214,31 @@ def test_granite_becomes_a_classifier_that_is_saved_and_loaded_alike(tmp_path):
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     with torch.no_grad():
         assert torch.equal(backbone_scores(again, groups), backbone_scores(network, groups))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (
+            "granite",
+            "note: transformers has no GraniteForSequenceClassification: the model folder will load in rmcli",
+        ),
+        ("qwen3_next", "note: one conversation per forward, no shared prompts (slower): its layers of type linear"),
+    ],
+)
+def test_such_backbones_go_through_the_commands(cli, tmp_path, name, said):
+    folder = tmp_path / "backbone"
+    tiny_config(name, vocab_size=384).save_pretrained(folder)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(REPOSITORY / "presets" / "tiny" / file, folder)
+    backbone = ("--preset", "tiny", "-s", f"model.pretrained_model_name_or_path={folder}")
+    assert cli("prepare", "tasks:300", *backbone, "-o", "data", "-s", "data.eval_fraction=0.2").code == 0
+    short = ("-s", "train.max_steps=3", "-s", "train.pairs_per_step=4")
+    result = cli("train", *backbone, "--data", "data", "-o", "run", *short, "--json")
+    assert result.code == 0, result.stderr
+    assert said in result.stderr
+    scored = cli("score", "run/model", "data/eval.jsonl", "-o", "scores.jsonl", "--json")
+    assert scored.code == 0, scored.stderr
+    summary = json.loads(result.stdout)
+    assert json.loads(scored.stdout)["accuracy"] == pytest.approx(summary["eval_accuracy"], abs=1e-9)
+    assert json.loads(scored.stdout)["margin"] == pytest.approx(summary["eval_margin"], abs=1e-5)

@@ -98,8 +98,9 @@ def test_generated_pages_are_up_to_date():
     spec = importlib.util.spec_from_file_location("generate", REPOSITORY / "docs" / "generate.py")
     generate = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generate)
-    for name, page in (("cli.md", generate.cli_page()), ("config.md", generate.config_page())):
-        assert (REPOSITORY / "docs" / name).read_text() == page, f"docs/{name} is old: make docs"
+    assert generate.PAGES.keys() == {"cli.md", "config.md", "backbones.md"}
+    for name, page in generate.PAGES.items():
+        assert (REPOSITORY / "docs" / name).read_text() == page(), f"docs/{name} is old: make docs"
 
 
 def test_every_reject_reason_is_documented():

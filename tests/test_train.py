@@ -229,13 +229,15 @@ def test_eval_and_log_intervals(cli, tiny_run, tmp_path):
     assert kinds == [(1, "train"), (2, "eval"), (3, "train"), (4, "eval"), (6, "train"), (6, "eval")]
 
 
-def test_the_learning_rate_rises_and_falls_to_zero():
+def test_the_learning_rate_rises_and_falls_to_its_end():
     shares = [optim.schedule(step, 10, 0.2) for step in range(1, 11)]
     assert shares[:3] == pytest.approx([0.5, 1.0, 1.0])
     assert shares[6] == pytest.approx(0.5)
     assert shares == sorted(shares[:2]) + sorted(shares[2:], reverse=True)
     assert shares[-1] < 0.05
     assert optim.schedule(1, 10, 0.0) == 1.0
+    assert optim.schedule(7, 10, 0.2, min_lr_ratio=0.2) == pytest.approx(0.6)
+    assert 0.2 < optim.schedule(10, 10, 0.2, min_lr_ratio=0.2) < 0.24
 
 
 def test_the_head_learns_at_its_own_rate():

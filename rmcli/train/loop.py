@@ -93,7 +93,7 @@ class _Trainer:
         summary: dict[str, Any] = {}
         with output.progress("train", total) as progress:
             for step in plan(self.job.sizes, train, packed, limit):
-                share = optim.schedule(step.number, total, train.warmup_ratio)
+                share = optim.schedule(step.number, total, train.warmup_ratio, train.min_lr_ratio)
                 optim.set_rates(self.optimizer, share)
                 skipped = self.step(step)
                 _stop_if_skipped(unread)
