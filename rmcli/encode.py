@@ -12,7 +12,7 @@ from json import dumps
 import numpy as np
 
 from rmcli.errors import ConfigError
-from rmcli.records import Conversation, PreferenceGroup, TokenGroup, as_dicts
+from rmcli.records import Comparison, Conversation, PreferenceGroup, TokenGroup, as_dicts
 from rmcli.tokenizer import CHAT_TEMPLATE_HINT, RewardTokenizer
 
 ROLES = frozenset({"system", "user", "assistant", "tool"})
@@ -67,9 +67,7 @@ class Encoder:
         # The template has written BOS where the model wants one: no special tokens are added again.
         ids = self.reward.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
         return [
-            result
-            if isinstance(result, str | TokenGroup)
-            else self._group([ids[index] for index in result], group.weight)
+            result if isinstance(result, str | TokenGroup) else self._group([ids[index] for index in result], group)
             for group, result in zip(groups, results, strict=True)
         ]
 
@@ -95,7 +93,7 @@ class Encoder:
             return "chosen_equals_rejected"
         return None
 
-    def _group(self, conversations: list[list[int]], weight: float) -> TokenGroup | str:
+    def _group(self, conversations: list[list[int]], group: PreferenceGroup) -> TokenGroup | str:
         finished = [ids for ids in map(self.reward.finish, conversations) if ids is not None]
         if len(finished) < len(conversations):
             return "no_end_of_turn"
@@ -104,9 +102,9 @@ class Encoder:
         reward_id = self.reward.reward_token_id
         if self.reward.mode == "reserved" and any((ids[:-1] == reward_id).any() for ids in token_ids):
             return "reward_token_in_text"
-        return self._shorten(token_ids, weight)
+        return self._shorten(token_ids, group)
 
-    def _shorten(self, token_ids: list[np.ndarray], weight: float) -> TokenGroup | str:
+    def _shorten(self, token_ids: list[np.ndarray], group: PreferenceGroup) -> TokenGroup | str:
         """Apply the length policy. Raises nothing; returns the reason when the group cannot be kept."""
         excess = max(len(ids) for ids in token_ids) - self.max_length
         if excess > 0 and self.overlong == "drop":
@@ -128,8 +126,10 @@ class Encoder:
         return TokenGroup(
             prefix=token_ids[0][:shared],
             responses=tuple(ids[shared:] for ids in token_ids),
-            weight=weight,
+            weight=group.weight,
             truncated=excess > 0,
+            comparisons=group.comparisons,
+            ordered=is_ordered(group.comparisons, len(token_ids)),
         )
 
 
@@ -140,6 +140,17 @@ def common_prefix_length(token_ids: Sequence[np.ndarray]) -> int:
     for ids in token_ids[1:]:
         same &= ids[:limit] == token_ids[0][:limit]
     return limit if same.all() else int(same.argmin())
+
+
+def is_ordered(comparisons: Sequence[Comparison], num_responses: int) -> bool:
+    """Whether the comparisons say that each response is better than all after it, and nothing else.
+
+    Soft labels and margins say more than an order does.
+    """
+    if any(c.label != 1 or c.margin or c.first >= c.second for c in comparisons):
+        return False
+    pairs = {(c.first, c.second) for c in comparisons}
+    return all((index, index + 1) in pairs for index in range(num_responses - 1))
 
 
 def prompt_of(group: PreferenceGroup) -> Conversation:

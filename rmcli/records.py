@@ -4,7 +4,7 @@ row -map_fn-> PreferenceGroup -encode-> TokenGroup -pack-> PackedRow
 """
 
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Literal, NamedTuple, TypedDict
 
 import numpy as np
 
@@ -28,16 +28,37 @@ def as_dicts(conversation: Conversation) -> list[dict[str, str]]:
     return [{"role": message["role"], "content": message["content"]} for message in conversation]
 
 
+class Comparison(NamedTuple):
+    """Conversation `first` of a group against `second`.
+
+    `label`: probability that the first is better; 1 is a plain preference, 1/2 a tie. `margin`: how much better it
+    is, in the data set's own units, 0 where it is not known.
+    """
+
+    first: int
+    second: int
+    label: float = 1.0
+    margin: float = 0.0
+
+    @property
+    def is_tie(self) -> bool:
+        return self.label == 0.5
+
+
+PAIR = (Comparison(0, 1),)  # the first of two is better
+
+
 @dataclass(frozen=True, slots=True)
 class PreferenceGroup:
-    """K whole conversations about one prompt, the first preferred to the second.
+    """K whole conversations about one prompt and what is known of them.
 
-    K = 2 is a pair (conversations[0] is chosen, conversations[1] is rejected). K = 1 is a conversation
-    that is only scored.
+    K = 2 with PAIR is a plain pair: conversations[0] is chosen, conversations[1] is rejected. K = 1 is a
+    conversation that is only scored.
     """
 
     conversations: tuple[Conversation, ...]
     weight: float = 1.0
+    comparisons: tuple[Comparison, ...] = PAIR
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +66,8 @@ class TokenGroup:
     """A PreferenceGroup in tokens: one shared prefix and K responses.
 
     Conversation j is `prefix + responses[j]`; its reward position is its last token.
-    `prefix`: (P,) int32; `responses`: K arrays (R_j,) int32 with R_j >= 1.
+    `prefix`: (P,) int32; `responses`: K arrays (R_j,) int32 with R_j >= 1. `ordered`: the responses stand in strict
+    order, best first, and the comparisons say no more than that order (every plain pair is ordered).
     """
 
     prefix: np.ndarray
@@ -54,6 +76,8 @@ class TokenGroup:
     source_id: int = 0
     weight: float = 1.0
     truncated: bool = False
+    comparisons: tuple[Comparison, ...] = PAIR
+    ordered: bool = True
 
     @property
     def num_tokens(self) -> int:

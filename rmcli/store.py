@@ -19,9 +19,9 @@ import numpy as np
 import pyarrow as pa
 
 from rmcli.errors import RmcliError
-from rmcli.records import PackedRow, Reject, TokenGroup
+from rmcli.records import Comparison, PackedRow, Reject, TokenGroup
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SPLITS: tuple[str, ...] = ("train", "eval")
 ROWS_PER_BATCH = 64
 REQUIRED_KEYS = {"format_version", "splits", "shards"}
@@ -35,6 +35,12 @@ SCHEMA = pa.schema(
         "row_ids": pa.list_(pa.int64()),
         "source_ids": pa.list_(pa.int32()),
         "weights": pa.list_(pa.float32()),
+        "ordered": pa.list_(pa.int8()),
+        "num_comparisons": pa.list_(pa.int32()),
+        "comparison_first": pa.list_(pa.int32()),
+        "comparison_second": pa.list_(pa.int32()),
+        "comparison_labels": pa.list_(pa.float32()),
+        "comparison_margins": pa.list_(pa.float32()),
     }
 )
 _FEATURES = {
@@ -158,12 +164,14 @@ class StoreWriter:
 
 class _Counts:
     def __init__(self) -> None:
-        self.num_rows = self.num_pairs = self.num_tokens = self.num_unshared_tokens = self.num_truncated = 0
+        self.num_rows = self.num_groups = self.num_pairs = 0
+        self.num_tokens = self.num_unshared_tokens = self.num_truncated = 0
 
     def add(self, row: PackedRow) -> None:
         self.num_rows += 1
         for group in row.groups:
-            self.num_pairs += 1
+            self.num_groups += 1
+            self.num_pairs += len(group.comparisons)
             self.num_tokens += group.num_tokens
             self.num_unshared_tokens += group.num_unshared_tokens
             self.num_truncated += group.truncated
@@ -226,9 +234,12 @@ class PackedSplit:
         tokens_before = np.concatenate([[0], np.cumsum(self.group_tokens(row))])
         responses_before = np.concatenate([[0], np.cumsum(self._num_responses[row])])
         ids = self._table["input_ids"][row].values.to_numpy()
-        weights, row_ids, source_ids = (
-            self._table[name][row].values.to_numpy() for name in ("weights", "row_ids", "source_ids")
+        weights, row_ids, source_ids, ordered, num_comparisons = (
+            self._table[name][row].values.to_numpy()
+            for name in ("weights", "row_ids", "source_ids", "ordered", "num_comparisons")
         )
+        comparisons = self._comparisons(row)
+        comparisons_before = np.concatenate([[0], np.cumsum(num_comparisons)])
         groups = []
         for index in range(len(self._prefix_lengths[row]))[start:stop]:
             lengths = self._response_lengths[row][responses_before[index] : responses_before[index + 1]]
@@ -241,9 +252,17 @@ class PackedSplit:
                     row_id=int(row_ids[index]),
                     source_id=int(source_ids[index]),
                     weight=float(weights[index]),
+                    comparisons=comparisons[comparisons_before[index] : comparisons_before[index + 1]],
+                    ordered=bool(ordered[index]),
                 )
             )
         return groups
+
+    def _comparisons(self, row: int) -> tuple[Comparison, ...]:
+        columns = [
+            self._table[f"comparison_{name}"][row].as_py() for name in ("first", "second", "labels", "margins")
+        ]
+        return tuple(Comparison(*values) for values in zip(*columns, strict=True))
 
     def _column_of_lists(self, name: str) -> list[np.ndarray]:
         return [value.values.to_numpy() for value in self._table[name]]
@@ -273,6 +292,12 @@ def _record_batch(rows: list[PackedRow]) -> pa.RecordBatch:
         "row_ids": [[g.row_id for g in row.groups] for row in rows],
         "source_ids": [[g.source_id for g in row.groups] for row in rows],
         "weights": [[g.weight for g in row.groups] for row in rows],
+        "ordered": [[int(g.ordered) for g in row.groups] for row in rows],
+        "num_comparisons": [[len(g.comparisons) for g in row.groups] for row in rows],
+        "comparison_first": [[c.first for g in row.groups for c in g.comparisons] for row in rows],
+        "comparison_second": [[c.second for g in row.groups for c in g.comparisons] for row in rows],
+        "comparison_labels": [[c.label for g in row.groups for c in g.comparisons] for row in rows],
+        "comparison_margins": [[c.margin for g in row.groups for c in g.comparisons] for row in rows],
     }
     arrays = []
     for name, values in columns.items():

@@ -168,7 +168,7 @@ def test_manifests_of_another_version_are_refused(tmp_path):
     write_store(tmp_path / "set")
     path = tmp_path / "set" / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 99}))
-    with pytest.raises(RmcliError, match="format version 99, this rmcli reads 1"):
+    with pytest.raises(RmcliError, match="format version 99, this rmcli reads 2"):
         store.read_manifest(tmp_path / "set")
 
 
