@@ -1,13 +1,21 @@
-"""Names to functions: `module:function` and `file.py:function`, and the nearest name for a misspelt one."""
+"""Names to functions: `module:function`, `file.py:function`, entry points, and the nearest of a misspelt name."""
 
 import difflib
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterable
+from importlib.metadata import EntryPoint
+from importlib.metadata import entry_points as installed_entry_points
 from pathlib import Path
 from typing import Any
 
 from rmcli.errors import ConfigError
+
+# What a module of a user's may raise while it is imported, by a mistake in it.
+IMPORT_ERRORS = (
+    *(ImportError, SyntaxError, NameError, AttributeError, TypeError, ValueError, LookupError, OSError),
+    *(AssertionError, ArithmeticError, RuntimeError),
+)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -36,12 +44,12 @@ def load_function(spec: str) -> Callable[..., Any]:
         load = module_spec.loader
         try:
             load.exec_module(module)
-        except (ImportError, SyntaxError, NameError, TypeError, ValueError, KeyError) as error:
+        except IMPORT_ERRORS as error:
             raise ConfigError(f"map function {spec!r}: {path} does not import: {error}") from error
     else:
         try:
             module = importlib.import_module(module_name)
-        except (ImportError, SyntaxError, NameError, TypeError, ValueError, KeyError) as error:
+        except IMPORT_ERRORS as error:
             raise ConfigError(
                 f"map function {spec!r}: cannot import {module_name}: {error}",
                 "for a file, write path/to/file.py:function",
@@ -54,3 +62,25 @@ def load_function(spec: str) -> Callable[..., Any]:
             did_you_mean(function_name, names),
         )
     return function
+
+
+def entry_points(group: str) -> list[EntryPoint]:
+    """What installed packages offer in this group, by name. Nothing is imported."""
+    return sorted(installed_entry_points(group=group), key=lambda point: (point.name, point.value))
+
+
+def distribution_of(point: EntryPoint) -> str:
+    """The package that offers the entry point, with its version."""
+    return "a package" if point.dist is None else f"{point.dist.name} {point.dist.version}"
+
+
+def load_entry_point(point: EntryPoint, what: str) -> Any:
+    """The object it names. Raises ConfigError, with the package, when it does not import."""
+    try:
+        return point.load()
+    except IMPORT_ERRORS as error:
+        raise ConfigError(
+            f"{what} {point.name!r} of {distribution_of(point)}: {point.value} does not load: "
+            f"{type(error).__name__}: {error}",
+            "mend or uninstall that package",
+        ) from error

@@ -13,7 +13,7 @@ from rmcli.config import Resolved
 from rmcli.encode import Encoder, group_key, is_held_out, prompt_of
 from rmcli.errors import RmcliError, Skip
 from rmcli.pack import WINDOW, pack
-from rmcli.records import PreferenceGroup, RawRow, Reject, TokenGroup
+from rmcli.records import PAIR, PreferenceGroup, RawRow, Reject, TokenGroup
 from rmcli.tokenizer import RewardTokenizer, load_tokenizer
 
 CHUNK = 512  # rows rendered and tokenized at a time
@@ -85,7 +85,12 @@ SHOWN_TOKENS = 40  # of each end of a longer run
 
 def _show_tokens(title: str, group: TokenGroup, reward: RewardTokenizer) -> None:
     """One table: the shared prefix once, then each response; long runs are cut in the middle, and that is said."""
-    parts = [("shared prefix", group.prefix), ("chosen", group.responses[0]), ("rejected", group.responses[1])]
+    names = (
+        ["chosen", "rejected"]
+        if group.comparisons == PAIR
+        else [f"response {n}" for n in range(len(group.responses))]
+    )
+    parts = [("shared prefix", group.prefix), *zip(names, group.responses, strict=True)]
     lines: list[list[Any]] = []
     for name, ids in parts:
         start = 0 if name == "shared prefix" else len(group.prefix)
@@ -179,11 +184,13 @@ def _chunks(rows: Iterator[RawRow]) -> Iterator[list[RawRow]]:
 
 
 def _as_canonical(group: PreferenceGroup) -> dict[str, Any]:
-    """The pair as `rmcli score` reads it: the messages both begin with, then what each says."""
-    chosen, rejected = group.conversations
+    """The group as `rmcli score` reads it: the messages all begin with, then what each says."""
     prompt = prompt_of(group)
-    shared = len(prompt) if chosen[: len(prompt)] == rejected[: len(prompt)] else 0
-    return {"prompt": chosen[:shared], "chosen": chosen[shared:], "rejected": rejected[shared:]}
+    shared = len(prompt) if all(talk[: len(prompt)] == prompt for talk in group.conversations) else 0
+    responses = [talk[shared:] for talk in group.conversations]
+    if group.comparisons == PAIR:
+        return {"prompt": prompt[:shared], "chosen": responses[0], "rejected": responses[1]}
+    return {"prompt": prompt[:shared], "responses": responses, "comparisons": group.comparisons}
 
 
 def _manifest(plan: Plan, reward: RewardTokenizer, tally: _Tally) -> dict[str, Any]:

@@ -108,8 +108,10 @@ def _score_window(
         else:
             results.append(_as_result(entry, scores[at]))
             summary.truncated += entry.truncated
-            if len(scores[at]) == 2:
-                summary.pairs.add(torch.tensor(scores[at]), torch.tensor([0]), torch.tensor([1]))
+            better = [c for c in entry.comparisons if len(scores[at]) > 1 and not c.is_tie]
+            if better:
+                first, second = (torch.tensor([c[side] for c in better]) for side in (0, 1))
+                summary.pairs.add(torch.tensor(scores[at]), first, second)
     return results
 
 
@@ -122,7 +124,7 @@ def _parse(source: str, number: int, data: bytes) -> PreferenceGroup | str:
     try:
         if "messages" in row.value:
             return PreferenceGroup((map_fns.as_messages(row.value["messages"]),))
-        return map_fns.apply(map_fns.NAMED["canonical"], row.value, f"{source}:{number}")
+        return map_fns.apply(map_fns.NAMED["canonical"], row.value, f"{source}:{number}", best_first=False)
     except Skip as skip:
         return skip.reason
 
@@ -145,6 +147,7 @@ def _encode_apart(encoder: Encoder, group: PreferenceGroup) -> TokenGroup | str:
         prefix=np.empty(0, dtype=np.int32),
         responses=tuple(side.responses[0] for side in whole),
         truncated=any(side.truncated for side in whole),
+        comparisons=group.comparisons,
     )
 
 
@@ -171,6 +174,8 @@ def _as_result(group: TokenGroup, scores: list[float]) -> dict[str, Any]:
     rounded = [float(f"{score:.7g}") for score in scores]  # float32 has seven digits
     if len(rounded) == 1:
         result: dict[str, Any] = {"score": rounded[0]}
+    elif len(rounded) > 2:
+        result = {"scores": rounded}
     else:
         margin = float(f"{scores[0] - scores[1]:.7g}")
         result = {"chosen_score": rounded[0], "rejected_score": rounded[1], "margin": margin}

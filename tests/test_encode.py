@@ -199,38 +199,6 @@ def test_canonical_takes_lists_strings_and_whole_conversations():
     assert map_fns.canonical({**whole, "prompt": [*turns("q")]}) == pair("q", "a", "b")
 
 
-def test_orpo_dpo_mix_40k(real_data):
-    row = first_row(real_data / "orpo_dpo_mix_sample.jsonl.gz")
-    group = map_fns.orpo_dpo_mix_40k(row)
-    assert prompt_of(group)[-1]["content"] == row["prompt"]
-    assert group.conversations[0][-1] == {"role": "assistant", "content": row["chosen"][-1]["content"]}
-    assert group.conversations[1][-1] == {"role": "assistant", "content": row["rejected"][-1]["content"]}
-
-
-def test_intel_orca_dpo(real_data):
-    row = first_row(real_data / "orca_dpo_pairs_sample.jsonl.gz")
-    group = map_fns.intel_orca_dpo(row)
-    assert [message["role"] for message in group.conversations[0]] == ["system", "user", "assistant"]
-    assert [message["content"] for message in group.conversations[1]] == [
-        row["system"],
-        row["question"],
-        row["rejected"],
-    ]
-    without_system = map_fns.intel_orca_dpo({**row, "system": ""})
-    assert [message["role"] for message in without_system.conversations[0]] == ["user", "assistant"]
-
-
-def test_hh_rlhf(real_data):
-    group = map_fns.hh_rlhf(first_row(real_data / "hh_rlhf_harmless.jsonl.gz"))
-    assert [message["role"] for message in group.conversations[0]] == ["user", "assistant"] * 3
-    assert group.conversations[0][0]["content"] == "what are some pranks with a pen i can do?"
-    assert group.conversations[0][2]["content"] == "yep"
-    text = "\n\nHuman: a\nHuman: still a\n\nAssistant:"
-    assert map_fns.hh_rlhf({"chosen": text, "rejected": text}).conversations[0] == turns("a\nHuman: still a", "")
-    with pytest.raises(Skip, match="wrong_type"):
-        map_fns.hh_rlhf({"chosen": "no markers", "rejected": text})
-
-
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
@@ -262,7 +230,6 @@ def test_a_rows_weight_is_the_pairs():
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("return PreferenceGroup((a, a, a))", "gave 3 conversations for rows.jsonl:7"),
         ("return PreferenceGroup((a,))", "gave 1 conversations for rows.jsonl:7"),
         ("return missing_name", "failed on rows.jsonl:7: NameError: name 'missing_name' is not defined"),
         ("return 1 / 0", "failed on rows.jsonl:7: ZeroDivisionError"),

@@ -41,6 +41,27 @@ def test_conversations_and_pairs_in_order(cli, tiny_run):
     assert "1 pairs: accuracy 1.000" in result.stderr
 
 
+def test_k_responses_are_scored_in_the_rows_order_and_count_by_their_comparisons(cli, tiny_run):
+    answers = ["1 2 3", "3 1 2", "2 1 3"]
+    alone = [
+        lines_of(cli("score", tiny_run.model, stdin=json.dumps({**PAIR, "rejected": answer})).stdout)[0]
+        for answer in answers
+    ]
+    expected = [pytest.approx(line["rejected_score"], abs=2e-5) for line in alone]
+    row = {"prompt": PAIR["prompt"], "responses": answers, "comparisons": [[2, 0], [1, 0, 0.0], [1, 2, 0.5]]}
+    tie = {**PAIR, "label": 0.5}
+    turned = {**PAIR, "label": 0}
+    result = cli("score", tiny_run.model, "--json", stdin="".join(json.dumps(r) + "\n" for r in (row, tie, turned)))
+    lines = lines_of(result.stdout)
+    assert lines[0] == {"scores": expected}
+    assert lines[1] == lines[2]
+    scores = lines[0]["scores"]
+    summary = json.loads(result.stderr.splitlines()[-1])
+    assert summary["pairs"] == 3  # two of the three responses' comparisons, none of the tie, one turned round
+    right = [scores[2] > scores[0], scores[0] > scores[1], lines[2]["rejected_score"] > lines[2]["chosen_score"]]
+    assert summary["accuracy"] == pytest.approx(sum(right) / 3, abs=1e-9)
+
+
 def test_windows_and_packs_change_nothing(cli, tiny_run, monkeypatch, tmp_path):
     text = (tiny_run.data / "eval.jsonl").read_text()
     whole = lines_of(cli("score", tiny_run.model, "-q", stdin=text).stdout)
