@@ -108,7 +108,10 @@ def prepare_command(
         typer.Argument(metavar="[SOURCE]...", help="Files, folders or Hub names; default: the map function's own."),
     ] = None,
     map_fn: Annotated[
-        str | None, typer.Option("--map-fn", metavar="F", help="A named one, module:function or file.py:function.")
+        str | None,
+        typer.Option(
+            "--map-fn", metavar="F", help="A name (rmcli map-fns), auto, module:function or file.py:function."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR", help="Default: data/F-PRESET.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what was prepared there.")] = False,
@@ -141,7 +144,7 @@ def prepare_command(
     resolved = configs.resolve(preset, config or (), set_ or (), options=options)
     plan = prepare.plan(resolved, out)
     if dry_run:
-        _show_config(resolved, {"sources": list(plan.sources), "output": str(plan.folder)}, json)
+        _show_config(plan.resolved, {"sources": list(plan.sources), "output": str(plan.folder)}, json)
         return
     manifest = prepare.run(plan, overwrite, show)
     if json:

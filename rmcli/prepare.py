@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rmcli import chat_templates, map_fns, output, sources, store
-from rmcli.config import Resolved
+from rmcli.config import Layer, Resolved, relayer
 from rmcli.encode import Encoder, group_key, is_held_out, prompt_of
 from rmcli.errors import RmcliError, Skip
 from rmcli.pack import WINDOW, pack
@@ -32,12 +32,17 @@ class Plan:
 
 
 def plan(resolved: Resolved, folder: Path | None) -> Plan:
-    """Check everything that can be checked without reading data or a model."""
+    """Check everything that can be checked without reading data (but for the first row, with auto) or a model."""
+    if resolved.config.data.dataset_map_fn == map_fns.AUTO:
+        resolved = _recognised(resolved)
     data = resolved.config.data
     map_function = map_fns.find_map_function(data.dataset_map_fn)
     named = list(data.sources)
     if not named and map_function.default_source is not None:
         named = [map_function.default_source]
+        if "data.split" not in resolved.explicit:
+            own_split = Layer("the map function's data set", {"data": {"split": map_function.default_split}})
+            resolved = relayer(resolved, own_split)
     sources.check_sources(named)
     if folder is None:
         map_name = Path(str(data.dataset_map_fn).rpartition(":")[0] or str(data.dataset_map_fn)).stem
@@ -45,6 +50,21 @@ def plan(resolved: Resolved, folder: Path | None) -> Plan:
     source = map_fns.source_code(map_function)
     digest = hashlib.sha256(source.encode("utf-8")).hexdigest()
     return Plan(resolved, map_function, digest, tuple(map(sources.absolute_source, named)), folder)
+
+
+def _recognised(resolved: Resolved) -> Resolved:
+    """The configuration with the map function whose schema the first readable row has, said aloud."""
+    data = resolved.config.data
+    sources.check_sources(data.sources)
+    readable = (row for row in sources.read_rows(data.sources, data.split) if row.value is not None)
+    first = next(readable, None)
+    if first is None or first.value is None:
+        raise RmcliError(f"no readable row in {', '.join(data.sources)}", "name the map function with --map-fn")
+    name = map_fns.recognise(first.value)
+    output.say(
+        f"map function {name}, recognised by the columns {', '.join(first.value)} of {first.file}:{first.line}"
+    )
+    return relayer(resolved, Layer("recognised by the columns", {"data": {"dataset_map_fn": name}}))
 
 
 def run(plan: Plan, overwrite: bool = False, show: int = 0) -> dict[str, Any]:
@@ -218,10 +238,9 @@ def _nothing_kept(tally: _Tally) -> RmcliError:
     if not tally.rows_in:
         return RmcliError("no rows in the sources", "check the files")
     reason, count = tally.rejected.most_common(1)[0]
-    known = "; ".join(f"{name} reads {', '.join(f.columns)}" for name, f in map_fns.NAMED.items())
     return RmcliError(
         f"not one of {tally.rows_in} rows was kept; {count} were rejected as {reason}",
-        f"does --map-fn fit the data? {known}",
+        "does --map-fn fit the data? --map-fn auto recognises it, rmcli map-fns lists what each one reads",
     )
 
 

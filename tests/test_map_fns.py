@@ -10,7 +10,7 @@ from conftest import REPOSITORY, write_lines
 
 from rmcli import map_fns, store
 from rmcli.encode import is_ordered, prompt_of
-from rmcli.errors import Skip
+from rmcli.errors import ConfigError, Skip
 from rmcli.map_fns import comparisons, data_sets
 from rmcli.records import PAIR, Comparison, PreferenceGroup
 
@@ -537,6 +537,84 @@ def _fits_some_ranks(group: PreferenceGroup) -> bool:
         known == {frozenset(c[:2]): c[0] if c.label == 1 else None for c in comparisons.from_ranks(ranks)}
         for ranks in itertools.product(range(4), repeat=4)
     )
+
+
+# --- auto ---
+
+
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_a_schema_is_recognised_from_its_row(name):
+    row = ROWS[name][0] if name == "helpsteer2" else ROWS[name]
+    assert map_fns.recognise(row) == {"xtuner": "canonical"}.get(name, name)
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        ({**WHOLE, "score_chosen": 7.0, "score_rejected": 5.0}, "ultrafeedback_binarized"),
+        ({"prompt": "q", **WHOLE, "chosen-rating": 5.0, "rejected-rating": 4.0}, "orpo_dpo_mix_40k"),
+        ({"prompt": "q", "responses": ["a", "b"], "ranks": [1, 2]}, "canonical"),
+        ({"prompt": "q", "chosen": REPLY[0], "rejected": REPLY[1]}, "canonical"),
+        ({"prompt": None, **WHOLE}, "skywork"),
+        ({"conversations": [{"from": "human", "value": "q"}], "chosen": "a", "rejected": "b"}, "sharegpt_ranking"),
+    ],
+)
+def test_relatives_of_a_schema_are_recognised_too(row, name):
+    assert map_fns.recognise(row) == name
+
+
+def test_the_real_files_are_recognised(real_data):
+    names = {
+        file.name: map_fns.recognise(read_real(real_data, file.name)[0]) for file in real_data.glob("*.jsonl.gz")
+    }
+    assert names == {
+        "finegrained_qa_4way.jsonl.gz": "finegrained_qa",
+        "gsm8k_solution_pairs.jsonl.gz": "canonical",
+        "hh_rlhf_harmless.jsonl.gz": "hh_rlhf",
+        "instruction_preference.jsonl.gz": "instruction",
+        "orca_dpo_pairs_sample.jsonl.gz": "intel_orca_dpo",
+        "orpo_dpo_mix_sample.jsonl.gz": "orpo_dpo_mix_40k",
+    }
+
+
+def test_an_unknown_schema_lists_what_was_seen_and_the_candidates():
+    with pytest.raises(ConfigError) as error:
+        map_fns.recognise({"question": "q", "chosen": "a", "rejected": "b"})
+    assert error.value.message == "no map function fits the columns question, chosen, rejected"
+    assert "intel_orca_dpo reads system, question, chosen, rejected" in error.value.hint
+    both = {**ROWS["instruction"], **ROWS["sharegpt_ranking"], "chosen": "a", "rejected": "b"}
+    with pytest.raises(ConfigError) as error:
+        map_fns.recognise(both)
+    assert error.value.message.endswith("conversations: sharegpt_ranking, instruction")
+
+
+def test_auto_says_what_it_chose_and_prepares_as_if_named(cli, tmp_path):
+    rows = [{"instruction": f"q {n}", "input": "", "chosen": f"a {n}", "rejected": f"b {n}"} for n in range(20)]
+    write_lines(tmp_path / "rows.jsonl", rows)
+    shards = []
+    for name in ("auto", "instruction"):
+        result = cli("prepare", "rows.jsonl", "--map-fn", name, "--preset", "tiny", "-o", name)
+        assert result.code == 0, result.stderr
+        manifest = store.read_manifest(tmp_path / name)
+        assert manifest["dataset_map_fn"] == "instruction"
+        shards.append(manifest["shards"])
+        said = "map function instruction, recognised by the columns instruction, input, chosen, rejected of "
+        assert (f"{said}rows.jsonl:1\n" in result.stderr) == (name == "auto")
+    assert shards[0] == shards[1]
+    dry = cli("prepare", "rows.jsonl", "--map-fn", "auto", "--preset", "tiny", "-n")
+    assert 'dataset_map_fn = "instruction" # recognised by the columns' in dry.stdout
+    assert "# output = data/instruction-tiny" in dry.stdout
+
+
+def test_auto_on_an_unknown_schema_or_an_empty_file(cli, tmp_path):
+    write_lines(tmp_path / "rows.jsonl", [{"text": "a"}])
+    (tmp_path / "empty.jsonl").write_text("{not json\n")
+    result = cli("prepare", "rows.jsonl", "--map-fn", "auto", "--preset", "tiny")
+    assert result.code == 2
+    assert "error: no map function fits the columns text\nhint: name one" in result.stderr
+    result = cli("prepare", "empty.jsonl", "--map-fn", "auto", "--preset", "tiny")
+    assert result.code == 1
+    assert "error: no readable row in" in result.stderr
 
 
 # --- K-way groups through prepare ---

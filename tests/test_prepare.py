@@ -252,7 +252,7 @@ BASE = ("rows.jsonl", "--map-fn", "canonical", *TINY, "-o", "out")
             ("rows.jsonl", "--map-fn", "hh_rlhf", *TINY, "-o", "out"),
             1,
             "not one of 40 rows was kept",
-            "canonical reads",
+            "rmcli map-fns lists what each one reads",
         ),
         (("empty.jsonl", "--map-fn", "canonical", *TINY, "-o", "out"), 1, "no rows in the sources", ""),
         (("rows.csv", "--map-fn", "canonical", *TINY), 2, "source rows.csv: not one of .jsonl", None),
