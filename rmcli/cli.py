@@ -266,6 +266,29 @@ def score_command(
         output.say(f"scores in {out}")
 
 
+@app.command("map-fns")
+@reports
+def map_fns_command(json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
+    """List the map functions: what they read, and their data sets."""
+    from rmcli import map_fns
+
+    entries = map_fns.listing()
+    if json:
+        output.answer_json(entries)
+        return
+    rows = [
+        [
+            entry["name"],
+            ", ".join(entry["columns"] or ()),
+            entry["default_source"] or "",
+            entry["description"] if entry["from"] == "rmcli" else f"{entry['description']} ({entry['from']})",
+        ]
+        for entry in entries
+    ]
+    output.table(["map function", "columns", "default data set", "what it is"], rows, to_answer=True)
+    _say_next("prepare", "SOURCE", "--map-fn", "NAME")
+
+
 @app.command("inspect-token")
 @reports
 def inspect_token_command(

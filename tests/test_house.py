@@ -74,7 +74,7 @@ def test_importing_the_command_line_loads_nothing_heavy():
 
 def test_help_names_every_command_and_option(cli):
     root = cli("--help").stdout
-    for command in ("prepare", "train", "score", "inspect-token", "presets"):
+    for command in ("prepare", "train", "score", "map-fns", "inspect-token", "presets"):
         assert command in root
     for command in (["prepare"], ["train"], ["score"], ["inspect-token"], ["presets"], ["presets", "show"]):
         text = cli(*command, "--help").stdout

@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+import sys
 from collections import Counter
 
 import pytest
@@ -641,3 +642,146 @@ def test_groups_of_four_are_prepared_and_their_eval_text_is_canonical(cli, tmp_p
     assert len(lines) > 5
     again = [apply("canonical", line) for line in lines]
     assert all(group in expected.values() for group in again)
+
+
+# --- default data sets, plugins and the list ---
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "split"),
+    [
+        ("skywork", "Skywork/Skywork-Reward-Preference-80K-v0.2", "train"),
+        ("reward_bench_2", "allenai/reward-bench-2", "test"),
+        ("ultrafeedback_binarized", "HuggingFaceH4/ultrafeedback_binarized", "train_prefs"),
+    ],
+)
+def test_a_map_function_knows_its_data_set_and_split(cli, name, source, split):
+    plan = json.loads(cli("prepare", "--map-fn", name, "--preset", "tiny", "-n", "--json").stdout)
+    assert plan["plan"]["sources"] == [source]
+    assert plan["config"]["data"]["split"] == split
+    chosen = cli("prepare", "--map-fn", name, "--preset", "tiny", "-n", "--json", "-s", "data.split=mine").stdout
+    assert json.loads(chosen)["config"]["data"]["split"] == "mine"
+
+
+@pytest.fixture
+def plugins(tmp_path, monkeypatch):
+    """`plugins(theirs={"name": "module:function"})` installs a package `theirs` with that entry point."""
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "their_rows.py").write_text(
+        "from rmcli.map_fns import MapFunction\n"
+        "def shout(row):\n    return {'prompt': row['q'], 'chosen': row['yes'], 'rejected': row['no']}\n"
+        "def first_two(rows):\n    return {'prompt': 'q', 'responses': [r['a'] for r in rows], 'ranks': [2, 1]}\n"
+        "grouped = MapFunction(first_two, ('key', 'a'), None, rows_key=lambda row: row['key'])\n"
+        "number = 7\n"
+    )
+    (site / "their_broken.py").write_text("import no_such_module_anywhere\n")
+    monkeypatch.syspath_prepend(str(site))
+
+    def install(**distributions: dict[str, str]) -> None:
+        for name, points in distributions.items():
+            folder = site / f"{name}-1.5.dist-info"
+            folder.mkdir()
+            (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.5\n")
+            lines = "".join(f"{point} = {value}\n" for point, value in points.items())
+            (folder / "entry_points.txt").write_text(f"[rmcli.map_fns]\n{lines}")
+
+    yield install
+    for module in ("their_rows", "their_broken"):
+        sys.modules.pop(module, None)
+
+
+def test_a_plugin_is_found_by_its_name(plugins):
+    plugins(theirs={"shout": "their_rows:shout", "grouped": "their_rows:grouped"})
+    group = map_fns.apply(map_fns.find_map_function("shout"), {"q": "q", "yes": "good", "no": "bad"}, "here")
+    assert group.conversations == (turns("q", "good"), turns("q", "bad"))
+    grouped = map_fns.find_map_function("grouped")
+    assert grouped.columns == ("key", "a")
+    assert answers_of(map_fns.apply(grouped, [{"a": "bad"}, {"a": "good"}], "here")) == ["good", "bad"]
+
+
+def test_a_plugin_prepares_data(cli, tmp_path, plugins):
+    plugins(theirs={"shout": "their_rows:shout"})
+    write_lines(tmp_path / "rows.jsonl", [{"q": f"q {n}", "yes": "a", "no": "b"} for n in range(10)])
+    result = cli("prepare", "rows.jsonl", "--map-fn", "shout", "--preset", "tiny", "-o", "out")
+    assert result.code == 0, result.stderr
+    assert store.read_manifest(tmp_path / "out")["rows"]["kept"] == 10
+
+
+def test_a_plugin_may_not_take_a_built_in_name(plugins, capsys):
+    plugins(theirs={"hh_rlhf": "their_rows:shout"})
+    assert map_fns.find_map_function("hh_rlhf") is map_fns.NAMED["hh_rlhf"]
+    assert capsys.readouterr().err == (
+        "note: theirs 1.5 offers a map function hh_rlhf: not used, rmcli has its own\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "broken",
+            "map function 'broken' of theirs 1.5: their_broken:f does not load: "
+            "ModuleNotFoundError: No module named 'no_such_module_anywhere'",
+        ),
+        (
+            "gone",
+            "map function 'gone' of theirs 1.5: their_rows:gone does not load: "
+            "AttributeError: module 'their_rows' has no attribute 'gone'",
+        ),
+        ("number", "map function 'number': their_rows:number of theirs 1.5 is a int"),
+        ("twice", "map function 'twice' is offered by others 1.5 and theirs 1.5"),
+    ],
+)
+def test_a_broken_plugin_is_one_line_and_only_when_it_is_used(cli, plugins, name, message):
+    plugins(
+        theirs={
+            "broken": "their_broken:f",
+            "gone": "their_rows:gone",
+            "number": "their_rows:number",
+            "twice": "their_rows:shout",
+        },
+        others={"twice": "their_rows:grouped"},
+    )
+    assert map_fns.find_map_function("canonical") is map_fns.NAMED["canonical"]
+    assert cli("map-fns").code == 0
+    result = cli("prepare", "--map-fn", name, "--preset", "tiny")
+    assert result.code == 2
+    assert result.stderr.splitlines()[0] == f"error: {message}"
+    assert len(result.stderr.splitlines()) == 2
+
+
+def test_the_list_has_names_columns_data_sets_and_plugins(cli, plugins):
+    plugins(theirs={"broken": "their_broken:f", "hh_rlhf": "their_rows:shout"})
+    listed = json.loads(cli("map-fns", "--json").stdout)
+    assert [entry["name"] for entry in listed] == [*map_fns.NAMED, "broken", "hh_rlhf"]
+    assert listed[3] == {
+        "name": "hh_rlhf",
+        "columns": ["chosen", "rejected"],
+        "default_source": "Anthropic/hh-rlhf",
+        "description": "transcripts of Human: and Assistant:",
+        "from": "rmcli",
+    }
+    assert [(entry["description"], entry["from"]) for entry in listed[-2:]] == [
+        ("their_broken:f", "theirs 1.5"),
+        ("not used, rmcli has its own", "theirs 1.5"),
+    ]
+    result = cli("map-fns")
+    for name, known in map_fns.NAMED.items():
+        (line,) = [line for line in result.stdout.splitlines() if line.split()[:1] == [name] and "theirs" not in line]
+        assert known.columns[0] in line
+        assert (known.default_source or "") in line
+    assert result.stderr == "next: rmcli prepare SOURCE --map-fn NAME\n"
+    assert cli("map-fns", "-q").stderr == ""
+
+
+def test_auto_is_no_map_function_itself():
+    with pytest.raises(ConfigError, match="auto needs rows to look at"):
+        map_fns.find_map_function("auto")
+
+
+def test_a_name_that_is_nearly_a_plugins_is_guessed(plugins):
+    plugins(theirs={"shout": "their_rows:shout"})
+    with pytest.raises(ConfigError) as error:
+        map_fns.find_map_function("shoot")
+    assert error.value.hint == "did you mean shout?"
