@@ -108,8 +108,9 @@ def _score_window(
         else:
             results.append(_as_result(entry, scores[at]))
             summary.truncated += entry.truncated
-            if len(scores[at]) == 2:
-                summary.pairs.add(torch.tensor(scores[at]), torch.tensor([0]), torch.tensor([1]))
+            targets = batches.build_targets([entry], "ranking") if len(scores[at]) > 1 else None
+            if targets is not None and len(targets.better):
+                summary.pairs.add(torch.tensor(scores[at]), targets.better, targets.worse)
     return results
 
 
@@ -171,6 +172,8 @@ def _as_result(group: TokenGroup, scores: list[float]) -> dict[str, Any]:
     rounded = [float(f"{score:.7g}") for score in scores]  # float32 has seven digits
     if len(rounded) == 1:
         result: dict[str, Any] = {"score": rounded[0]}
+    elif len(rounded) > 2:
+        result = {"scores": rounded}
     else:
         margin = float(f"{scores[0] - scores[1]:.7g}")
         result = {"chosen_score": rounded[0], "rejected_score": rounded[1], "margin": margin}
