@@ -112,5 +112,5 @@ def ensure_classifier(config: PreTrainedConfig) -> None:
     members: dict[str, Any] = {"base_model_prefix": base.base_model_prefix, "__module__": __name__}
     classifier = type(name, (GenericForSequenceClassification, base), members)
     classifier.config_class = type(config)  # type: ignore[attr-defined]
-    # Without exist_ok transformers ignores a new class for one of its own configs, and says nothing.
-    AutoModelForSequenceClassification.register(type(config), classifier, exist_ok=True)
+    # Not by `register`: for one of transformers' own configs it does nothing, and says nothing (5.17).
+    AutoModelForSequenceClassification._model_mapping._extra_content[type(config)] = classifier  # type: ignore[attr-defined]

@@ -1,6 +1,6 @@
 """Token groups to tensors: one packed row with its layout, or one padded batch.
 
-Axes: T tokens of the row, S scores (all responses of all groups), N pairs, B conversations, L padded length.
+Axes: T tokens of the row, S scores (all responses of all groups), B conversations, L padded length.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from rmcli.attention import PackedLayout, Segment
-from rmcli.records import Rows, TokenGroup
+from rmcli.losses import Targets
+from rmcli.records import Comparison, Rows, TokenGroup
 
 
 @dataclass(frozen=True)
@@ -57,15 +58,6 @@ class SingleBatch:
     @property
     def num_tokens(self) -> int:
         return sum(one.num_tokens for one in self.conversations)
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Which score should beat which. `chosen`, `rejected`: (N,) indices into S; `weights`: (N,) float32."""
-
-    chosen: Tensor
-    rejected: Tensor
-    weights: Tensor
 
 
 def build_packed(groups: Sequence[TokenGroup], device: torch.device | str = "cpu") -> PackedBatch:
@@ -128,10 +120,61 @@ def build(
     return build_single(groups, device) if rows == "single" else build_padded(groups, pad_token_id, device)
 
 
-def build_pairs(groups: Sequence[TokenGroup], device: torch.device | str = "cpu") -> Pairs:
-    """Response 0 of each group against response 1: every group must be a pair."""
-    assert all(len(group.responses) == 2 for group in groups)
-    offsets = np.cumsum([0, *(len(group.responses) for group in groups)])[:-1]
-    chosen = torch.from_numpy(offsets.astype(np.int64)).to(device)
-    weights = torch.tensor([group.weight for group in groups], dtype=torch.float32, device=device)
-    return Pairs(chosen, chosen + 1, weights)
+def trains_as_list(group: TokenGroup, loss_type: str) -> bool:
+    """Whether Plackett-Luce takes the whole group as one list."""
+    return loss_type == "plackett_luce" and group.ordered and len(group.responses) > 2
+
+
+def comparisons_of(group: TokenGroup, loss_type: str) -> tuple[Comparison, ...]:
+    """The comparisons that this loss can train pairwise.
+
+    Focal is defined for plain preferences only. Plackett-Luce leaves out groups in which all are equal.
+    """
+    if loss_type == "focal":
+        return tuple(comparison for comparison in group.comparisons if comparison.label == 1)
+    if loss_type == "plackett_luce" and all(comparison.is_tie for comparison in group.comparisons):
+        return ()
+    return group.comparisons
+
+
+def is_used(group: TokenGroup, loss_type: str) -> bool:
+    """Whether there is anything in the group that this loss can learn from."""
+    return bool(comparisons_of(group, loss_type))
+
+
+def build_targets(groups: Sequence[TokenGroup], loss_type: str, device: torch.device | str = "cpu") -> Targets:
+    """What the scores of these groups, in their order, are held against.
+
+    Pairs of one group share its weight; a list has all of it.
+    """
+    pairs: list[tuple[int, int, float, float, float]] = []
+    lists: list[tuple[list[int], float]] = []
+    judged: list[tuple[int, int]] = []
+    start = 0
+    for group in groups:
+        comparisons = comparisons_of(group, loss_type)
+        if trains_as_list(group, loss_type):
+            lists.append((list(range(start, start + len(group.responses))), group.weight))
+        else:
+            share = group.weight / max(len(comparisons), 1)
+            pairs += [(start + c.first, start + c.second, c.label, c.margin, share) for c in comparisons]
+        ends = [(c.first, c.second) if c.label > 0.5 else (c.second, c.first) for c in comparisons if not c.is_tie]
+        judged += [(start + better, start + worse) for better, worse in ends]
+        start += len(group.responses)
+    longest = max((len(order) for order, _ in lists), default=0)
+    orders = [order + [-1] * (longest - len(order)) for order, _ in lists]
+
+    def column(values: Sequence[float], dtype: torch.dtype) -> Tensor:
+        return torch.tensor(values, dtype=dtype, device=device)
+
+    return Targets(
+        first=column([pair[0] for pair in pairs], torch.int64),
+        second=column([pair[1] for pair in pairs], torch.int64),
+        labels=column([pair[2] for pair in pairs], torch.float32),
+        margins=column([pair[3] for pair in pairs], torch.float32),
+        weights=column([pair[4] for pair in pairs], torch.float32),
+        orders=torch.tensor(orders, dtype=torch.int64, device=device).reshape(len(orders), longest),
+        order_weights=column([weight for _, weight in lists], torch.float32),
+        better=column([better for better, _ in judged], torch.int64),
+        worse=column([worse for _, worse in judged], torch.int64),
+    )

@@ -118,6 +118,9 @@ def prepare_command(
     keep_duplicates: Annotated[
         bool | None, typer.Option("--keep-duplicates", help="Keep exact duplicates of earlier rows.")
     ] = None,
+    pairs: Annotated[
+        str | None, typer.Option("--pairs", metavar="all|best_worst|adjacent", help="Which pairs of a K-way group.")
+    ] = None,
     chat_template: Annotated[
         str | None,
         typer.Option("--chat-template", metavar="FILE|NAME", help="Template for a tokenizer without one."),
@@ -138,7 +141,9 @@ def prepare_command(
     from rmcli import prepare
 
     options = [
-        _option_layer("data", sources=source or None, dataset_map_fn=map_fn, keep_duplicates=keep_duplicates),
+        _option_layer(
+            "data", sources=source or None, dataset_map_fn=map_fn, keep_duplicates=keep_duplicates, pairs=pairs
+        ),
         _option_layer("model", chat_template=_absolute_if_file(chat_template)),
     ]
     resolved = configs.resolve(preset, config or (), set_ or (), options=options)

@@ -73,6 +73,9 @@ class DataSection(Section):
     )
     max_packed_length: int = Field(16384, ge=2, description="tokens of one packed row")
     shuffle_before_pack: bool = Field(True, description="shuffle (in windows, seeded) before packing")
+    pairs: Literal["all", "best_worst", "adjacent"] = Field(
+        "all", description="which pairs of a K-way group in strict order train; others keep all their comparisons"
+    )
     eval_fraction: float = Field(0.05, ge=0, lt=1, description="share of prompts held out, by a hash of the prompt")
     eval_seed: int = Field(0, ge=0, description="another seed holds out other prompts")
     keep_duplicates: bool = Field(False, description="keep exact duplicates of an earlier row")
@@ -88,15 +91,33 @@ class DataSection(Section):
 class LossSection(Section):
     """The objective: weighted mean of the pair loss + penalty_weight * mean of the penalty over all scores."""
 
-    loss_type: Literal["ranking", "focal"] = Field(
-        "focal", description="ranking is Bradley-Terry; focal is InternLM2's (arXiv 2403.17297)"
+    loss_type: Literal["ranking", "focal", "margin", "ties", "plackett_luce"] = Field(
+        "focal",
+        description="ranking is Bradley-Terry; focal is InternLM2's (arXiv 2403.17297); margin is Llama 2's (arXiv "
+        "2307.09288); ties is Rao and Kupper's (arXiv 2410.05328); plackett_luce takes a K-way group as one list",
     )
     gamma: float = Field(2.0, ge=0, description="exponent of the focal loss")
+    label_smoothing: float = Field(
+        0.0,
+        ge=0,
+        lt=0.5,
+        description="probability that a label is wrong; for ranking, margin, plackett_luce's pairs",
+    )
+    margin_scale: float = Field(1.0, ge=0, description="the margin loss takes this times the data's margin")
+    tie_threshold: float = Field(
+        0.6931471805599453, gt=0, description="the ties loss's log theta: how close two scores of a tie are; ln 2"
+    )
     penalty_type: Literal["log_barrier", "L2", "none"] = Field("log_barrier", description="penalty on each score")
     penalty_weight: float = Field(
         0.02, ge=0, description="weight of the mean penalty; XTuner's 0.01 (sum over 2N, divided by N) is our 0.02"
     )
     penalty_bound: float = Field(5.0, gt=0.01, description="where the log barrier stands: scores in (-bound, bound)")
+
+    @model_validator(mode="after")
+    def _smoothing_is_felt(self) -> "LossSection":
+        if self.label_smoothing and self.loss_type in ("focal", "ties"):
+            raise ValueError(f"label_smoothing = {self.label_smoothing} has no meaning with {self.loss_type}")
+        return self
 
 
 class TrainSection(Section):

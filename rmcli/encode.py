@@ -34,11 +34,12 @@ REASONS = (
 
 @dataclass(frozen=True)
 class Encoder:
-    """Turns PreferenceGroups into TokenGroups. `overlong` is the policy of `data.overlong`."""
+    """Turns PreferenceGroups into TokenGroups. `overlong` is the policy of `data.overlong`, `pairs` `data.pairs`."""
 
     reward: RewardTokenizer
     max_length: int
     overlong: str
+    pairs: str = "all"
 
     def __post_init__(self) -> None:
         if self.reward.tokenizer.chat_template is None:
@@ -128,7 +129,7 @@ class Encoder:
             responses=tuple(ids[shared:] for ids in token_ids),
             weight=group.weight,
             truncated=excess > 0,
-            comparisons=group.comparisons,
+            comparisons=select_pairs(group.comparisons, len(token_ids), self.pairs),
             ordered=is_ordered(group.comparisons, len(token_ids)),
         )
 
@@ -151,6 +152,15 @@ def is_ordered(comparisons: Sequence[Comparison], num_responses: int) -> bool:
         return False
     pairs = {(c.first, c.second) for c in comparisons}
     return all((index, index + 1) in pairs for index in range(num_responses - 1))
+
+
+def select_pairs(comparisons: tuple[Comparison, ...], num_responses: int, which: str) -> tuple[Comparison, ...]:
+    """The comparisons that `data.pairs` keeps of a group in strict order; all of any other."""
+    if which == "all" or not is_ordered(comparisons, num_responses):
+        return comparisons
+    wanted = [(0, num_responses - 1)] if which == "best_worst" else [(i, i + 1) for i in range(num_responses - 1)]
+    kept = tuple(comparison for comparison in comparisons if (comparison.first, comparison.second) in wanted)
+    return kept or tuple(Comparison(*pair) for pair in wanted)
 
 
 def prompt_of(group: PreferenceGroup) -> Conversation:

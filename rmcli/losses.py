@@ -1,11 +1,13 @@
-"""The objective's two registries: what a pair costs, and what a score costs. Scores come in as float32 or float64.
+"""The objective's two registries: what a comparison costs, and what a score costs. Scores are float32 or float64.
 
-All functions work element by element and return the shape they were given; the weighting over pairs, packs and
-accumulation steps is the training loop's.
+Pair losses work element by element on the difference of two scores; the weighting over comparisons, packs and
+accumulation steps is `objective`'s and the training loop's.
+Axes: S scores, N comparisons, G groups in strict order, K responses of the longest of them, M pairs for the metrics.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,22 +18,75 @@ from rmcli.config import LossSection
 # The log barrier is exact up to this distance from its bound and continues along its tangent beyond.
 BARRIER_MARGIN = 0.001
 
-PairLoss = Callable[[Tensor, Tensor, float], Tensor]
+# (difference first - second, labels, margins, section), all but the last of shape (N,).
+PairLoss = Callable[[Tensor, Tensor, Tensor, LossSection], Tensor]
 Penalty = Callable[[Tensor, float], Tensor]
 
 
-def ranking(chosen: Tensor, rejected: Tensor, gamma: float) -> Tensor:
-    """Bradley-Terry: -log sigmoid(chosen - rejected). `gamma` is not used."""
-    return -logsigmoid(chosen - rejected)
+@dataclass(frozen=True)
+class Targets:
+    """What the scores of one forward are held against, as indices into them.
+
+    `first`, `second`, `labels`, `margins`, `weights`: (N,) the comparisons that train pairwise.
+    `orders`: (G, K) groups that train as whole lists, best first, filled up with -1; `order_weights`: (G,).
+    `better`, `worse`: (M,) the pairs that count in accuracy and margin; ties are left out.
+    """
+
+    first: Tensor
+    second: Tensor
+    labels: Tensor
+    margins: Tensor
+    weights: Tensor
+    orders: Tensor
+    order_weights: Tensor
+    better: Tensor
+    worse: Tensor
 
 
-def focal(chosen: Tensor, rejected: Tensor, gamma: float) -> Tensor:
+def ranking(difference: Tensor, labels: Tensor, margins: Tensor, loss: LossSection) -> Tensor:
+    """Bradley-Terry: -log sigmoid(first - second). A soft label p, or a tie (1/2), is a cross-entropy.
+
+    With `label_smoothing` e the label is (1 - e) p + e (1 - p), as in conservative DPO (arXiv 2403.00409, section 4).
+    """
+    smooth = labels + loss.label_smoothing * (1 - 2 * labels)
+    return -(smooth * logsigmoid(difference) + (1 - smooth) * logsigmoid(-difference))
+
+
+def focal(difference: Tensor, labels: Tensor, margins: Tensor, loss: LossSection) -> Tensor:
     """InternLM2's focal ranking loss (arXiv 2403.17297, section 4.2): easy pairs, P > 1/2, count less.
 
-    At a tie the gradient is that of the ranking loss, -1/2: relu's derivative at 0 is 0.
+    For plain preferences only. At a difference of 0 the gradient is that of the ranking loss, -1/2: relu's derivative
+    at 0 is 0.
     """
-    probability = torch.sigmoid(chosen - rejected)
-    return (1 - 2 * relu(probability - 0.5)).pow(gamma) * ranking(chosen, rejected, gamma)
+    probability = torch.sigmoid(difference)
+    return (1 - 2 * relu(probability - 0.5)).pow(loss.gamma) * -logsigmoid(difference)
+
+
+def margin(difference: Tensor, labels: Tensor, margins: Tensor, loss: LossSection) -> Tensor:
+    """Llama 2's ranking loss with the margin of the ratings: -log sigmoid(first - second - m) (arXiv 2307.09288,
+    section 3.2.2), m = margin_scale times the data's margin."""
+    return ranking(difference - loss.margin_scale * margins, labels, margins, loss)
+
+
+def ties(difference: Tensor, labels: Tensor, margins: Tensor, loss: LossSection) -> Tensor:
+    """Bradley-Terry with ties (Rao and Kupper 1967; for reward models arXiv 2410.05328).
+
+    With t = tie_threshold: P(first wins) = sigmoid(d - t), P(second wins) = sigmoid(-d - t), the rest is a tie, which
+    is (e^2t - 1) times the product of the two. A soft label mixes the two wins.
+    """
+    first_wins = -logsigmoid(difference - loss.tie_threshold)
+    second_wins = -logsigmoid(-difference - loss.tie_threshold)
+    tie = first_wins + second_wins - math.log(math.expm1(2 * loss.tie_threshold))
+    return torch.where(labels == 0.5, tie, labels * first_wins + (1 - labels) * second_wins)
+
+
+def plackett_luce(scores_GK: Tensor, present_GK: Tensor) -> Tensor:
+    """(G,) -log P(order) of each list, best first: the best is chosen among all, the next among the rest, and so on
+    (Plackett 1975, Luce 1959; ListMLE). With two responses it is the ranking loss."""
+    lowest = torch.finfo(scores_GK.dtype).min
+    masked = scores_GK.masked_fill(~present_GK, lowest)
+    among_the_rest = masked.flip(-1).logcumsumexp(-1).flip(-1)
+    return ((among_the_rest - scores_GK) * present_GK).sum(-1)
 
 
 def log_barrier(scores: Tensor, bound: float) -> Tensor:
@@ -58,25 +113,31 @@ def no_penalty(scores: Tensor, bound: float) -> Tensor:
     return scores * 0
 
 
-LOSSES: dict[str, PairLoss] = {"ranking": ranking, "focal": focal}
+# plackett_luce trains groups in strict order as lists; what has no order trains pairwise, by the ranking loss.
+LOSSES: dict[str, PairLoss] = {
+    "ranking": ranking,
+    "focal": focal,
+    "margin": margin,
+    "ties": ties,
+    "plackett_luce": ranking,
+}
 PENALTIES: dict[str, Penalty] = {"log_barrier": log_barrier, "L2": l2, "none": no_penalty}
 
 
 def objective(
-    scores_S: Tensor,
-    chosen_N: Tensor,
-    rejected_N: Tensor,
-    weights_N: Tensor,
-    loss: LossSection,
-    total_weight: float,
-    total_scores: int,
+    scores_S: Tensor, targets: Targets, loss: LossSection, total_weight: float, total_scores: int
 ) -> tuple[Tensor, Tensor]:
-    """This forward's share of a step's loss: (pair loss, weighted penalty), two scalars to add up.
+    """This forward's share of a step's loss: (preference loss, weighted penalty), two scalars to add up.
 
-    `total_weight` and `total_scores` are sums over the whole optimizer step, all its forwards and ranks. Every pair
+    `total_weight` and `total_scores` are sums over the whole optimizer step, all its forwards and ranks. Every group
     weighs the same however packs are cut: the shares of all forwards add up to the loss of one big batch.
     """
-    pair_loss_N = LOSSES[loss.loss_type](scores_S[chosen_N], scores_S[rejected_N], loss.gamma)
+    difference_N = scores_S[targets.first] - scores_S[targets.second]
+    labels_N, margins_N = targets.labels.to(scores_S.dtype), targets.margins.to(scores_S.dtype)
+    pair_loss_N = LOSSES[loss.loss_type](difference_N, labels_N, margins_N, loss)
+    share = (targets.weights * pair_loss_N).sum()
+    if len(targets.orders):
+        lists_G = plackett_luce(scores_S[targets.orders.clamp(min=0)], targets.orders >= 0)
+        share = share + (targets.order_weights * lists_G).sum()
     penalty_S = PENALTIES[loss.penalty_type](scores_S, loss.penalty_bound)
-    pair_share = (weights_N * pair_loss_N).sum() / total_weight
-    return pair_share, loss.penalty_weight * penalty_S.sum() / total_scores
+    return share / total_weight, loss.penalty_weight * penalty_S.sum() / total_scores

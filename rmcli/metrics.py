@@ -21,10 +21,10 @@ class PairMetrics:
     score_min: Tensor | float = float("inf")
     score_max: Tensor | float = float("-inf")
 
-    def add(self, scores_S: Tensor, chosen_N: Tensor, rejected_N: Tensor) -> None:
-        """Scores and the (N,) indices of each pair's members among them."""
+    def add(self, scores_S: Tensor, better_M: Tensor, worse_M: Tensor) -> None:
+        """Scores and the (M,) indices of each pair's members among them."""
         scores_S = scores_S.detach()
-        difference = scores_S[chosen_N] - scores_S[rejected_N]
+        difference = scores_S[better_M] - scores_S[worse_M]
         self.num_pairs += len(difference)
         self.num_scores += len(scores_S)
         self.correct += (difference > 0).sum() + 0.5 * (difference == 0).sum()
@@ -34,10 +34,11 @@ class PairMetrics:
         self.score_max = torch.maximum(torch.as_tensor(self.score_max, device=scores_S.device), scores_S.max())
 
     def result(self) -> dict[str, float]:
-        """Means and range as plain numbers; at least one pair must have been added."""
+        """Means and range as plain numbers. Scores must have been added; without a pair accuracy is NaN."""
+        pairs = self.num_pairs or float("nan")
         return {
-            "accuracy": float(self.correct) / self.num_pairs,
-            "margin": float(self.margin) / self.num_pairs,
+            "accuracy": float(self.correct) / pairs,
+            "margin": float(self.margin) / pairs,
             "score_mean": float(self.score_sum) / self.num_scores,
             "score_min": float(self.score_min),
             "score_max": float(self.score_max),

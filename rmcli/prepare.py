@@ -75,7 +75,7 @@ def run(plan: Plan, overwrite: bool = False, show: int = 0) -> dict[str, Any]:
     config = plan.resolved.config
     data = config.data
     reward = load_tokenizer(config.model)
-    encoder = Encoder(reward, data.max_length, data.overlong)
+    encoder = Encoder(reward, data.max_length, data.overlong, data.pairs)
     if reward.grown_from is not None:
         output.warn(
             f"{reward.reward_token} is new: it takes id {reward.reward_token_id}, past the {reward.grown_from:,} "

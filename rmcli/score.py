@@ -108,10 +108,9 @@ def _score_window(
         else:
             results.append(_as_result(entry, scores[at]))
             summary.truncated += entry.truncated
-            better = [c for c in entry.comparisons if len(scores[at]) > 1 and not c.is_tie]
-            if better:
-                first, second = (torch.tensor([c[side] for c in better]) for side in (0, 1))
-                summary.pairs.add(torch.tensor(scores[at]), first, second)
+            targets = batches.build_targets([entry], "ranking") if len(scores[at]) > 1 else None
+            if targets is not None and len(targets.better):
+                summary.pairs.add(torch.tensor(scores[at]), targets.better, targets.worse)
     return results
 
 

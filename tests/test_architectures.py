@@ -56,7 +56,7 @@ def test_packed_and_shared_equals_single_conversations(name):
 @pytest.mark.parametrize("name", sorted(set(PACKED) & {"llama", "mistral", "gemma2", "gpt_oss", "qwen3_moe"}))
 def test_transformers_own_classifier_says_what_its_backbone_and_head_say(name):
     network, groups = tiny_network(name), uneven_groups()
-    with torch.no_grad():
+    with torch.no_grad(), model.stock_attention(network, "eager"):
         logits = torch.cat([network(input_ids=one.input_ids).logits[:, 0] for one in single_batches(groups)])
         torch.testing.assert_close(backbone_scores(network, groups), logits, atol=1e-5, rtol=0)
 

@@ -10,7 +10,7 @@ from rmcli import map_fns
 from rmcli.config import resolve
 from rmcli.encode import Encoder, common_prefix_length, is_held_out, prompt_of
 from rmcli.errors import ConfigError, RmcliError, Skip
-from rmcli.records import PreferenceGroup, TokenGroup
+from rmcli.records import Comparison, PreferenceGroup, TokenGroup
 from rmcli.tokenizer import load_tokenizer, resolve_reward_token
 
 REWARD_ID = 4
@@ -238,7 +238,7 @@ def test_a_rows_weight_is_the_pairs():
 def test_a_broken_map_function_stops_with_its_place(tmp_path, body, message):
     file = tmp_path / "mine.py"
     file.write_text(
-        "from rmcli.records import PreferenceGroup\n"
+        "from rmcli.records import Comparison, PreferenceGroup\n"
         "a = ({'role': 'user', 'content': 'q'}, {'role': 'assistant', 'content': 'a'})\n"
         f"def f(row):\n    {body}\n"
     )
@@ -272,3 +272,32 @@ def test_map_functions_that_are_not_there(spec, message):
         map_fns.find_map_function(spec)
     assert message in error.value.message
     assert error.value.hint
+
+
+# --- K-way groups ---
+
+ORDER = tuple(Comparison(first, second) for first in range(4) for second in range(first + 1, 4))
+
+
+def k_way_tokens(reward, comparisons, pairs="all"):
+    group = PreferenceGroup(tuple(turns("q", answer) for answer in "abcd"), comparisons=comparisons)
+    (tokens,) = Encoder(reward, 256, "drop", pairs).encode([group])
+    return tokens
+
+
+@pytest.mark.parametrize(
+    ("pairs", "kept"),
+    [("all", ORDER), ("best_worst", (Comparison(0, 3),)), ("adjacent", (ORDER[0], ORDER[3], ORDER[5]))],
+)
+def test_pairs_of_a_group_in_strict_order_are_chosen(reward, pairs, kept):
+    tokens = k_way_tokens(reward, ORDER, pairs)
+    assert tokens.comparisons == kept
+    assert tokens.ordered  # Plackett-Luce still takes the whole list
+    assert len(tokens.responses) == 4
+
+
+def test_groups_without_a_strict_order_keep_all_comparisons(reward):
+    tied = (*ORDER[:5], Comparison(2, 3, 0.5))
+    assert k_way_tokens(reward, tied, "best_worst").comparisons == tied
+    for comparisons in (tied, (Comparison(1, 0),), ORDER[:3], (*ORDER, Comparison(3, 0))):
+        assert not k_way_tokens(reward, comparisons).ordered

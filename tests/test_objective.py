@@ -1,5 +1,6 @@
 """Losses and penalties against values computed by hand, and the weighting of pairs over packs."""
 
+import dataclasses
 import itertools
 import math
 
@@ -10,15 +11,18 @@ from conftest import random_group, tiny_model
 
 from rmcli import batch, model
 from rmcli.config import LossSection
-from rmcli.losses import LOSSES, PENALTIES, objective
+from rmcli.losses import LOSSES, PENALTIES, objective, plackett_luce
+from rmcli.records import PAIR, Comparison, TokenGroup
 
 
-def pair_loss(name: str, difference: float, gamma: float = 2.0) -> tuple[float, float]:
-    """Loss and its derivative by the chosen score, in float64."""
-    chosen = torch.tensor([difference], dtype=torch.float64, requires_grad=True)
-    loss = LOSSES[name](chosen, torch.zeros(1, dtype=torch.float64), gamma)
+def pair_loss(name: str, difference: float, label: float = 1.0, margin: float = 0.0, **keys: float):
+    """Loss and its derivative by the difference, in float64."""
+    delta = torch.tensor([difference], dtype=torch.float64, requires_grad=True)
+    one = torch.ones(1, dtype=torch.float64)
+    section = LossSection.model_validate({"loss_type": name, **keys})
+    loss = LOSSES[name](delta, label * one, margin * one, section)
     loss.sum().backward()
-    return float(loss.detach()), float(chosen.grad)
+    return float(loss.detach()), float(delta.grad)
 
 
 def penalty(name: str, score: float, bound: float = 5.0) -> tuple[float, float]:
@@ -54,7 +58,7 @@ def test_ranking(difference, loss, derivative):
     ],
 )
 def test_focal_at_and_on_both_sides_of_a_tie(difference, gamma, loss, derivative):
-    actual, slope = pair_loss("focal", difference, gamma)
+    actual, slope = pair_loss("focal", difference, gamma=gamma)
     assert actual == pytest.approx(loss, rel=1e-9)
     if derivative is not None:
         assert slope == pytest.approx(derivative, abs=1e-8)
@@ -95,16 +99,114 @@ def test_l2_and_none():
 @pytest.mark.parametrize("loss_type", ["ranking", "focal"])
 def test_the_first_loss_of_a_zero_head_is_analytic(loss_type):
     loss = LossSection.model_validate({"loss_type": loss_type})
+    pairs = [random_group(np.random.default_rng(0), 2, (1, 1)) for _ in range(2)]
     first, second = objective(
-        torch.zeros(4),
-        torch.tensor([0, 2]),
-        torch.tensor([1, 3]),
-        torch.ones(2),
-        loss,
-        total_weight=2,
-        total_scores=4,
+        torch.zeros(4), batch.build_targets(pairs, loss_type), loss, total_weight=2, total_scores=4
     )
     assert float(first + second) == pytest.approx(0.62877, abs=1e-5)
+
+
+# --- soft labels, margins, ties, lists: against their formulas ---
+
+
+@pytest.mark.parametrize(("difference", "label"), [(0.0, 0.7), (1.5, 0.7), (-2.0, 0.5), (3.0, 0.0)])
+def test_a_soft_label_is_a_cross_entropy(difference, label):
+    p = 1 / (1 + math.exp(-difference))
+    expected = -(label * math.log(p) + (1 - label) * math.log(1 - p))
+    assert pair_loss("ranking", difference, label) == pytest.approx((expected, p - label), rel=1e-12)
+
+
+def test_label_smoothing_is_that_of_conservative_dpo():
+    """-(1 - e) log sigmoid(d) - e log sigmoid(-d), arXiv 2403.00409."""
+    p = 1 / (1 + math.exp(-1.2))
+    expected = -(0.9 * math.log(p) + 0.1 * math.log(1 - p))
+    assert pair_loss("ranking", 1.2, label_smoothing=0.1)[0] == pytest.approx(expected, rel=1e-12)
+    with pytest.raises(ValueError, match="has no meaning with focal"):
+        LossSection.model_validate({"loss_type": "focal", "label_smoothing": 0.1})
+
+
+def test_the_margin_is_subtracted_as_in_llama_2():
+    """-log sigmoid(d - m), arXiv 2307.09288."""
+    loss, slope = pair_loss("margin", 1.0, margin=3.0, margin_scale=0.5)
+    assert loss == pytest.approx(math.log(1 + math.exp(0.5)), rel=1e-12)
+    assert slope == pytest.approx(-1 / (1 + math.exp(-0.5)), rel=1e-12)
+    assert pair_loss("margin", 1.0) == pytest.approx(pair_loss("ranking", 1.0), rel=1e-15)
+
+
+@pytest.mark.parametrize("difference", [0.0, 0.4, -3.0])
+@pytest.mark.parametrize("theta", [2.0, 1.1])
+def test_ties_are_rao_and_kuppers(difference, theta):
+    """P(first) = e^a / (e^a + theta e^b); the three outcomes add up to 1 (Rao and Kupper 1967)."""
+    a, b = math.exp(difference), 1.0
+    first, second = a / (a + theta * b), b / (b + theta * a)
+    tie = (theta**2 - 1) * a * b / ((a + theta * b) * (b + theta * a))
+    assert first + second + tie == pytest.approx(1.0, rel=1e-12)
+    keys = {"tie_threshold": math.log(theta)}
+    assert pair_loss("ties", difference, **keys)[0] == pytest.approx(-math.log(first), rel=1e-12)
+    assert pair_loss("ties", difference, 0.0, **keys)[0] == pytest.approx(-math.log(second), rel=1e-12)
+    assert pair_loss("ties", difference, 0.5, **keys)[0] == pytest.approx(-math.log(tie), rel=1e-11)
+    mixed = -(0.8 * math.log(first) + 0.2 * math.log(second))
+    assert pair_loss("ties", difference, 0.8, **keys)[0] == pytest.approx(mixed, rel=1e-12)
+
+
+def test_plackett_luce_multiplies_choices_among_the_rest():
+    """P = e^s1/(e^s1+e^s2+e^s3) * e^s2/(e^s2+e^s3) (Plackett 1975)."""
+    one, two, three = (math.exp(score) for score in (0.3, 1.1, -0.6))
+    expected = -math.log(one / (one + two + three) * two / (two + three))
+    scores = torch.tensor([[0.3, 1.1, -0.6, 9.9], [0.5, -0.5, 9.9, 9.9]], dtype=torch.float64, requires_grad=True)
+    present = torch.tensor([[True, True, True, False], [True, True, False, False]])
+    losses = plackett_luce(scores, present)
+    pair = pair_loss("ranking", 1.0)[0]
+    assert losses.tolist() == pytest.approx([expected, pair], rel=1e-12)
+    losses.sum().backward()
+    assert scores.grad[~present].abs().max() == 0  # what fills up the list has no part in it
+
+
+ORDERED_3 = tuple(Comparison(first, second) for first, second in ((0, 1), (0, 2), (1, 2)))
+CYCLE = (Comparison(0, 1), Comparison(1, 2), Comparison(2, 0))
+ALL_EQUAL = (Comparison(0, 1, 0.5), Comparison(1, 2, 0.5))
+
+
+def k_way(comparisons: tuple, ordered: bool = False, num_responses: int = 3, **values: float) -> TokenGroup:
+    group = random_group(np.random.default_rng(7), 4, (3,) * num_responses, **values)
+    return dataclasses.replace(group, comparisons=comparisons, ordered=ordered)
+
+
+def test_plackett_luce_takes_orders_as_lists_and_others_pairwise():
+    groups = [k_way(ORDERED_3, True, weight=2.0), k_way(CYCLE), k_way(ALL_EQUAL), k_way(PAIR, True, 2)]
+    assert [batch.is_used(group, "plackett_luce") for group in groups] == [True, True, False, True]
+    targets = batch.build_targets([groups[0], groups[1], groups[3]], "plackett_luce")
+    assert targets.orders.tolist() == [[0, 1, 2]]
+    assert targets.order_weights.tolist() == [2.0]
+    assert list(zip(targets.first.tolist(), targets.second.tolist(), strict=True)) == [(3, 4), (4, 5), (5, 3), (6, 7)]
+    assert targets.weights.tolist() == pytest.approx([1 / 3] * 3 + [1.0])  # pairs of one group share its weight
+    assert len(targets.better) == 3 + 3 + 1
+
+
+def test_focal_leaves_ties_and_soft_labels_out_and_the_others_take_them():
+    mixed = k_way((Comparison(0, 1), Comparison(1, 2, 0.5), Comparison(0, 2, 0.8)))
+    assert len(batch.comparisons_of(mixed, "focal")) == 1
+    assert len(batch.comparisons_of(mixed, "ranking")) == 3
+    assert not batch.is_used(k_way(ALL_EQUAL), "focal")
+    targets = batch.build_targets([mixed], "ranking")
+    assert (targets.better.tolist(), targets.worse.tolist()) == ([0, 0], [1, 2])  # a tie is neither right nor wrong
+
+
+def test_a_soft_label_below_one_half_means_that_the_second_is_better():
+    targets = batch.build_targets([k_way((Comparison(0, 1, 0.2),), num_responses=2)], "ranking")
+    assert (targets.better.tolist(), targets.worse.tolist()) == ([1], [0])
+
+
+@pytest.mark.parametrize("loss_type", ["ranking", "ties", "margin", "plackett_luce"])
+def test_k_way_groups_weigh_the_same_however_packs_are_cut(loss_type):
+    loss = LossSection.model_validate({"loss_type": loss_type})
+    network = tiny_model("llama", dtype=torch.float64)
+    groups = [k_way(ORDERED_3, True), k_way(CYCLE), k_way(PAIR, True, 2, weight=3.0), k_way(ORDERED_3, True)]
+    whole, expected = gradient_of(network, [groups], loss)
+    parts, actual = gradient_of(network, [groups[:1], groups[1:2], groups[2:]], loss)
+    assert parts == pytest.approx(whole, rel=1e-12)
+    for name, value in expected.items():
+        assert (actual[name] - value).norm() <= 1e-9 * value.norm(), name
 
 
 # Eight packs of very uneven sizes, pairs of very uneven lengths and weights.
@@ -126,13 +228,13 @@ def uneven_packs():
 def gradient_of(network, forwards, loss):
     """Gradients of one step over these forwards, and its loss."""
     groups = [group for forward in forwards for group in forward]
-    total_weight, total_scores = sum(group.weight for group in groups), 2 * len(groups)
+    total_weight = sum(group.weight for group in groups)
+    total_scores = sum(len(group.responses) for group in groups)
     network.zero_grad()
     whole = 0.0
     for forward in forwards:
         scores = model.scores(network, batch.build_packed(forward))
-        pairs = batch.build_pairs(forward)
-        parts = objective(scores, pairs.chosen, pairs.rejected, pairs.weights, loss, total_weight, total_scores)
+        parts = objective(scores, batch.build_targets(forward, loss.loss_type), loss, total_weight, total_scores)
         sum(parts).backward()
         whole += float(sum(parts).detach())
     return whole, {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
@@ -152,7 +254,8 @@ def test_a_step_over_uneven_packs_equals_one_unpacked_batch(loss_type, penalty_t
     groups = [group for pack in packs for group in pack]
     scores = model.scores(network, batch.build_padded(groups, pad_token_id=0)).reshape(-1, 2)
     weights = torch.tensor([group.weight for group in groups], dtype=torch.float64)
-    per_pair = LOSSES[loss_type](scores[:, 0], scores[:, 1], 2.0)
+    none = torch.zeros(len(groups), dtype=torch.float64)
+    per_pair = LOSSES[loss_type](scores[:, 0] - scores[:, 1], none + 1, none, loss)
     expected_loss = (weights * per_pair).sum() / weights.sum() + 0.02 * PENALTIES[penalty_type](scores, 5.0).mean()
     expected_loss.backward()
     assert actual_loss == pytest.approx(float(expected_loss.detach()), rel=1e-9)

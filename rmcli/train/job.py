@@ -10,6 +10,7 @@ from accelerate import PartialState
 
 from rmcli import model, model_folder, output, store
 from rmcli.architectures import RowChoice, choose_rows
+from rmcli.batch import comparisons_of, trains_as_list
 from rmcli.config import Config, Resolved
 from rmcli.errors import ConfigError, RmcliError
 from rmcli.plan import RowSizes, num_steps
@@ -34,6 +35,7 @@ class Job:
     total_steps: int
     memory: model.MemoryEstimate
     row_choice: RowChoice
+    use: "Use"
     device: torch.device
 
     @property
@@ -81,8 +83,41 @@ def build_job(resolved: Resolved, data_folder: Path, run_folder: Path | None) ->
         total_steps=num_steps(sizes, config.train, row_choice.rows != "padded"),
         memory=model.estimate_memory(config, model_config, _largest_forward(config, sizes, row_choice.rows)),
         row_choice=row_choice,
+        use=count_use(train_split, config.loss.loss_type),
         device=device,
     )
+
+
+@dataclass(frozen=True)
+class Use:
+    """How the training groups meet the loss: as whole lists, pairwise or left out; and their comparisons."""
+
+    lists: int
+    pairwise: int
+    left_out: int
+    comparisons_left_out: int
+    margins: int
+
+
+def count_use(split: store.PackedSplit, loss_type: str) -> Use:
+    """Read all comparisons once. Raises ConfigError when the loss can learn from none of them."""
+    lists = pairwise = left_out = comparisons_left_out = margins = 0
+    for row in range(len(split)):
+        for group in split.groups(row):
+            used = comparisons_of(group, loss_type)
+            as_list = trains_as_list(group, loss_type)
+            lists += as_list
+            pairwise += bool(used) and not as_list
+            left_out += not used
+            comparisons_left_out += (len(group.comparisons) - len(used)) if used else 0
+            margins += sum(comparison.margin != 0 for comparison in used)
+    if not lists + pairwise:
+        raise ConfigError(
+            f"loss.loss_type = {loss_type} can learn from none of the {left_out} groups: they hold ties or soft "
+            "labels only",
+            "try -s loss.loss_type=ties or ranking",
+        )
+    return Use(lists, pairwise, left_out, comparisons_left_out, margins)
 
 
 @dataclass(frozen=True)

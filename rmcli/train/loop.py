@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,7 +18,7 @@ from rmcli.config import Config
 from rmcli.errors import RmcliError
 from rmcli.losses import objective
 from rmcli.metrics import PairMetrics
-from rmcli.plan import Forward, Slice, Step, plan
+from rmcli.plan import Slice, Step, plan
 from rmcli.records import Rows, TokenGroup
 from rmcli.train.job import Job, check_memory, describe
 
@@ -27,6 +27,7 @@ def run(job: Job) -> dict[str, Any]:
     """Train, evaluate, export. Returns the summary; the run folder holds everything else."""
     config = job.config
     _say_plan(describe(job))
+    _say_use(job)
     check_memory(job)
     _make_run_folder(job.run_folder)
     toml = job.resolved.toml()
@@ -62,6 +63,22 @@ def _say_plan(numbers: Mapping[str, Any]) -> None:
         f"{numbers['parameters'] / 1e6:,.1f}M parameters on {numbers['device']}; memory: need about "
         f"{numbers['memory_need_gib']:.2f} GiB, have {numbers['memory_have_gib']:.2f} GiB"
     )
+
+
+def _say_use(job: Job) -> None:
+    """How the loss takes groups that are no plain pairs; what it cannot use is left out, counted."""
+    loss_type = job.config.loss.loss_type
+    use = job.use
+    if use.lists:
+        output.say(f"{use.lists:,} groups train as lists in strict order, {use.pairwise:,} pairwise")
+    elif loss_type == "plackett_luce":
+        output.warn("loss_type = plackett_luce, but no group has more than two answers in strict order: pairs it is")
+    if use.left_out:
+        output.warn(f"{use.left_out:,} groups are left out: {loss_type} cannot learn from ties alone")
+    if use.comparisons_left_out:
+        output.warn(f"{use.comparisons_left_out:,} ties and soft labels are left out: {loss_type} takes preferences")
+    if loss_type == "margin" and not use.margins:
+        output.warn("loss_type = margin, but the data has no margins: it is the ranking loss")
 
 
 def _make_run_folder(folder: Path) -> None:
@@ -123,30 +140,27 @@ class _Trainer:
     def step(self, step: Step) -> "_Skipped":
         """One optimizer step over all forwards of this rank."""
         self.network.train()
-        rank_forwards = [[self.groups_of(forward) for forward in forwards] for forwards in step.forwards]
+        split, loss_type = self.job.train_split, self.config.loss.loss_type
+        rank_forwards = [[groups_of(split, forward, loss_type) for forward in forwards] for forwards in step.forwards]
         # Counted over the whole step and all ranks before the first backward: every pair weighs the same.
         everything = [group for forwards in rank_forwards for groups in forwards for group in groups]
         total_weight = sum(group.weight for group in everything)
         total_scores = sum(len(group.responses) for group in everything)
         loss = torch.zeros((), device=self.job.device)
-        for groups in rank_forwards[0]:
+        if not everything:
+            return _Skipped(step.number, loss, ())  # nothing to learn from in this step
+        for groups in filter(None, rank_forwards[0]):
             batch = batches.build(self.rows, groups, self.job.reward.pad_token_id, self.job.device)
-            pairs = batches.build_pairs(groups, self.job.device)
+            targets = batches.build_targets(groups, loss_type, self.job.device)
             scores_S = model.scores(self.network, batch, self.config.model.dtype)
-            pair_loss, penalty = objective(
-                scores_S, pairs.chosen, pairs.rejected, pairs.weights, self.config.loss, total_weight, total_scores
-            )
-            (pair_loss + penalty).backward()
-            loss += (pair_loss + penalty).detach()
-            self.window.metrics.add(scores_S, pairs.chosen, pairs.rejected)
+            preference_loss, penalty = objective(scores_S, targets, self.config.loss, total_weight, total_scores)
+            (preference_loss + penalty).backward()
+            loss += (preference_loss + penalty).detach()
+            self.window.metrics.add(scores_S, targets.better, targets.worse)
             self.window.num_tokens += batch.num_tokens
         norm, skipped = optim.clip_and_step(self.network, self.optimizer, self.config.train.max_norm, loss)
         self.window.add_step(loss, norm)
         return _Skipped(step.number, skipped, tuple(group.row_id for group in everything))
-
-    def groups_of(self, forward: Forward) -> list[TokenGroup]:
-        split = self.job.train_split
-        return [group for part in forward for group in split.groups(part.row, part.start, part.stop)]
 
     def evaluate_and_log(self, step: int, metrics_file: TextIO, progress: output.Progress) -> dict[str, Any]:
         pad_token_id = self.job.reward.pad_token_id
@@ -159,6 +173,12 @@ class _Trainer:
                 f"margin {result['eval_margin']:.3f}, {result['eval_pairs']} pairs"
             )
         return result
+
+
+def groups_of(split: store.PackedSplit, forward: Iterable[Slice], loss_type: str) -> list[TokenGroup]:
+    """The groups of one forward that this loss can learn from; job has counted the others."""
+    groups = [group for part in forward for group in split.groups(part.row, part.start, part.stop)]
+    return [group for group in groups if batches.is_used(group, loss_type)]
 
 
 @torch.no_grad()
@@ -175,14 +195,18 @@ def evaluate(network: Any, split: store.PackedSplit, config: Config, pad_token_i
     metrics = PairMetrics()
     loss_sum, weight_sum, penalty_sum = 0.0, 0.0, 0.0
     for forward in forwards:
-        groups = [group for part in forward for group in split.groups(part.row, part.start, part.stop)]
+        groups = groups_of(split, forward, config.loss.loss_type)
+        if not groups:
+            continue
         batch = batches.build(rows, groups, pad_token_id, network.device)
-        pairs = batches.build_pairs(groups, network.device)
+        targets = batches.build_targets(groups, config.loss.loss_type, network.device)
         scores_S = model.scores(network, batch, config.model.dtype)
-        pair_loss, penalty = objective(scores_S, pairs.chosen, pairs.rejected, pairs.weights, config.loss, 1.0, 1)
-        loss_sum, penalty_sum = loss_sum + float(pair_loss), penalty_sum + float(penalty)
-        weight_sum += float(pairs.weights.sum())
-        metrics.add(scores_S, pairs.chosen, pairs.rejected)
+        preference_loss, penalty = objective(scores_S, targets, config.loss, 1.0, 1)
+        loss_sum, penalty_sum = loss_sum + float(preference_loss), penalty_sum + float(penalty)
+        weight_sum += sum(group.weight for group in groups)
+        metrics.add(scores_S, targets.better, targets.worse)
+    if not metrics.num_scores:
+        return {}
     values = {
         "loss": loss_sum / weight_sum + penalty_sum / metrics.num_scores,
         **metrics.result(),
@@ -230,9 +254,9 @@ class _Window:
     def result(self) -> dict[str, Any]:
         seconds = self.seconds + time.perf_counter() - self.started
         return {
-            "loss": float(torch.stack(self.losses).mean()),
+            "loss": float(torch.stack(self.losses).mean()) if self.losses else float("nan"),
             **self.metrics.result(),
-            "grad_norm": float(torch.stack(self.norms).mean()),
+            "grad_norm": float(torch.stack(self.norms).mean()) if self.norms else float("nan"),
             "pairs": self.metrics.num_pairs,
             "tokens": self.num_tokens,
             "tokens_per_s": self.num_tokens / seconds,
