@@ -292,13 +292,17 @@ def test_responses_may_be_messages_with_or_without_the_prompt():
         ({"responses": ["a", "b"], "comparisons": [[0, 1], [1, 0]]}, "bad_comparisons"),
         ({"responses": ["a", "b"], "comparisons": [{"first": 0, "better": 1}]}, "bad_comparisons"),
         ({"responses": ["a", "b", "c"], "comparisons": [[0, 1]]}, "bad_comparisons"),
-        ({"responses": ["a", "b", "c"], "ranks": [4, 4, 4]}, "all_equal"),
         ({"responses": ["a", "b", "a"], "ranks": [1, 2, 3]}, "chosen_equals_rejected"),
         ({"chosen": "\ud800"}, "bad_json"),
     ],
 )
 def test_what_is_wrong_with_a_group_is_its_reason(change, reason):
     assert reason_of("canonical", {"prompt": "q", "chosen": "a", "rejected": "b", **change}) == reason
+
+
+def test_a_group_of_nothing_but_ties_is_kept():
+    group = apply("canonical", {"prompt": "q", "responses": ["a", "b", "c"], "ranks": [4, 4, 4]})
+    assert [comparison.label for comparison in group.comparisons] == [0.5, 0.5, 0.5]
 
 
 def test_equal_answers_may_tie_in_a_larger_group():
@@ -516,17 +520,12 @@ def test_a_finegrained_row():
 
 def test_real_finegrained_rows_are_ordered_tied_cyclic_or_all_equal(real_data):
     rows = read_real(real_data, "finegrained_qa_4way.jsonl.gz")
-    groups, skipped = [], Counter()
-    for row in rows:
-        try:
-            groups.append(apply("finegrained_qa", row))
-        except Skip as skip:
-            skipped[skip.reason] += 1
-    assert len(rows) == 375
-    assert skipped == {"all_equal": 9}
+    groups = [apply("finegrained_qa", row) for row in rows]
+    assert len(groups) == 375
     assert all(len(group.conversations) == 4 and len(group.comparisons) == 6 for group in groups)
     tied = [group for group in groups if any(comparison.is_tie for comparison in group.comparisons)]
-    assert len(tied) == 140 - 9
+    assert len(tied) == 140
+    assert sum(all(comparison.is_tie for comparison in group.comparisons) for group in groups) == 9
     assert sum(is_ordered(group.comparisons, 4) for group in groups) == 235
     # the 16 that fit no order, ties allowed: some answer beats one that it ties with elsewhere, or a cycle
     assert sum(not _fits_some_ranks(group) for group in groups) == 16
@@ -630,8 +629,8 @@ def test_groups_of_four_are_prepared_and_their_eval_text_is_canonical(cli, tmp_p
     result = cli("prepare", "rows.jsonl", "--map-fn", "finegrained_qa", "--preset", "tiny", "-o", "out", *settings)
     assert result.code == 0, result.stderr
     manifest = store.read_manifest(tmp_path / "out")
-    expected = {row_id: apply("finegrained_qa", row) for row_id, row in enumerate(rows) if any(row["preference"])}
-    assert manifest["rows"]["kept"] == len(expected)
+    expected = {row_id: apply("finegrained_qa", row) for row_id, row in enumerate(rows)}
+    assert manifest["rows"]["kept"] == 60
     for split in store.SPLITS:
         packed = store.PackedSplit(tmp_path / "out", split)
         for group in (group for row in range(len(packed)) for group in packed.groups(row)):

@@ -80,8 +80,8 @@ def checked(group: PreferenceGroup) -> PreferenceGroup:
     """The group, if its comparisons make sense, each turned so that the first is not the worse one.
 
     Raises Skip: bad_comparisons (none, an index out of range, the same two twice, a response that is never compared),
-    bad_label, bad_margin, and, of groups of more than two, all_equal (nothing but ties) and chosen_equals_rejected
-    (two equal responses of which one is said to be better).
+    bad_label, bad_margin, and chosen_equals_rejected for two equal responses among more of which one is said to be
+    better. Groups of nothing but ties are kept: whether they can train is the loss's to say.
     """
     count = len(group.conversations)
     if group.comparisons is PAIR and count == 2:
@@ -92,8 +92,6 @@ def checked(group: PreferenceGroup) -> PreferenceGroup:
     if len({frozenset((c.first, c.second)) for c in comparisons}) < len(comparisons):
         raise Skip("bad_comparisons")
     if count > 2:
-        if all(comparison.is_tie for comparison in comparisons):
-            raise Skip("all_equal")
         talks = group.conversations
         if any(not c.is_tie and talks[c.first] == talks[c.second] for c in comparisons):
             raise Skip("chosen_equals_rejected")
