@@ -144,11 +144,11 @@ def common_prefix_length(token_ids: Sequence[np.ndarray]) -> int:
 
 
 def is_ordered(comparisons: Sequence[Comparison], num_responses: int) -> bool:
-    """Whether the comparisons say that each response is better than all after it, and nothing else.
+    """Whether the comparisons say that each response is better than the next, and nothing against it.
 
-    Soft labels and margins say more than an order does.
+    A soft label says less than an order does; margins do not matter to it.
     """
-    if any(c.label != 1 or c.margin or c.first >= c.second for c in comparisons):
+    if any(c.label != 1 or c.first >= c.second for c in comparisons):
         return False
     pairs = {(c.first, c.second) for c in comparisons}
     return all((index, index + 1) in pairs for index in range(num_responses - 1))
@@ -180,8 +180,9 @@ def is_held_out(prompt: Conversation, eval_fraction: float, eval_seed: int = 0) 
 
 
 def group_key(group: PreferenceGroup) -> bytes:
-    """16 bytes that are equal for exact duplicates."""
-    return sha256("\n".join(map(_as_key, group.conversations)).encode("utf-8")).digest()[:16]
+    """16 bytes that are equal for exact duplicates: the same texts with the same verdict."""
+    texts = "\n".join(map(_as_key, group.conversations))
+    return sha256(f"{texts}\n{group.comparisons}".encode()).digest()[:16]
 
 
 def _as_key(conversation: Conversation) -> str:

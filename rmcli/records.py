@@ -67,7 +67,7 @@ class TokenGroup:
 
     Conversation j is `prefix + responses[j]`; its reward position is its last token.
     `prefix`: (P,) int32; `responses`: K arrays (R_j,) int32 with R_j >= 1. `ordered`: the responses stand in strict
-    order, best first, and the comparisons say no more than that order (every plain pair is ordered).
+    order, best first, and no comparison says otherwise (every plain pair is ordered).
     """
 
     prefix: np.ndarray
