@@ -138,6 +138,32 @@ def test_each_real_file_is_accounted_for(real_data, tmp_path, name, map_fn, kept
     assert (rows["kept"], rows["reasons"]) == (kept, reasons)
 
 
+def test_a_k_way_model_trains_on_finegrained_qa(real_data, tmp_path):
+    """375 rows: 235 strict orders, 131 with ties or cycles, 9 all equal; in all, none held out here."""
+    wide = ("-s", "data.max_length=8192", "-s", "data.max_packed_length=32768", "-s", "data.eval_fraction=0.0")
+    source = real_data / "finegrained_qa_4way.jsonl.gz"
+    prepared = run_cli("prepare", source, "--map-fn", "auto", "--preset", "tiny", *wide, "-o", tmp_path / "data")
+    assert prepared.code == 0, prepared.stderr
+    losses = {}
+    for loss_type in ("plackett_luce", "ranking", "ties"):
+        keys = ("-s", f"loss.loss_type={loss_type}", "-s", "train.pairs_per_step=2", "-s", "train.max_steps=2")
+        run = run_cli(
+            "train", "--preset", "tiny", "--data", tmp_path / "data", *keys, "-o", tmp_path / loss_type, "--json"
+        )
+        assert run.code == 0, run.stderr
+        said = "235 groups train as lists in strict order, 131 pairwise" in run.stderr
+        assert said == (loss_type == "plackett_luce")
+        assert ("note: 9 groups are left out" in run.stderr) == (loss_type == "plackett_luce")
+        first = json.loads((tmp_path / loss_type / "metrics.jsonl").read_text().splitlines()[0])
+        losses[loss_type] = first["loss"]
+    penalty = 0.02 * -2 * np.log(5)
+    assert losses["ranking"] == pytest.approx(np.log(2) + penalty, abs=1e-5)  # a zero head, ties included
+    assert np.log(2) + penalty < losses["plackett_luce"] <= np.log(24) + penalty + 1e-5  # a list of four: ln 4!
+    line = json.dumps({"prompt": "q", "responses": ["a", "b", "c"], "ranks": [1, 2, 3]})
+    scored = run_cli("score", tmp_path / "plackett_luce" / "model", "-q", stdin=line)
+    assert len(json.loads(scored.stdout)["scores"]) == 3
+
+
 @pytest.mark.slow
 def test_the_main_job_on_real_data_with_the_real_model(gguf, real_data, tmp_path):
     """100 steps of 8 pairs at lr 2e-5 with 20 % of the prompts held out.
