@@ -105,7 +105,18 @@ def _show_config(resolved: "Resolved", plan: dict[str, Any], as_json: bool) -> N
 def prepare_command(
     source: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[SOURCE]...", help="Files, folders or Hub names; default: the map function's own."),
+        typer.Argument(
+            metavar="[SOURCE]...",
+            help="Files, folders, URLs, Hub names, -; default: the map function's own.",
+        ),
+    ] = None,
+    source_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--source",
+            metavar="KEY=VALUE,...",
+            help="A source with its own settings: path=FILE,map_fn=F,weight=2,max_rows=9; repeatable.",
+        ),
     ] = None,
     map_fn: Annotated[
         str | None, typer.Option("--map-fn", metavar="F", help="A named one, module:function or file.py:function.")
@@ -114,6 +125,9 @@ def prepare_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what was prepared there.")] = False,
     keep_duplicates: Annotated[
         bool | None, typer.Option("--keep-duplicates", help="Keep exact duplicates of earlier rows.")
+    ] = None,
+    max_rejects: Annotated[
+        str | None, typer.Option("--max-rejects", metavar="N|P%", help="Stop when more rows are rejected.")
     ] = None,
     chat_template: Annotated[
         str | None,
@@ -134,14 +148,24 @@ def prepare_command(
     from rmcli import config as configs
     from rmcli import prepare
 
+    named = [*(source or ()), *map(configs.parse_source, source_ or ())]
+    limit = int(max_rejects) if max_rejects is not None and max_rejects.isdecimal() else max_rejects
     options = [
-        _option_layer("data", sources=source or None, dataset_map_fn=map_fn, keep_duplicates=keep_duplicates),
+        _option_layer(
+            "data",
+            sources=named or None,
+            dataset_map_fn=map_fn,
+            keep_duplicates=keep_duplicates,
+            max_rejects=limit,
+        ),
         _option_layer("model", chat_template=_absolute_if_file(chat_template)),
     ]
     resolved = configs.resolve(preset, config or (), set_ or (), options=options)
     plan = prepare.plan(resolved, out)
     if dry_run:
-        _show_config(resolved, {"sources": list(plan.sources), "output": str(plan.folder)}, json)
+        _show_config(
+            resolved, {"sources": [s.section.model_dump() for s in plan.sources], "output": str(plan.folder)}, json
+        )
         return
     manifest = prepare.run(plan, overwrite, show)
     if json:
@@ -216,9 +240,14 @@ def _prepared_data(resolved: "Resolved", dry_run: bool) -> Path:
     asked["sources"] = list(found.sources)
     layered = configs.relayer(resolved, configs.Layer("prepared for another preset", {"data": asked}))
     plan = prepare.plan(layered, None)
-    what = f"no data for preset {resolved.name} yet: {', '.join(found.sources)} with {found.dataset_map_fn}"
+    names = ", ".join(source.path for source in found.sources)
+    what = f"no data for preset {resolved.name} yet: {names} with {', '.join(plan.map_fns)}"
+    if "-" in [source.path for source in found.sources]:
+        raise RmcliError(f"{what} would be prepared for it, but stdin is gone", "prepare it again for this preset")
     if dry_run:
-        command = ["rmcli", "prepare", *found.sources, "--map-fn", found.dataset_map_fn, "--preset", resolved.name]
+        map_fn = [] if found.dataset_map_fn is None else ["--map-fn", found.dataset_map_fn]
+        parts = [part for source in found.sources for part in source.as_arguments()]
+        command = ["rmcli", "prepare", *parts, *map_fn, "--preset", resolved.name]
         raise RmcliError(f"{what} would be prepared for it first", f"run: {shlex.join(command)}")
     output.warn(f"{what} is prepared for it first")
     prepare.run(plan)

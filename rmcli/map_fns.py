@@ -6,7 +6,7 @@ A map function takes one row (a dict) and returns a PreferenceGroup, or a canoni
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +19,15 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class MapFunction:
-    """A named map function, the columns it reads and the data set it is used for when none is named."""
+    """A named map function, the columns it reads and the data set it is used for when none is named.
 
-    function: Callable[[Row], PreferenceGroup]
+    With `rows_key` it takes a list: consecutive rows of equal key, which make one group.
+    """
+
+    function: Callable[[Any], PreferenceGroup]
     columns: tuple[str, ...]
     default_source: str | None
+    rows_key: Callable[[Row], object] | None = None
 
 
 def canonical(row: Row) -> PreferenceGroup:
@@ -131,8 +135,8 @@ def source_code(map_function: MapFunction) -> str:
         raise ConfigError(f"map function {map_function.function!r} has no source", "write it as a def") from error
 
 
-def apply(map_function: MapFunction, row: Row, where: str) -> PreferenceGroup:
-    """Map one row to a pair, checked.
+def apply(map_function: MapFunction, row: Row | Sequence[Row], where: str) -> PreferenceGroup:
+    """Map one row, or the rows of one key, to a pair, checked.
 
     Raises Skip with a reason when the row does not fit the function, RmcliError with `where` when the function itself
     is broken or gives no pair.
