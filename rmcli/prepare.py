@@ -321,7 +321,7 @@ def _units(rows: Iterator[RawRow], map_function: map_fns.MapFunction, row_id: in
             together = []
 
     for row in rows:
-        key = _key_of(row, map_function)
+        row, key = _with_key(row, map_function)
         if key is None or key != last_key:
             yield from finished()
         together.append(row)
@@ -336,14 +336,16 @@ def _units(rows: Iterator[RawRow], map_function: map_fns.MapFunction, row_id: in
     yield from finished()
 
 
-def _key_of(row: RawRow, map_function: map_fns.MapFunction) -> object:
-    """What consecutive rows of one group share; None for a row that stands alone."""
+def _with_key(row: RawRow, map_function: map_fns.MapFunction) -> tuple[RawRow, object]:
+    """The row and what it shares with the others of its group; None when it stands alone."""
     if map_function.rows_key is None or row.value is None:
-        return None
+        return row, None
     try:
-        return map_function.rows_key(row.value)
-    except (KeyError, TypeError):
-        return None  # the map function itself will say what is missing
+        return row, map_function.rows_key(row.value)
+    except KeyError as error:
+        return replace(row, value=None, problem=f"missing_column {error.args[0]}"), None
+    except (TypeError, AttributeError, ValueError, IndexError):
+        return replace(row, value=None, problem="wrong_type"), None
 
 
 def _chunks(units: Iterator[_Unit]) -> Iterator[list[_Unit]]:

@@ -1,4 +1,4 @@
-"""Every format and place rows come from, each with file and line; what is broken costs its own row or says why not."""
+"""Every format and place that rows come from; what is broken costs its own row, or the run says why not."""
 
 import csv
 import gzip
@@ -18,7 +18,9 @@ from rmcli import config, readers, sources
 from rmcli.duplicates import Seen
 from rmcli.errors import ConfigError, RmcliError
 
-ROWS = [{"prompt": f"q {n}", "chosen": f"größer\n{n}", "rejected": f'"{n}", 2024-01-0{n % 9 + 1}'} for n in range(3000)]
+ROWS = [
+    {"prompt": f"q {n}", "chosen": f"größer\n{n}", "rejected": f'"{n}", 2024-01-0{n % 9 + 1}'} for n in range(3000)
+]
 
 
 def zst(data: bytes) -> bytes:
@@ -144,7 +146,11 @@ def test_elements_longer_than_the_buffer_and_numbers_at_its_end_are_whole(tmp_pa
     (tmp_path / "a.json").write_text(json.dumps(rows))
     assert [row.value for row in readers.read_file(str(tmp_path / "a.json"))] == rows
     (tmp_path / "numbers.json").write_text("[123456789, 1234567890, 12]")
-    assert [row.text for row in readers.read_file(str(tmp_path / "numbers.json"))] == ["123456789", "1234567890", "12"]
+    assert [row.text for row in readers.read_file(str(tmp_path / "numbers.json"))] == [
+        "123456789",
+        "1234567890",
+        "12",
+    ]
     (tmp_path / "empty.json").write_text(" [ \n\n ] ")
     assert list(readers.read_file(str(tmp_path / "empty.json"))) == []
     (tmp_path / "nothing.json").write_text("")
@@ -259,9 +265,13 @@ def test_a_source_that_is_not_there_is_one_clear_line(tmp_path, source, message)
     (tmp_path / "a.xml").touch()
     (tmp_path / "empty").mkdir()
     source = source.format(tmp=tmp_path)
-    with pytest.raises(ConfigError, match=message):
+
+    def check_and_read() -> None:
         sources.check_sources([source])
         list(sources.read_rows([source], "train"))
+
+    with pytest.raises(ConfigError, match=message):
+        check_and_read()
 
 
 def test_the_first_row_can_be_looked_at_but_not_that_of_stdin(tmp_path):
