@@ -121,7 +121,9 @@ def prepare_command(
     map_fn: Annotated[
         str | None, typer.Option("--map-fn", metavar="F", help="A named one, module:function or file.py:function.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR", help="Default: data/F-PRESET.")] = None,
+    out: Annotated[
+        str | None, typer.Option("-o", "--output", metavar="DIR|URL", help="Default: data/F-PRESET.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what was prepared there.")] = False,
     keep_duplicates: Annotated[
         bool | None, typer.Option("--keep-duplicates", help="Keep exact duplicates of earlier rows.")
@@ -148,12 +150,12 @@ def prepare_command(
     from rmcli import config as configs
     from rmcli import prepare
 
-    named = [*(source or ()), *map(configs.parse_source, source_ or ())]
+    asked = [*(source or ()), *map(configs.parse_source, source_ or ())]
     limit = int(max_rejects) if max_rejects is not None and max_rejects.isdecimal() else max_rejects
     options = [
         _option_layer(
             "data",
-            sources=named or None,
+            sources=asked or None,
             dataset_map_fn=map_fn,
             keep_duplicates=keep_duplicates,
             max_rejects=limit,
@@ -161,18 +163,19 @@ def prepare_command(
         _option_layer("model", chat_template=_absolute_if_file(chat_template)),
     ]
     resolved = configs.resolve(preset, config or (), set_ or (), options=options)
-    plan = prepare.plan(resolved, out)
+    url = out if out is not None and "://" in out else None
+    plan = prepare.plan(resolved, None if out is None or url else Path(out))
+    target = url or str(plan.folder)
     if dry_run:
-        _show_config(
-            resolved, {"sources": [s.section.model_dump() for s in plan.sources], "output": str(plan.folder)}, json
-        )
+        shown = {"sources": [named.section.model_dump() for named in plan.sources], "output": target}
+        _show_config(resolved, shown, json)
         return
-    manifest = prepare.run(plan, overwrite, show)
+    manifest = prepare.run_to_url(plan, url, overwrite, show) if url else prepare.run(plan, overwrite, show)
     if json:
-        output.answer_json({"folder": str(plan.folder), **manifest})
+        output.answer_json({"folder": target, **manifest})
     else:
-        output.answer(str(plan.folder))
-    data = [] if out is None else ["--data", str(plan.folder)]
+        output.answer(target)
+    data = [] if out is None else ["--data", target]
     template = [] if chat_template is None else ["-s", f"model.chat_template={chat_template}"]
     _say_next("train", *_same_configuration(preset, config, set_), *template, *data)
 
@@ -197,7 +200,7 @@ def _say_next(*command: str) -> None:
 @reports
 def train_command(
     data: Annotated[
-        Path | None, typer.Option("--data", metavar="DIR", help="Prepared data; default: the preset's own.")
+        str | None, typer.Option("--data", metavar="DIR|URL", help="Prepared data; default: the preset's own.")
     ] = None,
     out: Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR", help="Default: runs/PRESET-N.")] = None,
     preset: Preset = None,
@@ -210,10 +213,13 @@ def train_command(
 ) -> None:
     """Train a reward model on prepared data."""
     from rmcli import config as configs
-    from rmcli import train
+    from rmcli import remote, train
 
     resolved = configs.resolve(preset, config or (), set_ or ())
-    folder = data or _prepared_data(resolved, dry_run)
+    if data is None:
+        folder = _prepared_data(resolved, dry_run)
+    else:
+        folder = remote.fetch(data) if "://" in data else Path(data)
     job = train.build_job(resolved, folder, out)
     if dry_run:
         _show_config(job.resolved, train.describe(job), json)

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from rmcli import accounting, chat_templates, map_fns, output, sources, store
+from rmcli import accounting, chat_templates, map_fns, output, remote, sources, store
 from rmcli.config import DataSection, Resolved, SourceSection
 from rmcli.duplicates import Seen
 from rmcli.encode import Encoder, group_key, is_held_out, prompt_of
@@ -66,8 +67,10 @@ def _with_map_function(source: SourceSection, data: DataSection) -> MappedSource
     return MappedSource(sources.absolute_source(source), str(spec), function)
 
 
-def run(plan: Plan, overwrite: bool = False, show: int = 0) -> dict[str, Any]:
+def run(plan: Plan, overwrite: bool = False, show: int = 0, place: str | None = None) -> dict[str, Any]:
     """Prepare and return the manifest; print the first `show` pairs token by token.
+
+    `place` is where the user will find the folder, when that is not where it is written.
 
     Raises RmcliError when not a single row is kept; nothing is written then.
     """
@@ -97,8 +100,21 @@ def run(plan: Plan, overwrite: bool = False, show: int = 0) -> dict[str, Any]:
         manifest = writer.finish(_manifest(plan, reward, filling.accounts))
     for number, group in enumerate(filling.first[:show], 1):
         _show_tokens(f"pair {number} (input row {group.row_id})", group, reward)
-    accounting.report(filling.accounts, str(plan.folder / "rejects.jsonl"))
+    accounting.report(filling.accounts, f"{place or plan.folder}/rejects.jsonl")
     _report_splits(manifest)
+    return manifest
+
+
+def run_to_url(plan: Plan, url: str, overwrite: bool = False, show: int = 0) -> dict[str, Any]:
+    """Prepare into a temporary folder, prove what was written, and upload it to `url`."""
+    remote.check_target(url, overwrite)
+    with TemporaryDirectory(prefix="rmcli-") as temporary:
+        local = replace(plan, folder=Path(temporary) / "data")
+        manifest = run(local, show=show, place=url)
+        for split in store.SPLITS:
+            store.PackedSplit(local.folder, split)  # compares each file with its hash
+        remote.upload(local.folder, url)
+    output.say(f"uploaded to {url}")
     return manifest
 
 

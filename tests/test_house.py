@@ -21,7 +21,7 @@ ROWS = [
     {"cli"},
     {"prepare", "train", "score", "inspect_token"},
     {"self_test"},
-    {"map_fns", "sources", "accounting", "duplicates", "encode", "pack", "store", "batch", "model", "plan",
+    {"map_fns", "sources", "accounting", "duplicates", "remote", "encode", "pack", "store", "batch", "model", "plan",
      "metrics", "optim", "checkpoint", "model_folder", "embedding_rows", "token_evidence"},
     {"architectures", "attention", "losses", "tokenizer", "tasks", "readers"},
     {"chat_templates", "config", "hub", "internlm2"},
