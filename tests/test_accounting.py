@@ -1,8 +1,6 @@
 """`in = kept + rejected + duplicates + not_taken`: per source and reason, with weights, caps and grouped rows."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -381,23 +379,3 @@ def test_all_real_pair_files_go_through_in_one_command(cli, tmp_path, real_data)
     assert written == manifest["rows"]["groups"] == sum(rows["groups"] for rows in by_source.values())
     for word in (*sources, "not taken", "groups written", "all"):
         assert word in result.stderr
-
-
-@pytest.mark.slow
-def test_memory_grows_by_less_than_100_bytes_for_each_row(tmp_path):
-    """Peak memory of two whole runs: ten million rows stay under 2 GB."""
-    code = (
-        "import resource, sys\nfrom rmcli.cli import app\n"
-        "app(sys.argv[1:], standalone_mode=False)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-    )
-    peaks = {}
-    for num_rows in (50_000, 200_000):
-        rows = write_lines(tmp_path / f"{num_rows}.jsonl", [pair(n) for n in range(num_rows)])
-        command = ["prepare", rows, *CANONICAL, "-p", "tiny", "-o", tmp_path / str(num_rows), "-q"]
-        command += ["-s", "data.eval_fraction=0.0"]  # a window of eval groups would fill up in between
-        ran = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=True)
-        peaks[num_rows] = 1024 * int(ran.stdout.splitlines()[-1])  # in KiB on Linux
-    slope = (peaks[200_000] - peaks[50_000]) / 150_000
-    assert slope < 100
-    assert peaks[50_000] + slope * 10_000_000 < 2e9
