@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 from typer.testing import CliRunner
 
 from rmcli.cli import app
-from rmcli.config import SECTIONS, About, preset_names, read_about, resolve
+from rmcli.config import SECTIONS, About, Section, SourceSection, preset_names, read_about, resolve
 
 FOLDER = Path(__file__).parent
 sys.path.append(str(FOLDER.parent / "tests"))
@@ -37,16 +37,22 @@ def config_page() -> str:
         "each `--config FILE` < each `--set section.key=value`. `--dry-run` shows every value with its origin.\n"
     ]
     for name, section in SECTIONS.items():
-        parts.append(f"## [{name}]\n\n{section.__doc__}\n\n| key | type | default | meaning |\n|---|---|---|---|")
-        for key, field in section.model_fields.items():
-            default = "" if field.default is None else f"`{_toml(field.default)}`"
-            parts.append(f"| `{key}` | {_type_name(field.annotation)} | {default} | {field.description} |")
-        parts.append("")
+        parts += _keys_of(f"[{name}]", section)
+        if name == "data":
+            parts += _keys_of("[[data.sources]]", SourceSection)
     parts.append(f"## [about]\n\n{inspect.getdoc(About)}\n\n| key | type | meaning |\n|---|---|---|")
     for key, field in About.model_fields.items():
         parts.append(f"| `{key}` | {_type_name(field.annotation)} | {field.description} |")
     parts.append("")
     return "\n".join(parts)
+
+
+def _keys_of(title: str, section: type[Section]) -> list[str]:
+    lines = [f"## {title}\n\n{section.__doc__}\n\n| key | type | default | meaning |\n|---|---|---|---|"]
+    for key, field in section.model_fields.items():
+        default = "" if field.is_required() or field.default is None else f"`{_toml(field.default)}`"
+        lines.append(f"| `{key}` | {_type_name(field.annotation)} | {default} | {field.description} |")
+    return [*lines, ""]
 
 
 def backbones_page() -> str:
@@ -110,11 +116,15 @@ def _toml(value: Any) -> str:
 def _type_name(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return ", ".join(f'`"{choice}"`' for choice in get_args(annotation))
+    if annotation == int | str | None:
+        return "whole number or text"
     if isinstance(annotation, types.UnionType):
         return _type_name(next(part for part in get_args(annotation) if part is not type(None)))
     if get_origin(annotation) is list:
         return f"list of {_type_name(get_args(annotation)[0])}"
-    return {str: "text", int: "whole number", float: "number", bool: "true or false"}[annotation]
+    return {SourceSection: "text or table", str: "text", int: "whole number", float: "number", bool: "true or false"}[
+        annotation
+    ]
 
 
 PAGES = {"cli.md": cli_page, "config.md": config_page, "backbones.md": backbones_page}

@@ -105,7 +105,18 @@ def _show_config(resolved: "Resolved", plan: dict[str, Any], as_json: bool) -> N
 def prepare_command(
     source: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[SOURCE]...", help="Files, folders or Hub names; default: the map function's own."),
+        typer.Argument(
+            metavar="[SOURCE]...",
+            help="Files, folders, URLs, Hub names, -; default: the map function's own.",
+        ),
+    ] = None,
+    source_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--source",
+            metavar="KEY=VALUE,...",
+            help="A source with its own settings: path=FILE,map_fn=F,weight=2,max_rows=9; repeatable.",
+        ),
     ] = None,
     map_fn: Annotated[
         str | None,
@@ -113,13 +124,18 @@ def prepare_command(
             "--map-fn", metavar="F", help="A name (rmcli map-fns), auto, module:function or file.py:function."
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR", help="Default: data/F-PRESET.")] = None,
+    out: Annotated[
+        str | None, typer.Option("-o", "--output", metavar="DIR|URL", help="Default: data/F-PRESET.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what was prepared there.")] = False,
     keep_duplicates: Annotated[
         bool | None, typer.Option("--keep-duplicates", help="Keep exact duplicates of earlier rows.")
     ] = None,
     pairs: Annotated[
         str | None, typer.Option("--pairs", metavar="all|best_worst|adjacent", help="Which pairs of a K-way group.")
+    ] = None,
+    max_rejects: Annotated[
+        str | None, typer.Option("--max-rejects", metavar="N|P%", help="Stop when more rows are rejected.")
     ] = None,
     chat_template: Annotated[
         str | None,
@@ -140,23 +156,33 @@ def prepare_command(
     from rmcli import config as configs
     from rmcli import prepare
 
+    asked = [*(source or ()), *map(configs.parse_source, source_ or ())]
+    limit = int(max_rejects) if max_rejects is not None and max_rejects.isdecimal() else max_rejects
     options = [
         _option_layer(
-            "data", sources=source or None, dataset_map_fn=map_fn, keep_duplicates=keep_duplicates, pairs=pairs
+            "data",
+            sources=asked or None,
+            dataset_map_fn=map_fn,
+            keep_duplicates=keep_duplicates,
+            pairs=pairs,
+            max_rejects=limit,
         ),
         _option_layer("model", chat_template=_absolute_if_file(chat_template)),
     ]
     resolved = configs.resolve(preset, config or (), set_ or (), options=options)
-    plan = prepare.plan(resolved, out)
+    url = out if out is not None and "://" in out else None
+    plan = prepare.plan(resolved, None if out is None or url else Path(out))
+    target = url or str(plan.folder)
     if dry_run:
-        _show_config(plan.resolved, {"sources": list(plan.sources), "output": str(plan.folder)}, json)
+        shown = {"sources": [named.section.model_dump() for named in plan.sources], "output": target}
+        _show_config(plan.resolved, shown, json)
         return
-    manifest = prepare.run(plan, overwrite, show)
+    manifest = prepare.run_to_url(plan, url, overwrite, show) if url else prepare.run(plan, overwrite, show)
     if json:
-        output.answer_json({"folder": str(plan.folder), **manifest})
+        output.answer_json({"folder": target, **manifest})
     else:
-        output.answer(str(plan.folder))
-    data = [] if out is None else ["--data", str(plan.folder)]
+        output.answer(target)
+    data = [] if out is None else ["--data", target]
     template = [] if chat_template is None else ["-s", f"model.chat_template={chat_template}"]
     _say_next("train", *_same_configuration(preset, config, set_), *template, *data)
 
@@ -181,7 +207,7 @@ def _say_next(*command: str) -> None:
 @reports
 def train_command(
     data: Annotated[
-        Path | None, typer.Option("--data", metavar="DIR", help="Prepared data; default: the preset's own.")
+        str | None, typer.Option("--data", metavar="DIR|URL", help="Prepared data; default: the preset's own.")
     ] = None,
     out: Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR", help="Default: runs/PRESET-N.")] = None,
     preset: Preset = None,
@@ -194,10 +220,13 @@ def train_command(
 ) -> None:
     """Train a reward model on prepared data."""
     from rmcli import config as configs
-    from rmcli import train
+    from rmcli import remote, train
 
     resolved = configs.resolve(preset, config or (), set_ or ())
-    folder = data or _prepared_data(resolved, dry_run)
+    if data is None:
+        folder = _prepared_data(resolved, dry_run)
+    else:
+        folder = remote.fetch(data) if "://" in data else Path(data)
     job = train.build_job(resolved, folder, out)
     if dry_run:
         _show_config(job.resolved, train.describe(job), json)
@@ -224,9 +253,14 @@ def _prepared_data(resolved: "Resolved", dry_run: bool) -> Path:
     asked["sources"] = list(found.sources)
     layered = configs.relayer(resolved, configs.Layer("prepared for another preset", {"data": asked}))
     plan = prepare.plan(layered, None)
-    what = f"no data for preset {resolved.name} yet: {', '.join(found.sources)} with {found.dataset_map_fn}"
+    names = ", ".join(source.path for source in found.sources)
+    what = f"no data for preset {resolved.name} yet: {names} with {', '.join(plan.map_fns)}"
+    if "-" in [source.path for source in found.sources]:
+        raise RmcliError(f"{what} would be prepared for it, but stdin is gone", "prepare it again for this preset")
     if dry_run:
-        command = ["rmcli", "prepare", *found.sources, "--map-fn", found.dataset_map_fn, "--preset", resolved.name]
+        map_fn = [] if found.dataset_map_fn is None else ["--map-fn", found.dataset_map_fn]
+        parts = [part for source in found.sources for part in source.as_arguments()]
+        command = ["rmcli", "prepare", *parts, *map_fn, "--preset", resolved.name]
         raise RmcliError(f"{what} would be prepared for it first", f"run: {shlex.join(command)}")
     output.warn(f"{what} is prepared for it first")
     prepare.run(plan)

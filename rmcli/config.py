@@ -5,6 +5,7 @@ Key names follow XTuner's reward-model configs where those have one.
 """
 
 import json
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tomlkit
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from rmcli.errors import ConfigError
 from rmcli.plugins import did_you_mean
@@ -56,14 +67,100 @@ class ModelSection(Section):
     )
 
 
+class SourceSection(Section):
+    """One source of rows: a `[[data.sources]]` table, `--source KEY=VALUE,...`, or a plain text, its path."""
+
+    path: str = Field(
+        min_length=1, description="file, folder, URL (s3://, gs://, hf://, ...), Hub name org/name, or - for stdin"
+    )
+    name: str | None = Field(None, min_length=1, description="what reports call it; the path if there is none")
+    dataset_map_fn: str | None = Field(None, description="its own map function, in place of data.dataset_map_fn")
+    split: str | None = Field(None, description="split of a Hub data set, in place of data.split")
+    subset: str | None = Field(None, description="configuration of a Hub data set that has several")
+    revision: str | None = Field(None, description="revision of a Hub data set (branch, tag or commit)")
+    streaming: bool = Field(False, description="read a Hub data set without downloading it whole")
+    weight: float = Field(
+        1.0,
+        gt=0,
+        le=1000,
+        description="how often a row is taken: 0.5 takes half of the rows (chosen by a hash, counted as not taken), "
+        "2 each row twice, 2.5 twice and half of them once more. The eval split holds each row once",
+    )
+    max_rows: int | None = Field(
+        None, ge=1, description="rows kept at most, the first ones; the rest is counted as not taken"
+    )
+    system: str | None = Field(
+        None, min_length=1, description="system message put before each conversation that has none"
+    )
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _a_text_is_a_path(cls, value: Any, handler: ModelWrapValidatorHandler["SourceSection"]) -> "SourceSection":
+        return handler({"path": value} if isinstance(value, str) else value)
+
+    @model_serializer(mode="wrap")
+    def _as_short_as_it_was_written(self, handler: SerializerFunctionWrapHandler) -> str | dict[str, Any]:
+        """The path alone when nothing else is set, else the keys that are."""
+        keys = {
+            key: value for key, value in handler(self).items() if value != SourceSection.model_fields[key].default
+        }
+        return self.path if keys.keys() == {"path"} else keys
+
+    @property
+    def label(self) -> str:
+        return self.name or self.path
+
+    def as_arguments(self) -> list[str]:
+        """The source as it is typed after `rmcli prepare`."""
+        keys = self.model_dump()
+        if isinstance(keys, str):
+            return [keys]
+        spelled = {_OPTION_OF_SOURCE.get(key, key): _option_text(value) for key, value in keys.items()}
+        return ["--source", ",".join(f"{key}={value}" for key, value in spelled.items())]
+
+
+_OPTION_OF_SOURCE = {"dataset_map_fn": "map_fn"}  # as the option --map-fn is called
+
+
+def _option_text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def parse_source(text: str) -> SourceSection:
+    """`path=FILE,map_fn=F,weight=2,max_rows=1000`, or a path alone. A comma parts only before a KEY=.
+
+    Raises ConfigError for an unknown key, one given twice, no path, or a value of the wrong type.
+    """
+    parts = re.split(r",(?=[a-z_]+=)", text) if re.match(r"[a-z_]+=", text) else [f"path={text}"]
+    fields = {_OPTION_OF_SOURCE.get(key, key): key for key in SourceSection.model_fields}
+    values: dict[str, Any] = {}
+    for key, _, value in (part.partition("=") for part in parts):
+        if key not in fields:
+            raise ConfigError(f"--source {text!r}: unknown key {key}", did_you_mean(key, fields))
+        if fields[key] in values:
+            raise ConfigError(f"--source {text!r}: {key} is given twice")
+        kind = SourceSection.model_fields[fields[key]].annotation
+        values[fields[key]] = value if kind in (str, str | None) else _toml_value(value)
+    if "path" not in values:
+        raise ConfigError(f"--source {text!r}: no path", "e.g. --source path=FILE,map_fn=F,weight=2")
+    try:
+        return SourceSection.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = _OPTION_OF_SOURCE.get(str(first["loc"][0]), str(first["loc"][0]))
+        raise ConfigError(f"--source {text!r}: {key} = {first['input']!r}: {first['msg']}") from error
+
+
 class DataSection(Section):
     """What prepare reads and how it becomes packed rows."""
 
     dataset_map_fn: str | None = Field(
         None, description="row -> pair: a named one, module:function or file.py:function"
     )
-    sources: list[str] = Field(
-        [], description="files, folders or Hub names; empty means the map function's own data set"
+    sources: list[SourceSection] = Field(
+        [],
+        description="files, folders, URLs, Hub names, - for stdin, or [[data.sources]] tables; empty means the map "
+        "function's own data set",
     )
     split: str = Field("train", description="split to read of a Hub data set")
     max_length: int = Field(2048, ge=2, description="tokens of one conversation, the reward token included")
@@ -79,7 +176,22 @@ class DataSection(Section):
     eval_fraction: float = Field(0.05, ge=0, lt=1, description="share of prompts held out, by a hash of the prompt")
     eval_seed: int = Field(0, ge=0, description="another seed holds out other prompts")
     keep_duplicates: bool = Field(False, description="keep exact duplicates of an earlier row")
-    seed: int = Field(0, ge=0, description="seed of the shuffle before packing")
+    max_rejects: int | str | None = Field(
+        None, description='stop when more rows are rejected: a number of rows, or a share such as "5%"'
+    )
+    seed: int = Field(
+        0,
+        ge=0,
+        description="seed of the shuffle before packing, and of the choice where a source's weight is no whole",
+    )
+
+    @field_validator("max_rejects")
+    @classmethod
+    def _rows_or_a_share(cls, value: int | str | None) -> int | str | None:
+        share = isinstance(value, str) and re.fullmatch(r"\d{1,3}(\.\d+)?%", value) and float(value[:-1]) <= 100
+        if (isinstance(value, str) and not share) or (isinstance(value, int) and value < 0):
+            raise ValueError("must be a number of rows from 0, or a share such as 5%")
+        return value
 
     @model_validator(mode="after")
     def _pack_holds_a_conversation(self) -> "DataSection":
@@ -236,12 +348,27 @@ class Resolved:
         for section_name, values in self.config.model_dump(exclude_none=True).items():
             table = tomlkit.table()
             for key, value in values.items():
-                item = tomlkit.item(value)
+                item = _toml_item(value)
                 if with_origins:
                     item.comment(self.origins.get(f"{section_name}.{key}", "default"))
                 table.add(key, item)
             document.add(section_name, table)
         return tomlkit.dumps(document)
+
+
+def _toml_item(value: Any) -> Any:
+    """As tomlkit does, but a list stays inside its table: [[tables]] would swallow the keys after them."""
+    if not isinstance(value, list):
+        return tomlkit.item(value)
+    items = tomlkit.array()
+    for element in value:
+        if isinstance(element, dict):
+            table = tomlkit.inline_table()
+            table.update(element)
+            items.append(table)
+        else:
+            items.append(element)
+    return items
 
 
 def trained_model_layers(folder: Path) -> tuple[Layer, Layer]:
@@ -347,11 +474,15 @@ def parse_setting(setting: str) -> Layer:
     section, dot, key = dotted.strip().partition(".")
     if not equals or not dot or not key:
         raise ConfigError(f"--set {setting!r} is not of the form section.key=value", "e.g. --set train.lr=1e-5")
+    return Layer(f"--set {dotted.strip()}", {section: {key: _toml_value(text)}})
+
+
+def _toml_value(text: str) -> Any:
+    """The text as a TOML value; what is none is taken as text, `none` as no value."""
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        value = None if text.strip() == "none" else text.strip()
-    return Layer(f"--set {dotted.strip()}", {section: {key: value}})
+        return None if text.strip() == "none" else text.strip()
 
 
 def resolve(
@@ -449,7 +580,12 @@ def _as_config_error(error: ValidationError, origins: Mapping[str, str]) -> Conf
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return ConfigError(f"[{dotted}] {message}")
-    return ConfigError(f"{dotted} = {first['input']!r} ({origins.get(dotted, 'default')}): {message}")
+    origin = origins.get(dotted, "default")
+    inside = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"][2:])
+    if first["type"] == "extra_forbidden":
+        hint = did_you_mean(str(first["loc"][-1]), SourceSection.model_fields)
+        return ConfigError(f"unknown key {dotted}{inside} ({origin})", hint)
+    return ConfigError(f"{dotted}{inside} = {first['input']!r} ({origin}): {message}")
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

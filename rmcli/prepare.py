@@ -1,74 +1,104 @@
 """`rmcli prepare`: rows -> preference groups -> tokens -> packed rows on disk, every row accounted for."""
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from rmcli import chat_templates, map_fns, output, sources, store
-from rmcli.config import Layer, Resolved, relayer
+from rmcli import accounting, chat_templates, map_fns, output, remote, sources, store
+from rmcli.config import DataSection, Layer, Resolved, SourceSection, relayer
+from rmcli.duplicates import Seen
 from rmcli.encode import Encoder, group_key, is_held_out, prompt_of
 from rmcli.errors import RmcliError, Skip
 from rmcli.pack import WINDOW, pack
-from rmcli.records import PAIR, PreferenceGroup, RawRow, Reject, TokenGroup
+from rmcli.records import PAIR, Conversation, Message, PreferenceGroup, RawRow, Reject, TokenGroup
 from rmcli.tokenizer import RewardTokenizer, load_tokenizer
 
-CHUNK = 512  # rows rendered and tokenized at a time
+MOST_ROWS_OF_A_GROUP = 1000
+CHUNK = 512  # groups rendered and tokenized at a time
 FIRST_KEPT = 20  # pairs that --show can print
 
 
 @dataclass(frozen=True)
+class MappedSource:
+    """A source, absolute so that the manifest can repeat it, and the function that maps its rows."""
+
+    section: SourceSection
+    map_fn: str
+    map_function: map_fns.MapFunction
+
+
+@dataclass(frozen=True)
 class Plan:
-    """What prepare is going to do. `sources` are absolute, so that the manifest can repeat them."""
+    """What prepare is going to do."""
 
     resolved: Resolved
-    map_function: map_fns.MapFunction
-    map_fn_sha256: str
-    sources: tuple[str, ...]
+    sources: tuple[MappedSource, ...]
     folder: Path
+
+    @property
+    def map_fns(self) -> tuple[str, ...]:
+        """The map functions by name, each once, in the order of the sources."""
+        return tuple(dict.fromkeys(source.map_fn for source in self.sources))
 
 
 def plan(resolved: Resolved, folder: Path | None) -> Plan:
     """Check everything that can be checked without reading data (but for the first row, with auto) or a model."""
-    if resolved.config.data.dataset_map_fn == map_fns.AUTO:
-        resolved = _recognised(resolved)
     data = resolved.config.data
-    map_function = map_fns.find_map_function(data.dataset_map_fn)
     named = list(data.sources)
-    if not named and map_function.default_source is not None:
-        named = [map_function.default_source]
-        if "data.split" not in resolved.explicit:
-            own_split = Layer("the map function's data set", {"data": {"split": map_function.default_split}})
-            resolved = relayer(resolved, own_split)
+    if not named:
+        named = _default_sources(resolved)
     sources.check_sources(named)
+    mapped = tuple(_with_map_function(source, data) for source in named)
+    functions = {source.map_fn for source in mapped}
+    if data.dataset_map_fn == map_fns.AUTO and len(functions) == 1:
+        own = Layer("recognised by the columns", {"data": {"dataset_map_fn": mapped[0].map_fn}})
+        resolved = relayer(resolved, own)
+        data = resolved.config.data
     if folder is None:
-        map_name = Path(str(data.dataset_map_fn).rpartition(":")[0] or str(data.dataset_map_fn)).stem
-        folder = Path("data") / f"{map_name}-{resolved.name}"
-    source = map_fns.source_code(map_function)
-    digest = hashlib.sha256(source.encode("utf-8")).hexdigest()
-    return Plan(resolved, map_function, digest, tuple(map(sources.absolute_source, named)), folder)
+        name = data.dataset_map_fn or (functions.pop() if len(functions) == 1 else "mixed")
+        folder = Path("data") / f"{Path(name.rpartition(':')[0] or name).stem}-{resolved.name}"
+    return Plan(resolved, mapped, folder)
 
 
-def _recognised(resolved: Resolved) -> Resolved:
-    """The configuration with the map function whose schema the first readable row has, said aloud."""
-    data = resolved.config.data
-    sources.check_sources(data.sources)
-    readable = (row for row in sources.read_rows(data.sources, data.split) if row.value is not None)
-    first = next(readable, None)
+def _default_sources(resolved: Resolved) -> list[SourceSection]:
+    """The data set that the map function is for, with its own split unless one is asked for."""
+    function = map_fns.find_map_function(resolved.config.data.dataset_map_fn)
+    if function.default_source is None:
+        return []
+    section = sources.as_section(function.default_source)
+    if function.default_split != "train" and "data.split" not in resolved.explicit:
+        section = section.model_copy(update={"split": function.default_split})
+    return [section]
+
+
+def _with_map_function(source: SourceSection, data: DataSection) -> MappedSource:
+    spec = source.dataset_map_fn or data.dataset_map_fn
+    if spec == map_fns.AUTO:
+        spec = _recognised(source, data)
+        source = source.model_copy(update={"dataset_map_fn": spec})
+    return MappedSource(sources.absolute_source(source), str(spec), map_fns.find_map_function(spec))
+
+
+def _recognised(source: SourceSection, data: DataSection) -> str:
+    """The map function whose schema the source's first readable row has, said aloud."""
+    first = sources.first_row(source, data.split)
     if first is None or first.value is None:
-        raise RmcliError(f"no readable row in {', '.join(data.sources)}", "name the map function with --map-fn")
+        raise RmcliError(f"no readable row in {source.path}", "name the map function with --map-fn")
     name = map_fns.recognise(first.value)
     output.say(
         f"map function {name}, recognised by the columns {', '.join(first.value)} of {first.file}:{first.line}"
     )
-    return relayer(resolved, Layer("recognised by the columns", {"data": {"dataset_map_fn": name}}))
+    return name
 
 
-def run(plan: Plan, overwrite: bool = False, show: int = 0) -> dict[str, Any]:
+def run(plan: Plan, overwrite: bool = False, show: int = 0, place: str | None = None) -> dict[str, Any]:
     """Prepare and return the manifest; print the first `show` pairs token by token.
+
+    `place` is where the user will find the folder, when that is not where it is written.
 
     Raises RmcliError when not a single row is kept; nothing is written then.
     """
@@ -84,19 +114,35 @@ def run(plan: Plan, overwrite: bool = False, show: int = 0) -> dict[str, Any]:
     elif reward.added:
         output.warn(f"{reward.reward_token} is new: it takes the spare embedding row {reward.reward_token_id}")
     output.say(
-        f"map function {data.dataset_map_fn}, reward token {reward.reward_token} "
+        f"map function {', '.join(plan.map_fns)}, reward token {reward.reward_token} "
         f"({reward.reward_token_id}, {reward.mode})"
     )
     for note in chat_templates.describe(reward.tokenizer).notes:
         output.say(f"chat template: {note}")
     with store.StoreWriter(plan.folder, overwrite) as writer:
-        tally = _fill(writer, plan, encoder)
-        if not tally.kept:
-            raise _nothing_kept(tally)
-        manifest = writer.finish(_manifest(plan, reward, tally))
-    for number, group in enumerate(tally.first[:show], 1):
+        filling = _Filling(writer, plan, encoder)
+        filling.run()
+        whole = accounting.total(filling.accounts)
+        if not whole.kept:
+            raise _nothing_kept(whole)
+        manifest = writer.finish(_manifest(plan, reward, filling.accounts))
+    for number, group in enumerate(filling.first[:show], 1):
         _show_tokens(f"pair {number} (input row {group.row_id})", group, reward)
-    _report(manifest, plan.folder)
+    accounting.report(filling.accounts, f"{place or plan.folder}/rejects.jsonl")
+    _report_splits(manifest)
+    return manifest
+
+
+def run_to_url(plan: Plan, url: str, overwrite: bool = False, show: int = 0) -> dict[str, Any]:
+    """Prepare into a temporary folder, prove what was written, and upload it to `url`."""
+    remote.check_target(url, overwrite)
+    with TemporaryDirectory(prefix="rmcli-") as temporary:
+        local = replace(plan, folder=Path(temporary) / "data")
+        manifest = run(local, show=show, place=url)
+        for split in store.SPLITS:
+            store.PackedSplit(local.folder, split)  # compares each file with its hash
+        remote.upload(local.folder, url)
+    output.say(f"uploaded to {url}")
     return manifest
 
 
@@ -125,81 +171,234 @@ def _show_tokens(title: str, group: TokenGroup, reward: RewardTokenizer) -> None
     output.table(["part", "position", "id", "token"], lines, to_answer=True, title=title)
 
 
-@dataclass
-class _Tally:
-    """Rows in, and what became of each: `in = kept + rejected`."""
+@dataclass(frozen=True)
+class _Unit:
+    """The input rows that become one group: one row, or consecutive ones of one key."""
 
-    rows_in: int
-    kept: int
-    rejected: Counter[str]
-    first: list[TokenGroup] = field(default_factory=list)  # the first few kept, to be shown
+    row_id: int  # of its first row, counted from 0 over all sources
+    rows: tuple[RawRow, ...]
 
-
-def _fill(writer: store.StoreWriter, plan: Plan, encoder: Encoder) -> _Tally:
-    """Read, map, encode and pack into the writer, window by window."""
-    data = plan.resolved.config.data
-    tally = _Tally(0, 0, Counter())
-    seen: set[bytes] = set()
-    held_back: dict[str, list[TokenGroup]] = {split: [] for split in store.SPLITS}
-    windows = dict.fromkeys(store.SPLITS, 0)
-
-    def pack_window(split: str) -> None:
-        groups, held_back[split] = held_back[split], []
-        seed = data.seed + windows[split]
-        writer.add_rows(split, pack(groups, data.max_packed_length, data.shuffle_before_pack, seed))
-        windows[split] += 1
-
-    def reject(reason: str, row: RawRow) -> None:
-        tally.rejected[reason] += 1
-        writer.add_reject(Reject(reason, row.file, row.line, row.text))
-
-    with output.progress("prepare", None) as progress:
-        for chunk in _chunks(sources.read_rows(plan.sources, data.split)):
-            mapped: list[tuple[int, RawRow, PreferenceGroup]] = []
-            for row in chunk:
-                row_id = tally.rows_in
-                tally.rows_in += 1
-                try:
-                    group = _map_row(plan.map_function, row)
-                    if not data.keep_duplicates:
-                        key = group_key(group)
-                        if key in seen:
-                            raise Skip("duplicate")
-                        seen.add(key)
-                    mapped.append((row_id, row, group))
-                except Skip as skip:
-                    reject(skip.reason, row)
-            encoded = encoder.encode([group for _, _, group in mapped])
-            for (row_id, row, group), tokens in zip(mapped, encoded, strict=True):
-                if isinstance(tokens, str):
-                    reject(tokens, row)
-                elif tokens.num_tokens > data.max_packed_length:
-                    reject("longer_than_pack", row)
-                else:
-                    tally.kept += 1
-                    split = "eval" if is_held_out(prompt_of(group), data.eval_fraction, data.eval_seed) else "train"
-                    tokens = replace(tokens, row_id=row_id, source_id=row.source_id)
-                    held_back[split].append(tokens)
-                    if len(tally.first) < FIRST_KEPT:
-                        tally.first.append(tokens)
-                    if split == "eval":
-                        writer.add_eval_text(_as_canonical(group))
-                    if len(held_back[split]) == WINDOW:
-                        pack_window(split)
-            progress.advance(len(chunk))
-    for split in store.SPLITS:
-        pack_window(split)
-    return tally
+    @property
+    def place(self) -> str:
+        return f"{self.rows[0].file}:{self.rows[0].line}"
 
 
-def _map_row(map_function: map_fns.MapFunction, row: RawRow) -> PreferenceGroup:
-    if row.value is None:
-        raise Skip(row.problem or "wrong_type")
-    return map_fns.apply(map_function, row.value, f"{row.file}:{row.line}")
+@dataclass(frozen=True)
+class _Waiting:
+    """A mapped group that is about to be encoded."""
+
+    group: PreferenceGroup
+    key: bytes
+    copies: int
 
 
-def _chunks(rows: Iterator[RawRow]) -> Iterator[list[RawRow]]:
-    while chunk := list(islice(rows, CHUNK)):
+@dataclass(frozen=True)
+class _LeftOut:
+    """Why a unit is no group. `repeats`: the place of the group it is a duplicate of."""
+
+    reason: str
+    detail: str | None = None
+    repeats: str | None = None
+
+
+DUPLICATE, NOT_TAKEN = "duplicate", "not_taken"  # fates of their own, no reasons to reject
+
+
+class _Filling:
+    """One run under way: reads, maps, encodes and packs into the writer, and accounts for every row."""
+
+    def __init__(self, writer: store.StoreWriter, plan: Plan, encoder: Encoder) -> None:
+        self.writer, self.plan, self.encoder = writer, plan, encoder
+        self.data = plan.resolved.config.data
+        self.accounts = [accounting.Account(source.section.label) for source in plan.sources]
+        self.seen = Seen()
+        self.first: list[TokenGroup] = []  # the first few kept, to be shown
+        self._held_back: dict[str, list[TokenGroup]] = {split: [] for split in store.SPLITS}
+        self._windows = dict.fromkeys(store.SPLITS, 0)
+
+    def run(self) -> None:
+        with output.progress("prepare", None) as progress:
+            for source_id, source in enumerate(self.plan.sources):
+                account = self.accounts[source_id]
+                rows = sources.read_source(source_id, source.section, self.data.split)
+                before = sum(other.rows_in for other in self.accounts)
+                for chunk in _chunks(_units(rows, source.map_function, before)):
+                    num_rows = sum(len(unit.rows) for unit in chunk)
+                    account.rows_in += num_rows
+                    self._add(chunk, source, account)
+                    accounting.check_rejects(self.accounts, self.data.max_rejects, is_finished=False)
+                    progress.advance(num_rows)
+                    if source.section.streaming and _is_full(account, source.section):
+                        account.is_read_to_end = False
+                        break
+        accounting.check_rejects(self.accounts, self.data.max_rejects, is_finished=True)
+        for split in store.SPLITS:
+            self._pack_window(split)
+
+    def _add(self, chunk: list[_Unit], source: MappedSource, account: accounting.Account) -> None:
+        """Give every unit of a chunk its fate, in order: the cap counts the rows that are kept."""
+        if _is_full(account, source.section):
+            account.not_taken += sum(len(unit.rows) for unit in chunk)
+            return
+        fates = [self._look_at(unit, source) for unit in chunk]
+        encoded = iter(self.encoder.encode([fate.group for fate in fates if isinstance(fate, _Waiting)]))
+        for unit, fate in zip(chunk, fates, strict=True):
+            tokens = next(encoded) if isinstance(fate, _Waiting) else None
+            if _is_full(account, source.section):
+                account.not_taken += len(unit.rows)
+                if isinstance(fate, _Waiting):
+                    self.seen.discard(fate.key)  # a later source may bring the same group
+            elif isinstance(fate, _LeftOut):
+                self._leave_out(unit, fate, account)
+            elif isinstance(tokens, TokenGroup) and tokens.num_tokens <= self.data.max_packed_length:
+                self._keep(unit, fate, tokens, account, source.section.system)
+            else:
+                why = _LeftOut(tokens) if isinstance(tokens, str) else _LeftOut("longer_than_pack")
+                self._leave_out(unit, why, account)
+
+    def _look_at(self, unit: _Unit, source: MappedSource) -> _Waiting | _LeftOut:
+        """Map a unit; find out whether it is a duplicate and how often its source's weight takes it."""
+        problem = next((row.problem for row in unit.rows if row.value is None), None)
+        if problem is not None:
+            return _LeftOut(problem)
+        values = [row.value for row in unit.rows if row.value is not None]
+        takes_several = source.map_function.rows_key is not None
+        try:
+            group = map_fns.apply(source.map_function, values if takes_several else values[0], unit.place)
+        except Skip as skip:
+            return _LeftOut(skip.reason, _what_was_raised(skip))
+        if source.section.system is not None:
+            group = replace(group, conversations=_with_system(group.conversations, source.section.system))
+        key = group_key(group)
+        repeats = None if self.data.keep_duplicates else self.seen.find(key)
+        if repeats is not None:
+            return _LeftOut(DUPLICATE, repeats=repeats)
+        copies = num_copies(key, source.section.weight, self.data.seed)
+        if not copies:
+            return _LeftOut(NOT_TAKEN)
+        if not self.data.keep_duplicates:
+            self.seen.add(key, unit.rows[0].file, unit.rows[0].line)
+        return _Waiting(group, key, copies)
+
+    def _leave_out(self, unit: _Unit, fate: _LeftOut, account: accounting.Account) -> None:
+        if fate.reason == NOT_TAKEN:
+            account.not_taken += len(unit.rows)
+            return
+        for row in unit.rows:
+            if fate.reason == DUPLICATE:
+                account.duplicates += 1
+            else:
+                account.reject(fate.reason, f"{row.file}:{row.line}")
+            self.writer.add_reject(Reject(fate.reason, row.file, row.line, row.text, fate.detail, fate.repeats))
+
+    def _keep(
+        self, unit: _Unit, fate: _Waiting, tokens: TokenGroup, account: accounting.Account, system: str | None
+    ) -> None:
+        group = fate.group
+        split = "eval" if is_held_out(prompt_of(group), self.data.eval_fraction, self.data.eval_seed) else "train"
+        copies = 1 if split == "eval" else fate.copies
+        tokens = replace(tokens, row_id=unit.row_id, source_id=unit.rows[0].source_id)
+        account.kept += len(unit.rows)
+        account.groups += copies
+        if system is not None:
+            added = any(conversation[0] == _system_message(system) for conversation in group.conversations)
+            account.system_added += added
+            account.system_kept += not added
+        if len(self.first) < FIRST_KEPT:
+            self.first.append(tokens)
+        if split == "eval":
+            self.writer.add_eval_text(_as_canonical(group))
+        for _ in range(copies):
+            self._held_back[split].append(tokens)
+            if len(self._held_back[split]) == WINDOW:
+                self._pack_window(split)
+
+    def _pack_window(self, split: str) -> None:
+        groups, self._held_back[split] = self._held_back[split], []
+        seed = self.data.seed + self._windows[split]
+        packed = pack(groups, self.data.max_packed_length, self.data.shuffle_before_pack, seed)
+        self.writer.add_rows(split, packed)
+        self._windows[split] += 1
+
+
+def _is_full(account: accounting.Account, source: SourceSection) -> bool:
+    return source.max_rows is not None and account.kept >= source.max_rows
+
+
+def num_copies(key: bytes, weight: float, seed: int) -> int:
+    """How often a source of this weight takes the group: the whole part, and once more for the share that is left.
+
+    The group's own text decides, so the choice depends neither on the order of rows nor on other sources, and what
+    weight 0.2 takes is among what 0.5 takes.
+    """
+    draw = int.from_bytes(hashlib.sha256(b"%d\n" % seed + key).digest()[:8], "big") / 2**64
+    return int(weight) + (draw < weight - int(weight))
+
+
+def _with_system(conversations: tuple[Conversation, ...], system: str) -> tuple[Conversation, ...]:
+    """The conversations with a system message in front, where they have none."""
+    message = _system_message(system)
+    return tuple(
+        conversation if any(m["role"] == "system" for m in conversation) else (message, *conversation)
+        for conversation in conversations
+    )
+
+
+def _system_message(system: str) -> Message:
+    return Message(role="system", content=system)
+
+
+def _what_was_raised(skip: Skip) -> str | None:
+    """The text of the exception that a map function ran into; None where it said Skip itself."""
+    cause = skip.__cause__
+    return None if cause is None else f"{type(cause).__name__}: {cause}"
+
+
+def _units(rows: Iterator[RawRow], map_function: map_fns.MapFunction, row_id: int) -> Iterator[_Unit]:
+    """Rows one by one, or consecutive rows of one key together where the map function takes them so.
+
+    A row that cannot be read, or has no key, is a unit of its own. Raises RmcliError for too many rows of one key.
+    """
+    together: list[RawRow] = []
+    last_key: object = None
+
+    def finished() -> Iterator[_Unit]:
+        nonlocal together, row_id
+        if together:
+            yield _Unit(row_id, tuple(together))
+            row_id += len(together)
+            together = []
+
+    for row in rows:
+        row, key = _with_key(row, map_function)
+        if key is None or key != last_key:
+            yield from finished()
+        together.append(row)
+        last_key = key
+        if key is None:
+            yield from finished()
+        elif len(together) > MOST_ROWS_OF_A_GROUP:
+            raise RmcliError(
+                f"{row.file}:{row.line}: more than {MOST_ROWS_OF_A_GROUP:,} rows in a row belong to one group",
+                "does the map function fit the data? It tells groups apart by its rows_key",
+            )
+    yield from finished()
+
+
+def _with_key(row: RawRow, map_function: map_fns.MapFunction) -> tuple[RawRow, object]:
+    """The row and what it shares with the others of its group; None when it stands alone."""
+    if map_function.rows_key is None or row.value is None:
+        return row, None
+    try:
+        return row, map_function.rows_key(row.value)
+    except KeyError as error:
+        return replace(row, value=None, problem=f"missing_column {error.args[0]}"), None
+    except (TypeError, AttributeError, ValueError, IndexError):
+        return replace(row, value=None, problem="wrong_type"), None
+
+
+def _chunks(units: Iterator[_Unit]) -> Iterator[list[_Unit]]:
+    while chunk := list(islice(units, CHUNK)):
         yield chunk
 
 
@@ -213,43 +412,38 @@ def _as_canonical(group: PreferenceGroup) -> dict[str, Any]:
     return {"prompt": prompt[:shared], "responses": responses, "comparisons": group.comparisons}
 
 
-def _manifest(plan: Plan, reward: RewardTokenizer, tally: _Tally) -> dict[str, Any]:
+def _manifest(plan: Plan, reward: RewardTokenizer, accounts: list[accounting.Account]) -> dict[str, Any]:
     config = plan.resolved.config
     return {
         "preset": plan.resolved.name,
-        "sources": list(plan.sources),
-        "dataset_map_fn": config.data.dataset_map_fn,
-        "map_fn_sha256": plan.map_fn_sha256,
+        "sources": [source.section.model_dump() for source in plan.sources],
+        "dataset_map_fn": config.data.dataset_map_fn or (plan.map_fns[0] if len(plan.map_fns) == 1 else None),
+        "map_fn_sha256": {source.map_fn: _source_sha256(source.map_function) for source in plan.sources},
         "reward_token": reward.reward_token,
         "reward_token_id": reward.reward_token_id,
         "reward_mode": reward.mode,
         **reward.fingerprint(),
-        "rows": {
-            "in": tally.rows_in,
-            "kept": tally.kept,
-            "rejected": tally.rejected.total(),
-            "reasons": dict(sorted(tally.rejected.items())),
-        },
+        "rows": accounting.total(accounts).as_dict(),
+        "rows_by_source": [account.as_source_dict() for account in accounts],
         "config": config.model_dump(include={"model", "data"}),
     }
 
 
-def _nothing_kept(tally: _Tally) -> RmcliError:
-    if not tally.rows_in:
+def _source_sha256(map_function: map_fns.MapFunction) -> str:
+    return hashlib.sha256(map_fns.source_code(map_function).encode("utf-8")).hexdigest()
+
+
+def _nothing_kept(whole: accounting.Account) -> RmcliError:
+    if not whole.rows_in:
         return RmcliError("no rows in the sources", "check the files")
-    reason, count = tally.rejected.most_common(1)[0]
+    reason, count = whole.reasons.most_common(1)[0]
     return RmcliError(
-        f"not one of {tally.rows_in} rows was kept; {count} were rejected as {reason}",
+        f"not one of {whole.rows_in} rows was kept; {count} were rejected as {reason}, first {whole.first[reason]}",
         "does --map-fn fit the data? --map-fn auto recognises it, rmcli map-fns lists what each one reads",
     )
 
 
-def _report(manifest: dict[str, Any], folder: Path) -> None:
-    rows = manifest["rows"]
-    output.say(f"rows: {rows['in']:,} in = {rows['kept']:,} kept + {rows['rejected']:,} rejected")
-    if rows["rejected"]:
-        output.table(["rejected because", "rows"], list(rows["reasons"].items()), to_answer=False)
-        output.say(f"each with file, line and text in {folder / 'rejects.jsonl'}")
+def _report_splits(manifest: dict[str, Any]) -> None:
     columns = ["split", "pairs", "packs", "tokens", "pack fill", "sharing ratio", "truncated"]
     capacity = manifest["config"]["data"]["max_packed_length"]
     lines = [

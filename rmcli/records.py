@@ -115,9 +115,14 @@ class RawRow:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """A row left out: why, where, and how its text begins."""
+    """A row left out: why, where, and how its text begins.
+
+    `detail`: what the map function ran into. `repeats`: `file:line` of the row that a duplicate repeats.
+    """
 
     reason: str
     file: str
     line: int
     text: str
+    detail: str | None = None
+    repeats: str | None = None

@@ -1,89 +1,100 @@
-"""Where rows come from: files, folders, Hub data sets and the built-in tasks. Every row keeps its file and line."""
+"""Where rows come from: files, folders, URLs, Hub data sets, stdin and the built-in tasks.
 
-import gzip
-import json
-import zlib
+Every row keeps its file and its line or row number. All reading is streaming: memory does not grow with the source.
+"""
+
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, cast
+from typing import Any
 
-from rmcli import hub
+from rmcli import hub, readers
+from rmcli.config import SourceSection
 from rmcli.errors import ConfigError, RmcliError
+from rmcli.readers import read_lines as read_lines  # the input of `rmcli score`
 from rmcli.records import RawRow
 from rmcli.tasks import generate
 
-FILE_ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
 BUILT_IN = "tasks:"  # tasks:NUM_ROWS or tasks:NUM_ROWS:SEED
-EXCERPT_LENGTH = 200
+STDIN = "-"
+Source = str | SourceSection  # a text is the path alone
 
 
-def check_sources(sources: Sequence[str]) -> None:
-    """Raise ConfigError for a source that is no file, folder, Hub name or built-in. Uses no network."""
+def check_sources(sources: Sequence[Source]) -> None:
+    """Raise ConfigError for a source that is no file, folder, URL, Hub name or built-in. Uses no network."""
     if not sources:
         raise ConfigError(
             "no source to prepare", "name a file, folder or Hub data set, or a map function that knows one"
         )
-    for source in sources:
-        if _is_built_in(source):
-            _task_numbers(source)
-        elif not _is_hub_name(source):
-            list_files(source)
+    paths = [as_section(source).path for source in sources]
+    if paths.count(STDIN) > 1:
+        raise ConfigError("source - is given twice, but stdin can be read once only")
+    for source in map(as_section, sources):
+        path = source.path
+        if _is_built_in(path):
+            _task_numbers(path)
+        elif readers.is_url(path):
+            readers.check_url(path)
+        elif path != STDIN and not _is_hub_name(path):
+            readers.files_of(path)
+        hub_keys = [key for key in ("split", "subset", "revision", "streaming") if getattr(source, key)]
+        if hub_keys and not _is_hub_name(path):
+            raise ConfigError(f"source {path}: {hub_keys[0]} is for Hub data sets", "leave it out, or write org/name")
 
 
-def list_files(source: str) -> list[Path]:
-    """The files a local source stands for, in sorted order."""
-    path = Path(source).expanduser()
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.name.endswith(FILE_ENDINGS))
-        if not files:
-            raise ConfigError(f"source {source}: no {', '.join(FILE_ENDINGS)} file in this folder")
-        return files
-    if not path.is_file():
-        raise ConfigError(f"source {source}: no such file or folder", "a Hub data set is written org/name")
-    if not path.name.endswith(FILE_ENDINGS):
-        raise ConfigError(f"source {source}: not one of {', '.join(FILE_ENDINGS)}")
-    return [path]
+def as_section(source: Source) -> SourceSection:
+    return SourceSection.model_validate(source)
 
 
-def absolute_source(source: str) -> str:
+def absolute_source(source: Source) -> SourceSection:
     """The source as another command, started elsewhere, can find it."""
-    return source if _is_built_in(source) or _is_hub_name(source) else str(Path(source).expanduser().absolute())
+    section = as_section(source)
+    path = section.path
+    if path == STDIN or _is_built_in(path) or _is_hub_name(path) or readers.is_url(path):
+        return section
+    return section.model_copy(update={"path": str(Path(path).expanduser().absolute())})
 
 
-def read_rows(sources: Sequence[str], split: str) -> Iterator[RawRow]:
+def read_rows(sources: Sequence[Source], split: str) -> Iterator[RawRow]:
     """All rows of all sources in order. A row that cannot be read comes with its `problem` instead of a value."""
     for source_id, source in enumerate(sources):
-        if _is_built_in(source):
-            yield from _read_tasks(source_id, source)
-        elif _is_hub_name(source):
-            yield from _read_hub(source_id, source, split)
-        else:
-            for file in list_files(source):
-                read = _read_parquet if file.name.endswith(".parquet") else _read_json_lines
-                yield from read(source_id, file)
+        yield from read_source(source_id, source, split)
 
 
-def read_lines(path: Path) -> Iterator[bytes]:
-    """The file's lines, decompressed when it ends in .gz. Raises RmcliError when it cannot be read to its end."""
-    try:
-        with cast(IO[bytes], gzip.open(path, "rb")) if path.name.endswith(".gz") else path.open("rb") as file:
-            yield from file
-    except (OSError, EOFError, zlib.error) as error:
-        raise RmcliError(f"{path} cannot be read: {error}") from error
+def read_source(source_id: int, source: Source, split: str) -> Iterator[RawRow]:
+    """The rows of one source; `split` is read of a Hub data set that names none itself."""
+    section = as_section(source)
+    path = section.path
+    if path == STDIN:
+        yield from _as_rows(source_id, path, readers.read_json_lines(sys.stdin.buffer))
+    elif _is_built_in(path):
+        yield from _read_tasks(source_id, path)
+    elif _is_hub_name(path):
+        yield from _read_hub(source_id, section, section.split or split)
+    else:
+        for file in readers.files_of(path):
+            yield from _as_rows(source_id, file, readers.read_file(file))
+
+
+def first_row(source: Source, split: str) -> RawRow | None:
+    """The first row that can be read, to recognise a schema by; None when there is none.
+
+    Raises ConfigError for stdin, which cannot be read twice.
+    """
+    if as_section(source).path == STDIN:
+        raise ConfigError("the schema of stdin cannot be recognised before it is read", "name its map function")
+    return next((row for row in read_source(0, source, split) if row.value is not None), None)
 
 
 def parse_json_row(source_id: int, file: str, line: int, data: bytes) -> RawRow:
-    """One JSON line. Strict where `json` is lax: bytes must be UTF-8, text encodable, the value an object."""
-    text = data.decode("utf-8", errors="replace").strip()
-    excerpt = text[:EXCERPT_LENGTH]
-    try:
-        value = json.loads(data.decode("utf-8"))
-        json.dumps(value, ensure_ascii=False).encode("utf-8")  # a lone surrogate would stop the tokenizer later
-    except (ValueError, RecursionError):
-        return RawRow(source_id, file, line, None, "bad_json", excerpt)
-    if not isinstance(value, dict):
-        return RawRow(source_id, file, line, None, "wrong_type", excerpt)
-    return RawRow(source_id, file, line, value, None, excerpt)
+    """One JSON line. Strict where `json` is lax: UTF-8, encodable text, an object, no key of it twice."""
+    read = readers.parse_json_line(line, data)
+    return RawRow(source_id, file, read.number, read.value, read.problem, read.text)
+
+
+def _as_rows(source_id: int, file: str, reads: Iterator[readers.Read]) -> Iterator[RawRow]:
+    for read in reads:
+        yield RawRow(source_id, file, read.number, read.value, read.problem, read.text)
 
 
 def _is_built_in(source: str) -> bool:
@@ -96,7 +107,7 @@ def _is_hub_name(source: str) -> bool:
     return (
         len(parts) == 2
         and all(part and not part.startswith((".", "~")) for part in parts)
-        and not source.endswith((*FILE_ENDINGS, ".json", ".csv", ".gz", ".zst", ".arrow", ".txt"))
+        and not source.endswith((*readers.ENDINGS, ".gz", ".zst", ".txt"))
         and not Path(source).exists()
     )
 
@@ -111,45 +122,23 @@ def _task_numbers(source: str) -> tuple[int, int]:
 
 def _read_tasks(source_id: int, source: str) -> Iterator[RawRow]:
     for line, value in enumerate(generate(*_task_numbers(source)), 1):
-        yield RawRow(source_id, source, line, value, None, _excerpt(value))
+        yield RawRow(source_id, source, line, value, None, readers.excerpt_of(value))
 
 
-def _read_json_lines(source_id: int, path: Path) -> Iterator[RawRow]:
-    for line, data in enumerate(read_lines(path), 1):
-        if data.strip():
-            yield parse_json_row(source_id, str(path), line, data)
-
-
-def _read_parquet(source_id: int, path: Path) -> Iterator[RawRow]:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    line = 0
-    try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                for value in batch.to_pylist():
-                    line += 1
-                    yield RawRow(source_id, str(path), line, value, None, _excerpt(value))
-    except (OSError, pa.ArrowInvalid) as error:
-        raise RmcliError(f"source {path}: not a readable Parquet file: {error}") from error
-
-
-def _read_hub(source_id: int, name: str, split: str) -> Iterator[RawRow]:
+def _read_hub(source_id: int, source: SourceSection, split: str) -> Iterator[RawRow]:
     from datasets import load_dataset
 
+    optional: dict[str, Any] = {"name": source.subset, "revision": source.revision, "streaming": source.streaming}
+    given = {key: value for key, value in optional.items() if value}
     try:
         with hub.asking():
-            data_set = load_dataset(name, split=split)
+            data_set = load_dataset(source.path, split=split, **given)
+        for line, value in enumerate(data_set, 1):
+            yield RawRow(source_id, source.path, line, dict(value), None, readers.excerpt_of(value))
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        at = f" at revision {source.revision}" if source.revision else ""
         raise RmcliError(
-            f"data set {name} (split {split}) cannot be had from the Hub: {reason}",
+            f"data set {source.path} (split {split}{at}) cannot be had from the Hub: {reason}",
             "check the name and your access (hf auth login), or give local files: rmcli prepare FILE... --map-fn F",
         ) from error
-    for line, value in enumerate(data_set, 1):
-        yield RawRow(source_id, name, line, dict(value), None, _excerpt(value))
-
-
-def _excerpt(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)[:EXCERPT_LENGTH]

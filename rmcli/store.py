@@ -110,7 +110,8 @@ class StoreWriter:
                 self._flush(split)
 
     def add_reject(self, reject: Reject) -> None:
-        self._rejects.write(json.dumps(asdict(reject), ensure_ascii=False) + "\n")
+        known = {key: value for key, value in asdict(reject).items() if value is not None}
+        self._rejects.write(json.dumps(known, ensure_ascii=False) + "\n")
 
     def add_eval_text(self, conversations: Mapping[str, Any]) -> None:
         """One held-out pair as a canonical row, for `rmcli score`."""

@@ -21,9 +21,9 @@ ROWS = [
     {"cli"},
     {"prepare", "train", "score", "inspect_token"},
     {"self_test"},
-    {"map_fns", "sources", "encode", "pack", "store", "batch", "model", "plan", "metrics", "optim", "checkpoint",
-     "model_folder", "embedding_rows", "token_evidence"},
-    {"architectures", "attention", "losses", "tokenizer", "tasks"},
+    {"map_fns", "sources", "accounting", "duplicates", "remote", "encode", "pack", "store", "batch", "model", "plan",
+     "metrics", "optim", "checkpoint", "model_folder", "embedding_rows", "token_evidence"},
+    {"architectures", "attention", "losses", "tokenizer", "tasks", "readers"},
     {"chat_templates", "config", "hub", "internlm2"},
     {"plugins", "output"},
     {"records"},
@@ -104,13 +104,13 @@ def test_generated_pages_are_up_to_date():
 
 
 def test_every_reject_reason_is_documented():
-    from rmcli import encode
+    from rmcli import encode, readers
 
     page = (REPOSITORY / "docs" / "format.md").read_text()
-    said = set(encode.REASONS)
+    said = {*encode.REASONS, *readers.PROBLEMS}
     for path in PACKAGE.rglob("*.py"):
-        said |= set(re.findall(r'(?:Skip|reject)\("([a-z_]+)"', path.read_text()))
-    assert {"duplicate", "longer_than_pack", "overlong"} <= said
+        said |= set(re.findall(r'(?:Skip|_LeftOut)\("([a-z_]+)"', path.read_text()))
+    assert {"bad_csv", "longer_than_pack", "overlong"} <= said
     for reason in said:
         assert f"`{reason}`" in page, reason
 

@@ -48,18 +48,20 @@ def test_every_row_is_accounted_for(cli, tmp_path):
     assert rows == {
         "in": 47,
         "kept": 40,
-        "rejected": 7,
+        "rejected": 6,
+        "duplicates": 1,
+        "not_taken": 0,
         "reasons": {
             "bad_json": 2,
             "chosen_equals_rejected": 1,
-            "duplicate": 1,
             "missing_column rejected": 1,
             "reward_token_in_text": 1,
             "wrong_type": 1,
         },
+        "groups": 40,
     }
     assert pairs_on_disk("out") == 40
-    assert "rows: 47 in = 40 kept + 7 rejected" in result.stderr
+    assert "rows: 47 in = 40 kept + 6 rejected + 1 duplicates + 0 not taken" in result.stderr
     assert "next: rmcli train --preset tiny --data out" in result.stderr
     assert result.stdout == "out\n"
     found = [(reject["reason"], reject["line"]) for reject in rejects_of("out")]
@@ -255,7 +257,7 @@ BASE = ("rows.jsonl", "--map-fn", "canonical", *TINY, "-o", "out")
             "rmcli map-fns lists what each one reads",
         ),
         (("empty.jsonl", "--map-fn", "canonical", *TINY, "-o", "out"), 1, "no rows in the sources", ""),
-        (("rows.csv", "--map-fn", "canonical", *TINY), 2, "source rows.csv: not one of .jsonl", None),
+        (("rows.xml", "--map-fn", "canonical", *TINY), 2, "source rows.xml: not one of .jsonl", None),
         (("cut.jsonl.gz", "--map-fn", "canonical", *TINY, "-o", "out"), 1, "cut.jsonl.gz cannot be read", None),
         (("bad.parquet", "--map-fn", "canonical", *TINY, "-o", "out"), 1, "not a readable Parquet file", None),
         (("--map-fn", "canonical", *TINY), 2, "no source to prepare", ""),
@@ -265,7 +267,7 @@ BASE = ("rows.jsonl", "--map-fn", "canonical", *TINY, "-o", "out")
 def test_bad_input(cli, tmp_path, arguments, code, message, hint):
     write_lines(tmp_path / "rows.jsonl", GOOD)
     (tmp_path / "empty.jsonl").write_text("\n")
-    (tmp_path / "rows.csv").write_text("a,b\n")
+    (tmp_path / "rows.xml").write_text("<a/>\n")
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"a": 1}\n' * 1000)[:-20])
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 nothing PAR1")
     refused(cli, tmp_path, *arguments, code=code, message=message, hint=hint)

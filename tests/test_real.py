@@ -98,7 +98,7 @@ def test_hh_is_prepared_with_its_sharing_ratio(gguf, real_data, tmp_path):
         *("--map-fn", "hh_rlhf", "-s", f"model.pretrained_model_name_or_path={gguf}", "-o", tmp_path / "hh"),
     )
     assert result.code == 0, result.stderr
-    assert "rows: 1,812 in = 1,808 kept + 4 rejected" in result.stderr
+    assert "rows: 1,812 in = 1,808 kept + 4 rejected + 0 duplicates + 0 not taken" in result.stderr
     manifest = store.read_manifest(tmp_path / "hh")
     assert manifest["rows"]["reasons"] == {"empty_reply": 4}
     assert sum(split["num_pairs"] for split in manifest["splits"].values()) == 1808
@@ -110,15 +110,15 @@ def test_hh_is_prepared_with_its_sharing_ratio(gguf, real_data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "map_fn", "kept", "reasons"),
+    ("name", "map_fn", "kept", "duplicates", "reasons"),
     [
-        ("orpo_dpo_mix_sample", "orpo_dpo_mix_40k", 295, {"duplicate": 5}),
-        ("orca_dpo_pairs_sample", "intel_orca_dpo", 284, {}),
-        ("gsm8k_solution_pairs", "canonical", 1944, {"duplicate": 2}),
-        ("instruction_preference", MAP_FN, 894, {"chosen_equals_rejected": 6}),
+        ("orpo_dpo_mix_sample", "orpo_dpo_mix_40k", 295, 5, {}),
+        ("orca_dpo_pairs_sample", "intel_orca_dpo", 284, 0, {}),
+        ("gsm8k_solution_pairs", "canonical", 1944, 2, {}),
+        ("instruction_preference", MAP_FN, 894, 0, {"chosen_equals_rejected": 6}),
     ],
 )
-def test_each_real_file_is_accounted_for(real_data, tmp_path, name, map_fn, kept, reasons):
+def test_each_real_file_is_accounted_for(real_data, tmp_path, name, map_fn, kept, duplicates, reasons):
     """With the tiny tokenizer, whose byte tokens make long rows: nothing may be lost to a missing token."""
     wide = ("-s", "data.max_length=60000", "-s", "data.max_packed_length=130000")
     result = run_cli(
@@ -134,8 +134,8 @@ def test_each_real_file_is_accounted_for(real_data, tmp_path, name, map_fn, kept
     )
     assert result.code == 0, result.stderr
     rows = store.read_manifest(tmp_path / name)["rows"]
-    assert rows["in"] == rows["kept"] + rows["rejected"]
-    assert (rows["kept"], rows["reasons"]) == (kept, reasons)
+    assert rows["in"] == rows["kept"] + rows["rejected"] + rows["duplicates"]
+    assert (rows["kept"], rows["duplicates"], rows["reasons"]) == (kept, duplicates, reasons)
 
 
 def test_a_k_way_model_trains_on_finegrained_qa(real_data, tmp_path):

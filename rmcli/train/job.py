@@ -11,7 +11,7 @@ from accelerate import PartialState
 from rmcli import model, model_folder, output, store
 from rmcli.architectures import RowChoice, choose_rows
 from rmcli.batch import comparisons_of, trains_as_list
-from rmcli.config import Config, Resolved
+from rmcli.config import Config, Resolved, SourceSection
 from rmcli.errors import ConfigError, RmcliError
 from rmcli.plan import RowSizes, num_steps
 from rmcli.records import Rows
@@ -124,8 +124,8 @@ def count_use(split: store.PackedSplit, loss_type: str) -> Use:
 class Elsewhere:
     """The one source that has been prepared, but for other presets, and how it was read."""
 
-    sources: tuple[str, ...]
-    dataset_map_fn: str
+    sources: tuple[SourceSection, ...]
+    dataset_map_fn: str | None
     split: str
     eval_fraction: float
     eval_seed: int
@@ -135,7 +135,7 @@ class Elsewhere:
     def from_manifest(manifest: Mapping[str, Any]) -> "Elsewhere":
         data = manifest["config"]["data"]
         return Elsewhere(
-            tuple(manifest["sources"]),
+            tuple(SourceSection.model_validate(source) for source in manifest["sources"]),
             manifest["dataset_map_fn"],
             data["split"],
             data["eval_fraction"],

@@ -1,0 +1,122 @@
+"""What became of every input row: `in = kept + rejected + duplicates + not_taken`, per source and in all."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rmcli import output
+from rmcli.errors import RmcliError
+
+# A share of rejects says something only from so many rows on; a file may begin with its bad ones.
+ROWS_BEFORE_A_SHARE = 1000
+
+
+@dataclass
+class Account:
+    """The rows of one source. Groups are counted apart: one may take several rows and be written several times."""
+
+    source: str
+    rows_in: int = 0
+    kept: int = 0
+    duplicates: int = 0
+    not_taken: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)  # of rejected rows
+    first: dict[str, str] = field(default_factory=dict)  # reason -> file:line of its first row
+    groups: int = 0  # written, each copy counted
+    system_added: int = 0  # groups that got the source's system message
+    system_kept: int = 0  # groups that had one of their own
+    is_read_to_end: bool = True
+
+    @property
+    def rejected(self) -> int:
+        return self.reasons.total()
+
+    def reject(self, reason: str, place: str) -> None:
+        self.reasons[reason] += 1
+        self.first.setdefault(reason, place)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As the manifest has it. Every row has met exactly one fate."""
+        assert self.rows_in == self.kept + self.rejected + self.duplicates + self.not_taken
+        return {
+            "in": self.rows_in,
+            "kept": self.kept,
+            "rejected": self.rejected,
+            "duplicates": self.duplicates,
+            "not_taken": self.not_taken,
+            "reasons": dict(sorted(self.reasons.items())),
+            "groups": self.groups,
+        }
+
+    def as_source_dict(self) -> dict[str, Any]:
+        more = {"system_added": self.system_added, "system_kept": self.system_kept}
+        return {
+            "source": self.source,
+            **self.as_dict(),
+            **(more if any(more.values()) else {}),
+            **({} if self.is_read_to_end else {"read_to_end": False}),
+        }
+
+
+def total(accounts: Sequence[Account]) -> Account:
+    """All sources as one."""
+    whole = Account("all")
+    for account in accounts:
+        for name in ("rows_in", "kept", "duplicates", "not_taken", "groups", "system_added", "system_kept"):
+            setattr(whole, name, getattr(whole, name) + getattr(account, name))
+        whole.reasons += account.reasons
+        whole.first = account.first | whole.first
+    return whole
+
+
+def check_rejects(accounts: Sequence[Account], max_rejects: int | str | None, is_finished: bool) -> None:
+    """Raise RmcliError with the commonest reason and its first place when more rows are rejected than allowed.
+
+    A share ("5%") is judged from 1,000 rows on and at the end, a number at any time.
+    """
+    if max_rejects is None:
+        return
+    whole = total(accounts)
+    if isinstance(max_rejects, int):
+        is_over = whole.rejected > max_rejects
+    else:
+        is_judged = is_finished or whole.rows_in >= ROWS_BEFORE_A_SHARE
+        is_over = is_judged and whole.rejected > whole.rows_in * float(max_rejects.rstrip("%")) / 100
+    if is_over:
+        reason, count = whole.reasons.most_common(1)[0]
+        raise RmcliError(
+            f"{whole.rejected:,} of {whole.rows_in:,} rows are rejected, over max_rejects = {max_rejects}: "
+            f"{count:,} as {reason}, first {whole.first[reason]}",
+            "does --map-fn fit the data? --max-rejects sets how many may be; nothing is written",
+        )
+
+
+def report(accounts: Sequence[Account], rejects_file: str) -> None:
+    """The equation, a table of sources when there are several, and the reasons with their first place."""
+    whole = total(accounts)
+    output.say(
+        f"rows: {whole.rows_in:,} in = {whole.kept:,} kept + {whole.rejected:,} rejected + "
+        f"{whole.duplicates:,} duplicates + {whole.not_taken:,} not taken"
+    )
+    if len(accounts) > 1:
+        columns = ["source", "in", "kept", "rejected", "duplicates", "not taken", "groups written"]
+        lines = [
+            [a.source, a.rows_in, a.kept, a.rejected, a.duplicates, a.not_taken, a.groups] for a in (*accounts, whole)
+        ]
+        output.table(columns, lines, to_answer=False)
+    if whole.rejected:
+        lines = [
+            [a.source, reason, count, a.first[reason]] for a in accounts for reason, count in a.reasons.most_common()
+        ]
+        output.table(["source", "rejected because", "rows", "first"], lines, to_answer=False)
+    if whole.rejected or whole.duplicates:
+        output.say(f"each with file, line and text in {rejects_file}")
+    for account in accounts:
+        if account.system_added or account.system_kept:
+            output.say(
+                f"system message of {account.source}: put before {account.system_added:,} groups, "
+                f"{account.system_kept:,} had one of their own"
+            )
+        if not account.is_read_to_end:
+            output.warn(f"{account.source} was left once max_rows = {account.kept:,} rows were kept")

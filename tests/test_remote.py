@@ -1,0 +1,82 @@
+"""Prepared data at a URL: whole or not there, and trained from."""
+
+import json
+
+import fsspec
+import pytest
+from conftest import write_lines
+
+from rmcli import remote, store
+from rmcli.errors import RmcliError
+
+ROWS = [{"prompt": f"question {n}", "chosen": f"right {n}", "rejected": f"wrong {n}"} for n in range(40)]
+
+
+@pytest.fixture(params=["memory://", "file://"])
+def url(request, tmp_path, monkeypatch) -> str:
+    monkeypatch.setattr(remote, "CACHE", tmp_path / "cache")
+    return f"{request.param}{tmp_path}/there/out"
+
+
+def prepare_command(rows: str, url: str) -> tuple[str, ...]:
+    return ("prepare", rows, "--map-fn", "canonical", "--preset", "tiny", "-o", url)
+
+
+def test_prepare_writes_to_a_url_what_it_writes_to_a_folder_and_train_reads_it(cli, tmp_path, url):
+    write_lines(tmp_path / "rows.jsonl", ROWS)
+    here = cli(*prepare_command("rows.jsonl", "out"))
+    there = cli(*prepare_command("rows.jsonl", url))
+    assert (here.code, there.code) == (0, 0), there.stderr
+    assert there.stdout == f"{url}\n"
+    assert f"next: rmcli train --preset tiny --data {url}" in there.stderr
+    copy = remote.fetch(url)
+    files = sorted(path.relative_to(copy) for path in copy.rglob("*") if path.is_file())
+    assert files == sorted(p.relative_to(tmp_path / "out") for p in (tmp_path / "out").rglob("*") if p.is_file())
+    assert all((copy / file).read_bytes() == (tmp_path / "out" / file).read_bytes() for file in files)
+    trained = cli("train", "--preset", "tiny", "--data", url, "-o", "run", "-s", "train.max_steps=1")
+    assert trained.code == 0, trained.stderr
+
+
+def test_a_url_that_is_taken_is_left_alone_or_replaced_whole(cli, tmp_path, url):
+    write_lines(tmp_path / "rows.jsonl", ROWS)
+    write_lines(tmp_path / "fewer.jsonl", ROWS[:30])
+    assert cli(*prepare_command("rows.jsonl", url)).code == 0
+    refused = cli(*prepare_command("fewer.jsonl", url))
+    assert refused.code == 1
+    assert f"output folder {url} is not empty" in refused.stderr
+    with fsspec.open(f"{url}/stale.txt", "w") as file:
+        file.write("of the old set")
+    assert cli(*prepare_command("fewer.jsonl", url), "--overwrite").code == 0
+    copy = remote.fetch(url)
+    assert store.read_manifest(copy)["rows"]["kept"] == 30
+    assert not (copy / "stale.txt").exists()
+    with fsspec.open(f"{url}/manifest.json", "w") as file:  # as a foreign folder would be
+        file.write("{}")
+    fsspec.core.url_to_fs(url)[0].rm_file(fsspec.core.url_to_fs(f"{url}/manifest.json")[1])
+    foreign = cli(*prepare_command("rows.jsonl", url), "--overwrite")
+    assert "holds no prepared data, so --overwrite leaves it alone" in foreign.stderr
+
+
+def test_a_copy_is_fetched_once_and_a_cut_one_again(cli, tmp_path, url, monkeypatch):
+    write_lines(tmp_path / "rows.jsonl", ROWS)
+    assert cli(*prepare_command("rows.jsonl", url)).code == 0
+    copy = remote.fetch(url)
+    (copy / "mark").touch()
+    assert remote.fetch(url) == copy
+    assert (copy / "mark").exists()
+    (copy / "manifest.json").unlink()  # what a killed fetch leaves
+    assert remote.fetch(url) == copy
+    assert not (copy / "mark").exists()
+    assert json.loads((copy / "manifest.json").read_text())["rows"]["kept"] == 40
+
+
+@pytest.mark.parametrize("call", [remote.fetch, lambda url: remote.check_target(url, False)])
+def test_an_unknown_protocol_is_one_line(call):
+    with pytest.raises(RmcliError, match="nonsense://x: Protocol not known"):
+        call("nonsense://x")
+
+
+def test_no_data_at_the_url_is_one_line(cli, tmp_path, url):
+    result = cli("train", "--preset", "tiny", "--data", url)
+    assert result.code == 1
+    assert f"error: {url} cannot be read" in result.stderr
