@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -77,6 +77,13 @@ def run(plan: Plan, overwrite: bool = False, show: int = 0) -> dict[str, Any]:
     for number, group in enumerate(tally.first[:show], 1):
         _show_tokens(f"pair {number} (input row {group.row_id})", group, reward)
     _report(manifest, plan.folder)
+    return manifest
+
+
+def merge(parts: Sequence[Path], folder: Path, overwrite: bool = False) -> dict[str, Any]:
+    """Join parts prepared with --shard into `folder`. Returns the manifest."""
+    manifest = store.merge(parts, folder, overwrite)
+    _report(manifest, folder)
     return manifest
 
 

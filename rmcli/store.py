@@ -8,6 +8,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
@@ -136,6 +137,131 @@ class StoreWriter:
         self._staged.discard()
 
 
+def merge(folders: Sequence[Path], target: Path, overwrite: bool = False) -> dict[str, Any]:
+    """Join sets prepared as shards 1/n to n/n of the same sources and configuration. Returns the whole manifest.
+
+    Their Arrow files are checked and hard-linked, or copied where links cannot be; counts are added up. Raises
+    RmcliError when a shard is missing, comes twice, is damaged, or was prepared differently.
+    """
+    manifests = {folder: read_manifest(folder) for folder in folders}
+    parts = _in_order(manifests)
+    whole = _add_up([manifests[folder] for folder in parts], parts)
+    _check_no_row_twice(parts)
+    with _one_line(target):
+        staged = _stage(target, overwrite)
+        try:
+            for name in TEXTS:
+                with (staged.path / name).open("wb") as joined:
+                    for folder in parts:
+                        with (folder / name).open("rb") as file:
+                            shutil.copyfileobj(file, joined)
+            shards = {split: _join_shards(parts, manifests, split, staged.path / split) for split in SPLITS}
+            manifest = _write_metadata(staged.path, whole, shards)
+            staged.publish(overwrite)
+        finally:
+            staged.discard()
+    return manifest
+
+
+# What parts of one data set do not share. Counts are added up; the rest is made anew.
+_ADDED = ("rows", "splits")
+_OWN = ("shard", "shards", "manifest_sha256")
+
+
+def _in_order(manifests: Mapping[Path, Mapping[str, Any]]) -> list[Path]:
+    """The folders by their place in the whole. Raises RmcliError unless each of 1/n to n/n is there once."""
+    by_number: dict[int, Path] = {}
+    counts = set()
+    for folder, manifest in manifests.items():
+        number, slash, count = str(manifest.get("shard")).partition("/")
+        if not (slash and number.isdecimal() and count.isdecimal()):
+            raise RmcliError(f"{folder} is a whole set, not a part of one", "prepare each part with --shard i/n")
+        if int(number) in by_number:
+            raise RmcliError(
+                f"{by_number[int(number)]} and {folder} are both shard {number}/{count}", "give each once"
+            )
+        by_number[int(number)] = folder
+        counts.add(int(count))
+    if len(counts) != 1:
+        raise RmcliError(f"parts of {' and of '.join(map(str, sorted(counts)))} shards cannot be merged")
+    (count,) = counts
+    missing = sorted(set(range(1, count + 1)) - by_number.keys())
+    if missing:
+        raise RmcliError(f"shard {', '.join(f'{number}/{count}' for number in missing)} is missing", "give all parts")
+    return [by_number[number] for number in range(1, count + 1)]
+
+
+def _add_up(manifests: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> dict[str, Any]:
+    """One manifest for all. Raises RmcliError naming the first setting in which two of them differ."""
+    first = manifests[0]
+    whole = {key: value for key, value in first.items() if key not in _OWN}
+    for manifest, folder in zip(manifests[1:], folders[1:], strict=True):
+        for key in sorted((first.keys() | manifest.keys()) - {*_ADDED, *_OWN}):
+            difference = _first_difference(key, first.get(key), manifest.get(key))
+            if difference:
+                raise RmcliError(
+                    f"{folders[0]} and {folder} were prepared differently: {difference}",
+                    "prepare all parts with the same configuration, sources and rmcli",
+                )
+        for key in _ADDED:
+            whole[key] = _sum(whole.get(key), manifest.get(key))
+    return whole
+
+
+def _first_difference(name: str, one: Any, other: Any) -> str | None:
+    """`name: one, other` for the first place in which two JSON values differ."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        below = (_first_difference(f"{name}.{key}", one.get(key), other.get(key)) for key in sorted(one | other))
+        return next(filter(None, below), None)
+    return None if one == other else f"{name} = {one!r}, {other!r}"
+
+
+def _sum(one: Any, other: Any) -> Any:
+    """Two JSON values with the numbers in the same place added, and what only one has kept."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = [*one, *(key for key in other if key not in one)]
+        return {key: _sum(one.get(key), other.get(key)) for key in keys}
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        return [_sum(*values) for values in zip(one, other, strict=True)]
+    if isinstance(one, int | float) and isinstance(other, int | float):
+        return one + other
+    return other if one is None else one
+
+
+def _check_no_row_twice(folders: Sequence[Path]) -> None:
+    """Open every part, which checks its shards, and see that no input row stands in two of them."""
+    seen = np.empty(0, dtype=np.int64)
+    for folder in folders:
+        splits = [PackedSplit(folder, split) for split in SPLITS]
+        row_ids = np.unique(np.concatenate([split.row_ids for split in splits]))
+        twice = np.intersect1d(seen, row_ids, assume_unique=True)
+        if len(twice):
+            raise RmcliError(
+                f"{folder} holds input row {twice[0]}, which an earlier part holds too", "give each once"
+            )
+        seen = np.concatenate([seen, row_ids])
+
+
+def _join_shards(
+    folders: Sequence[Path], manifests: Mapping[Path, Mapping[str, Any]], split: str, target: Path
+) -> dict[str, int]:
+    """All shards of one split under new names. Returns rows by name."""
+    target.mkdir()
+    found = [
+        (folder / name, shard["num_rows"])
+        for folder in folders
+        for name, shard in manifests[folder]["shards"].items()
+        if name.startswith(f"{split}/")
+    ]
+    kept = [(path, rows) for path, rows in found if rows] or found[:1]
+    for number, (path, _) in enumerate(kept):
+        try:
+            os.link(path, target / f"{number}.arrow")
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(path, target / f"{number}.arrow")
+    return _name_shards(target, [rows for _, rows in kept])
+
+
 class _ShardWriter:
     """The shards of one split, one after the other, as 0.arrow, 1.arrow, ...: their number is known at the end."""
 
@@ -240,6 +366,11 @@ class PackedSplit:
 
     def __len__(self) -> int:
         return self._table.num_rows
+
+    @property
+    def row_ids(self) -> np.ndarray:
+        """(groups,) the input row of each."""
+        return np.concatenate([np.empty(0, np.int64), *self._column_of_lists("row_ids")])
 
     @property
     def groups_per_row(self) -> list[int]:
