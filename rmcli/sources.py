@@ -1,5 +1,6 @@
 """Where rows come from: files, folders, Hub data sets and the built-in tasks. Every row keeps its file and line."""
 
+import codecs
 import gzip
 import json
 import zlib
@@ -77,13 +78,21 @@ def parse_json_row(source_id: int, file: str, line: int, data: bytes) -> RawRow:
     text = data.decode("utf-8", errors="replace").strip()
     excerpt = text[:EXCERPT_LENGTH]
     try:
-        value = json.loads(data.decode("utf-8"))
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_without_double_keys)
         json.dumps(value, ensure_ascii=False).encode("utf-8")  # a lone surrogate would stop the tokenizer later
     except (ValueError, RecursionError):
         return RawRow(source_id, file, line, None, "bad_json", excerpt)
     if not isinstance(value, dict):
         return RawRow(source_id, file, line, None, "wrong_type", excerpt)
     return RawRow(source_id, file, line, value, None, excerpt)
+
+
+def _without_double_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object; `json` alone would keep the last of two equal keys and lose the first. Raises ValueError."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError("a key comes twice")
+    return value
 
 
 def _is_built_in(source: str) -> bool:
@@ -116,6 +125,8 @@ def _read_tasks(source_id: int, source: str) -> Iterator[RawRow]:
 
 def _read_json_lines(source_id: int, path: Path) -> Iterator[RawRow]:
     for line, data in enumerate(read_lines(path), 1):
+        if line == 1:
+            data = data.removeprefix(codecs.BOM_UTF8)  # some editors write one
         if data.strip():
             yield parse_json_row(source_id, str(path), line, data)
 
