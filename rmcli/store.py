@@ -164,7 +164,7 @@ def merge(folders: Sequence[Path], target: Path, overwrite: bool = False) -> dic
 
 
 # What parts of one data set do not share. Counts are added up; the rest is made anew.
-_ADDED = ("rows", "splits")
+_ADDED = ("rows", "rows_by_source", "splits")
 _OWN = ("shard", "shards", "manifest_sha256")
 
 
@@ -203,7 +203,7 @@ def _add_up(manifests: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> 
                     f"{folders[0]} and {folder} were prepared differently: {difference}",
                     "prepare all parts with the same configuration, sources and rmcli",
                 )
-        for key in _ADDED:
+        for key in (key for key in _ADDED if key in whole or key in manifest):
             whole[key] = _sum(whole.get(key), manifest.get(key))
     return whole
 
@@ -223,7 +223,7 @@ def _sum(one: Any, other: Any) -> Any:
         return {key: _sum(one.get(key), other.get(key)) for key in keys}
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
         return [_sum(*values) for values in zip(one, other, strict=True)]
-    if isinstance(one, int | float) and isinstance(other, int | float):
+    if isinstance(one, int | float) and isinstance(other, int | float) and not isinstance(one, bool):
         return one + other
     return other if one is None else one
 
