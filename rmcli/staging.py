@@ -32,6 +32,7 @@ class StagedFolder:
             for leftover in _abandoned(self.folder, kind):
                 shutil.rmtree(leftover)
         self.path = self.folder.with_name(f".{self.folder.name}.tmp-{os.getpid()}")
+        self._replaced = self.folder.with_name(f".{self.folder.name}.old-{os.getpid()}")
         self.path.mkdir()
 
     def publish(self, overwrite: bool) -> None:
@@ -44,17 +45,18 @@ class StagedFolder:
             sync(self.folder.parent)
             shutil.rmtree(self.path)  # what was there before
         else:
-            replaced = self.folder.with_name(f".{self.folder.name}.old-{os.getpid()}")
-            self.folder.rename(replaced)
+            self.folder.rename(self._replaced)
             self.path.rename(self.folder)
             sync(self.folder.parent)
-            shutil.rmtree(replaced)
+            shutil.rmtree(self._replaced)
         for parent in (self.folder, *self._made):
             sync(parent.parent)
 
     def discard(self) -> None:
-        """Remove what was written and the parents made for it; does nothing once published."""
+        """Remove what was written and the parents made for it; does nothing once `publish` is done."""
         put_back(self.folder)
+        if self._replaced.exists():  # the new one is in its place
+            shutil.rmtree(self._replaced)
         if self.path.exists():
             shutil.rmtree(self.path)
             with suppress(OSError):  # another process may have put something there meanwhile
