@@ -159,12 +159,15 @@ def test_fifty_random_kills_of_a_real_process(run, tmp_path):
         command = [sys.executable, "-m", "rmcli", *prepare_arguments(target, 3000, overwrite)]
         return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
-    began = time.perf_counter()
+    def wait_for_writing(process: subprocess.Popen) -> None:
+        """Imports are most of a short run; the temporary folder is there once rows are written."""
+        while process.poll() is None and not any(".tmp-" in name for name in names(place)):
+            time.sleep(0.005)
+
     with start(overwrite=False) as process:
-        while not names(place):  # imports are most of a short run; writing begins here
-            time.sleep(0.01)
-        before_writing = time.perf_counter() - began
-    seconds = time.perf_counter() - began
+        wait_for_writing(process)
+        began = time.perf_counter()
+    seconds_writing = time.perf_counter() - began
     expect_whole(target, new)
     draw = random.Random(1)
     killed = 0
@@ -174,8 +177,11 @@ def test_fifty_random_kills_of_a_real_process(run, tmp_path):
         if overwrite:
             shutil.copytree(tmp_path / "old", target)
         with start(overwrite) as process:
-            # every tenth anywhere, the others once writing has begun
-            time.sleep(draw.uniform(0 if number % 10 == 0 else before_writing, seconds))
+            if number % 10 == 0:  # somewhere in the imports
+                time.sleep(draw.uniform(0, 4))
+            else:
+                wait_for_writing(process)
+                time.sleep(draw.uniform(0, seconds_writing))
             process.kill()
         killed += process.returncode == -9
         if target.exists():
