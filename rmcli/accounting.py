@@ -1,7 +1,7 @@
 """What became of every input row: `in = kept + rejected + duplicates + not_taken`, per source and in all."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ from rmcli.errors import RmcliError
 
 # A share of rejects says something only from so many rows on; a file may begin with its bad ones.
 ROWS_BEFORE_A_SHARE = 1000
+FATES = ("kept", "rejected", "duplicates", "not_taken")
 
 
 @dataclass
@@ -92,13 +93,16 @@ def check_rejects(accounts: Sequence[Account], max_rejects: int | str | None, is
         )
 
 
+def equation(rows: Mapping[str, Any]) -> str:
+    """What became of all rows, from a manifest's `rows`."""
+    fates = [f"{rows.get(fate, 0):,} {fate.replace('_', ' ')}" for fate in FATES]
+    return f"rows: {rows['in']:,} in = {' + '.join(fates)}"
+
+
 def report(accounts: Sequence[Account], rejects_file: str) -> None:
     """The equation, a table of sources when there are several, and the reasons with their first place."""
     whole = total(accounts)
-    output.say(
-        f"rows: {whole.rows_in:,} in = {whole.kept:,} kept + {whole.rejected:,} rejected + "
-        f"{whole.duplicates:,} duplicates + {whole.not_taken:,} not taken"
-    )
+    output.say(equation(whole.as_dict()))
     if len(accounts) > 1:
         columns = ["source", "in", "kept", "rejected", "duplicates", "not taken", "groups written"]
         lines = [

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rmcli import __version__, output
-from rmcli.errors import RmcliError
+from rmcli.errors import ConfigError, RmcliError
 
 if TYPE_CHECKING:
     from rmcli.config import Layer, Resolved
@@ -141,6 +141,9 @@ def prepare_command(
         str | None,
         typer.Option("--chat-template", metavar="FILE|NAME", help="Template for a tokenizer without one."),
     ] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Join the prepared parts SOURCE... (shards i/n of one set) into -o DIR.")
+    ] = False,
     show: Annotated[
         int, typer.Option("--show", metavar="N", min=0, max=20, help="Print the first N pairs by token.")
     ] = 0,
@@ -156,6 +159,11 @@ def prepare_command(
     from rmcli import config as configs
     from rmcli import prepare
 
+    if merge:
+        if any((map_fn, keep_duplicates, chat_template, show, preset, config, set_, dry_run, pairs, max_rejects)):
+            raise ConfigError("--merge goes with folders, -o and --overwrite alone: parts carry their configuration")
+        _merge(source or [], out, overwrite, json)
+        return
     asked = [*(source or ()), *map(configs.parse_source, source_ or ())]
     limit = int(max_rejects) if max_rejects is not None and max_rejects.isdecimal() else max_rejects
     options = [
@@ -185,6 +193,21 @@ def prepare_command(
     data = [] if out is None else ["--data", target]
     template = [] if chat_template is None else ["-s", f"model.chat_template={chat_template}"]
     _say_next("train", *_same_configuration(preset, config, set_), *template, *data)
+
+
+def _merge(parts: list[str], out: str | None, overwrite: bool, as_json: bool) -> None:
+    from rmcli import config as configs
+    from rmcli import prepare
+
+    if not parts or out is None:
+        raise ConfigError("--merge joins prepared folders into a new one", "rmcli prepare --merge DIR... -o DIR")
+    manifest = prepare.merge([Path(part) for part in parts], Path(out), overwrite)
+    if as_json:
+        output.answer_json({"folder": out, **manifest})
+    else:
+        output.answer(out)
+    preset = ["--preset", manifest["preset"]] if manifest["preset"] in configs.preset_names() else []
+    _say_next("train", *preset, "--data", out)
 
 
 def _absolute_if_file(name: str | None) -> str | None:

@@ -1,7 +1,7 @@
 """`rmcli prepare`: rows -> preference groups -> tokens -> packed rows on disk, every row accounted for."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -143,6 +143,14 @@ def run_to_url(plan: Plan, url: str, overwrite: bool = False, show: int = 0) -> 
             store.PackedSplit(local.folder, split)  # compares each file with its hash
         remote.upload(local.folder, url)
     output.say(f"uploaded to {url}")
+    return manifest
+
+
+def merge(parts: Sequence[Path], folder: Path, overwrite: bool = False) -> dict[str, Any]:
+    """Join parts prepared with --shard into `folder`. Returns the manifest."""
+    manifest = store.merge(parts, folder, overwrite)
+    output.say(accounting.equation(manifest["rows"]))
+    _report_splits(manifest)
     return manifest
 
 

@@ -69,7 +69,7 @@ def test_forwards_of_a_step_may_be_cut_anywhere(cli, tiny_run, tmp_path):
     (tmp_path / "small").mkdir()
     for name in ("train", "eval"):
         shutil.copytree(tiny_run.data / name, tmp_path / "small" / name)
-    (tmp_path / "small" / "manifest.json").write_text(json.dumps(manifest))
+    store.write_manifest(tmp_path / "small", manifest)
     steps = ("train.max_steps=5", "train.log_every=1")
     trained(cli, tmp_path / "data", "large_forwards", *steps)
     trained(cli, tmp_path / "small", "small_forwards", *steps)
