@@ -76,6 +76,9 @@ class DataSection(Section):
     eval_fraction: float = Field(0.05, ge=0, lt=1, description="share of prompts held out, by a hash of the prompt")
     eval_seed: int = Field(0, ge=0, description="another seed holds out other prompts")
     keep_duplicates: bool = Field(False, description="keep exact duplicates of an earlier row")
+    decontaminate: list[str] = Field(
+        [], description="evaluation files: rows whose prompt is in one of them are left out (docs/audit.md)"
+    )
     seed: int = Field(0, ge=0, description="seed of the shuffle before packing")
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rmcli import chat_templates, map_fns, output, sources, store
+from rmcli import chat_templates, decontaminate, map_fns, output, sources, store
 from rmcli.config import Resolved
 from rmcli.encode import Encoder, group_key, is_held_out, prompt_of
 from rmcli.errors import RmcliError, Skip
@@ -39,6 +39,8 @@ def plan(resolved: Resolved, folder: Path | None) -> Plan:
     if not named and map_function.default_source is not None:
         named = [map_function.default_source]
     sources.check_sources(named)
+    if data.decontaminate:
+        sources.check_sources(data.decontaminate)
     if folder is None:
         map_name = Path(str(data.dataset_map_fn).rpartition(":")[0] or str(data.dataset_map_fn)).stem
         folder = Path("data") / f"{map_name}-{resolved.name}"
@@ -69,8 +71,11 @@ def run(plan: Plan, overwrite: bool = False, show: int = 0) -> dict[str, Any]:
     )
     for note in chat_templates.describe(reward.tokenizer).notes:
         output.say(f"chat template: {note}")
+    held_out = decontaminate.read_prompts(
+        {file: sources.read_rows([file], data.split) for file in data.decontaminate}
+    )
     with store.StoreWriter(plan.folder, overwrite) as writer:
-        tally = _fill(writer, plan, encoder)
+        tally = _fill(writer, plan, encoder, held_out)
         if not tally.kept:
             raise _nothing_kept(tally)
         manifest = writer.finish(_manifest(plan, reward, tally))
@@ -110,7 +115,9 @@ class _Tally:
     first: list[TokenGroup] = field(default_factory=list)  # the first few kept, to be shown
 
 
-def _fill(writer: store.StoreWriter, plan: Plan, encoder: Encoder) -> _Tally:
+def _fill(
+    writer: store.StoreWriter, plan: Plan, encoder: Encoder, held_out: decontaminate.EvaluationPrompts
+) -> _Tally:
     """Read, map, encode and pack into the writer, window by window."""
     data = plan.resolved.config.data
     tally = _Tally(0, 0, Counter())
@@ -136,6 +143,8 @@ def _fill(writer: store.StoreWriter, plan: Plan, encoder: Encoder) -> _Tally:
                 tally.rows_in += 1
                 try:
                     group = _map_row(plan.map_function, row)
+                    if held_out.overlap(prompt_of(group)):
+                        raise Skip("in_evaluation_file")
                     if not data.keep_duplicates:
                         key = group_key(group)
                         if key in seen:
