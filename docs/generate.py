@@ -16,7 +16,7 @@ from rmcli.config import SECTIONS, About, preset_names, read_about, resolve
 
 FOLDER = Path(__file__).parent
 sys.path.append(str(FOLDER.parent / "tests"))
-COMMANDS = ("prepare", "train", "score", "inspect-token", "presets", "presets show")
+COMMANDS = ("prepare", "audit", "train", "score", "inspect-token", "presets", "presets show")
 
 
 def cli_page() -> str:

@@ -39,6 +39,9 @@ Settings = Annotated[
     typer.Option("-s", "--set", metavar="KEY=VALUE", help="One key, e.g. train.lr=1e-5; repeatable."),
 ]
 DryRun = Annotated[bool, typer.Option("-n", "--dry-run", help="Show the configuration and the plan; do nothing.")]
+Report = Annotated[
+    Path | None, typer.Option("--report", metavar="FILE", help="Write the audit as one HTML file with plots.")
+]
 Json = Annotated[bool, typer.Option("--json", help="The answer as JSON.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only the answer, notes and errors.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="More detail.")]
@@ -115,6 +118,10 @@ def prepare_command(
     keep_duplicates: Annotated[
         bool | None, typer.Option("--keep-duplicates", help="Keep exact duplicates of earlier rows.")
     ] = None,
+    decontaminate: Annotated[
+        list[str] | None,
+        typer.Option("--decontaminate", metavar="FILE", help="Leave out rows that this evaluation file asks too."),
+    ] = None,
     chat_template: Annotated[
         str | None,
         typer.Option("--chat-template", metavar="FILE|NAME", help="Template for a tokenizer without one."),
@@ -122,6 +129,8 @@ def prepare_command(
     show: Annotated[
         int, typer.Option("--show", metavar="N", min=0, max=20, help="Print the first N pairs by token.")
     ] = 0,
+    with_audit: Annotated[bool, typer.Option("--audit/--no-audit", help="Audit what was prepared.")] = True,
+    report: Report = None,
     preset: Preset = None,
     config: ConfigFiles = None,
     set_: Settings = None,
@@ -131,11 +140,15 @@ def prepare_command(
     verbose: Verbose = False,
 ) -> None:
     """Map, tokenize and pack preference data to Arrow on disk."""
+    from rmcli import audit, prepare
     from rmcli import config as configs
-    from rmcli import prepare
 
+    if report is not None:
+        audit.check_plots()
+    held_out = [str(_absolute_if_file(file)) for file in decontaminate or ()]
     options = [
         _option_layer("data", sources=source or None, dataset_map_fn=map_fn, keep_duplicates=keep_duplicates),
+        _option_layer("data", decontaminate=held_out or None),
         _option_layer("model", chat_template=_absolute_if_file(chat_template)),
     ]
     resolved = configs.resolve(preset, config or (), set_ or (), options=options)
@@ -144,13 +157,60 @@ def prepare_command(
         _show_config(resolved, {"sources": list(plan.sources), "output": str(plan.folder)}, json)
         return
     manifest = prepare.run(plan, overwrite, show)
+    audited: dict[str, Any] = {}
+    if with_audit or report is not None:
+        audited = {"audit": audit.run(plan.folder, resolved.config.model)}
+        audit.show(audited["audit"], brief=True)
+    if report is not None:
+        audit.write_page(audited["audit"], report)
+        output.say(f"audit in {report}")
     if json:
-        output.answer_json({"folder": str(plan.folder), **manifest})
+        output.answer_json({"folder": str(plan.folder), **manifest, **audited})
     else:
         output.answer(str(plan.folder))
     data = [] if out is None else ["--data", str(plan.folder)]
     template = [] if chat_template is None else ["-s", f"model.chat_template={chat_template}"]
     _say_next("train", *_same_configuration(preset, config, set_), *template, *data)
+
+
+@app.command("audit")
+@reports
+def audit_command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="What rmcli prepare has written.")],
+    report: Report = None,
+    preset: Preset = None,
+    config: ConfigFiles = None,
+    set_: Settings = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Audit prepared data: lengths, duplicates, contradictions, leaks, shortcuts."""
+    from rmcli import audit, store
+    from rmcli import config as configs
+
+    if report is not None:
+        audit.check_plots()
+    manifest = store.read_manifest(folder)
+    own = configs.Layer(f"{folder}/manifest.json", {"model": manifest["config"]["model"]}, explicit=False)
+    resolved = configs.resolve(preset, config or (), set_ or (), base=own)
+    if dry_run:
+        _show_config(resolved, {"audit": str(folder), "report": str(report or "none")}, json)
+        return
+    figures = audit.run(folder, resolved.config.model)
+    if json:
+        output.answer_json(figures)
+    else:
+        audit.show(figures, brief=False)
+    if report is not None:
+        audit.write_page(figures, report)
+        output.say(f"audit in {report}")
+    known = manifest["preset"] in configs.preset_names()
+    if known and configs.resolve(manifest["preset"]).config.model.model_dump() == manifest["config"]["model"]:
+        _say_next("train", "--preset", manifest["preset"], "--data", str(folder))
+    else:
+        output.say(f"next: rmcli train --data {shlex.quote(str(folder))}, with the options that prepared it")
 
 
 def _absolute_if_file(name: str | None) -> str | None:
@@ -213,7 +273,7 @@ def _prepared_data(resolved: "Resolved", dry_run: bool) -> Path:
         output.say(f"data: {found}")
         return found
     asked = {key: value for key, value in asdict(found).items() if f"data.{key}" not in resolved.explicit}
-    asked["sources"] = list(found.sources)
+    asked |= {"sources": list(found.sources), "decontaminate": list(found.decontaminate)}
     layered = configs.relayer(resolved, configs.Layer("prepared for another preset", {"data": asked}))
     plan = prepare.plan(layered, None)
     what = f"no data for preset {resolved.name} yet: {', '.join(found.sources)} with {found.dataset_map_fn}"
