@@ -9,6 +9,7 @@ import pytest
 from conftest import random_group, write_lines
 
 from rmcli import audit, store
+from rmcli.audit import figures as figures_module
 from rmcli.audit import near_duplicates, page
 from rmcli.audit.packs import Pack
 from rmcli.config import resolve
@@ -247,6 +248,14 @@ def test_a_template_that_all_prompts_share_makes_no_two_of_them_alike(tmp_path):
     assert figures["near_duplicate_prompts"]["eval_prompts_compared"] == 6
     assert figures["near_duplicate_prompts"]["pairs"] == 0
     assert jaccard(train[0].prefix.tolist(), held_out[0].prefix.tolist(), set()) > 0.6  # but for the template
+
+
+def test_prompts_that_are_not_compared_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures_module, "MAX_EVAL_PROMPTS", 2)
+    packs = [[group(list(range(n, n + 9)), [1, 99], [2, 99], row_id=n)] for n in (10, 30, 50)]
+    short = [group([1, 2, 3], [1, 99], [2, 99], row_id=60)]
+    near = audited(tmp_path / "set", [packs[0]], [short, *packs])["near_duplicate_prompts"]
+    assert (near["eval_prompts"], near["eval_prompts_compared"], near["eval_prompts_found"]) == (4, 1, 1)
 
 
 def test_shortcuts_and_losses_are_said_in_words(tmp_path):

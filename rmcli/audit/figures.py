@@ -481,7 +481,7 @@ def _near_duplicates(train: _Split, held_out: _Split, text: _Text) -> Figures:
     listed = sorted(best.items(), key=lambda item: (-item[1][0], rows[item[0]]))
     return {
         "threshold": near_duplicates.THRESHOLD,
-        "eval_prompts": len(rows),
+        "eval_prompts": sum(held_out.packed.groups_per_row),
         "eval_prompts_compared": compared,
         "eval_prompts_found": len(best),
         "pairs": num_found,
