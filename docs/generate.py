@@ -16,7 +16,7 @@ from rmcli.config import SECTIONS, About, Section, SourceSection, preset_names, 
 
 FOLDER = Path(__file__).parent
 sys.path.append(str(FOLDER.parent / "tests"))
-COMMANDS = ("prepare", "train", "score", "map-fns", "inspect-token", "presets", "presets show")
+COMMANDS = ("prepare", "audit", "train", "score", "map-fns", "inspect-token", "presets", "presets show")
 
 
 def cli_page() -> str:

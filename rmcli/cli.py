@@ -39,6 +39,9 @@ Settings = Annotated[
     typer.Option("-s", "--set", metavar="KEY=VALUE", help="One key, e.g. train.lr=1e-5; repeatable."),
 ]
 DryRun = Annotated[bool, typer.Option("-n", "--dry-run", help="Show the configuration and the plan; do nothing.")]
+Report = Annotated[
+    Path | None, typer.Option("--report", metavar="FILE", help="Write the audit as one HTML file with plots.")
+]
 Json = Annotated[bool, typer.Option("--json", help="The answer as JSON.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only the answer, notes and errors.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="More detail.")]
@@ -137,6 +140,10 @@ def prepare_command(
     max_rejects: Annotated[
         str | None, typer.Option("--max-rejects", metavar="N|P%", help="Stop when more rows are rejected.")
     ] = None,
+    decontaminate: Annotated[
+        list[str] | None,
+        typer.Option("--decontaminate", metavar="FILE", help="Leave out rows that this evaluation file asks too."),
+    ] = None,
     chat_template: Annotated[
         str | None,
         typer.Option("--chat-template", metavar="FILE|NAME", help="Template for a tokenizer without one."),
@@ -147,6 +154,8 @@ def prepare_command(
     show: Annotated[
         int, typer.Option("--show", metavar="N", min=0, max=20, help="Print the first N pairs by token.")
     ] = 0,
+    with_audit: Annotated[bool, typer.Option("--audit/--no-audit", help="Audit what was prepared.")] = True,
+    report: Report = None,
     preset: Preset = None,
     config: ConfigFiles = None,
     set_: Settings = None,
@@ -156,9 +165,11 @@ def prepare_command(
     verbose: Verbose = False,
 ) -> None:
     """Map, tokenize and pack preference data to Arrow on disk."""
+    from rmcli import audit, prepare
     from rmcli import config as configs
-    from rmcli import prepare
 
+    if report is not None:
+        audit.check_plots()
     if merge:
         if any((map_fn, keep_duplicates, chat_template, show, preset, config, set_, dry_run, pairs, max_rejects)):
             raise ConfigError("--merge goes with folders, -o and --overwrite alone: parts carry their configuration")
@@ -166,6 +177,7 @@ def prepare_command(
         return
     asked = [*(source or ()), *map(configs.parse_source, source_ or ())]
     limit = int(max_rejects) if max_rejects is not None and max_rejects.isdecimal() else max_rejects
+    held_out = [str(_absolute_if_file(file)) for file in decontaminate or ()]
     options = [
         _option_layer(
             "data",
@@ -174,6 +186,7 @@ def prepare_command(
             keep_duplicates=keep_duplicates,
             pairs=pairs,
             max_rejects=limit,
+            decontaminate=held_out or None,
         ),
         _option_layer("model", chat_template=_absolute_if_file(chat_template)),
     ]
@@ -185,9 +198,18 @@ def prepare_command(
         shown = {"sources": [named.section.model_dump() for named in plan.sources], "output": target}
         _show_config(plan.resolved, shown, json)
         return
+    if url and report is not None:
+        raise ConfigError("--report needs a folder to audit, and -o is a URL", "rmcli audit on a local copy")
     manifest = prepare.run_to_url(plan, url, overwrite, show) if url else prepare.run(plan, overwrite, show)
+    audited: dict[str, Any] = {}
+    if (with_audit or report is not None) and not url:
+        audited = {"audit": audit.run(plan.folder, resolved.config.model)}
+        audit.show(audited["audit"], brief=True)
+    if report is not None:
+        audit.write_page(audited["audit"], report)
+        output.say(f"audit in {report}")
     if json:
-        output.answer_json({"folder": target, **manifest})
+        output.answer_json({"folder": target, **manifest, **audited})
     else:
         output.answer(target)
     data = [] if out is None else ["--data", target]
@@ -208,6 +230,46 @@ def _merge(parts: list[str], out: str | None, overwrite: bool, as_json: bool) ->
         output.answer(out)
     preset = ["--preset", manifest["preset"]] if manifest["preset"] in configs.preset_names() else []
     _say_next("train", *preset, "--data", out)
+
+
+@app.command("audit")
+@reports
+def audit_command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="What rmcli prepare has written.")],
+    report: Report = None,
+    preset: Preset = None,
+    config: ConfigFiles = None,
+    set_: Settings = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Audit prepared data: lengths, duplicates, contradictions, leaks, shortcuts."""
+    from rmcli import audit, store
+    from rmcli import config as configs
+
+    if report is not None:
+        audit.check_plots()
+    manifest = store.read_manifest(folder)
+    own = configs.Layer(f"{folder}/manifest.json", {"model": manifest["config"]["model"]}, explicit=False)
+    resolved = configs.resolve(preset, config or (), set_ or (), base=own)
+    if dry_run:
+        _show_config(resolved, {"audit": str(folder), "report": str(report or "none")}, json)
+        return
+    figures = audit.run(folder, resolved.config.model)
+    if json:
+        output.answer_json(figures)
+    else:
+        audit.show(figures, brief=False)
+    if report is not None:
+        audit.write_page(figures, report)
+        output.say(f"audit in {report}")
+    known = manifest["preset"] in configs.preset_names()
+    if known and configs.resolve(manifest["preset"]).config.model.model_dump() == manifest["config"]["model"]:
+        _say_next("train", "--preset", manifest["preset"], "--data", str(folder))
+    else:
+        output.say(f"next: rmcli train --data {shlex.quote(str(folder))}, with the options that prepared it")
 
 
 def _absolute_if_file(name: str | None) -> str | None:
@@ -273,7 +335,7 @@ def _prepared_data(resolved: "Resolved", dry_run: bool) -> Path:
         output.say(f"data: {found}")
         return found
     asked = {key: value for key, value in asdict(found).items() if f"data.{key}" not in resolved.explicit}
-    asked["sources"] = list(found.sources)
+    asked |= {"sources": list(found.sources), "decontaminate": list(found.decontaminate)}
     layered = configs.relayer(resolved, configs.Layer("prepared for another preset", {"data": asked}))
     plan = prepare.plan(layered, None)
     names = ", ".join(source.path for source in found.sources)

@@ -179,6 +179,9 @@ class DataSection(Section):
     max_rejects: int | str | None = Field(
         None, description='stop when more rows are rejected: a number of rows, or a share such as "5%"'
     )
+    decontaminate: list[str] = Field(
+        [], description="evaluation files: rows whose prompt is in one of them are left out (docs/audit.md)"
+    )
     seed: int = Field(
         0,
         ge=0,

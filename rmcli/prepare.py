@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from rmcli import accounting, chat_templates, map_fns, output, remote, sources, store
+from rmcli import accounting, chat_templates, decontaminate, map_fns, output, remote, sources, store
 from rmcli.config import DataSection, Layer, Resolved, SourceSection, relayer
 from rmcli.duplicates import Seen
 from rmcli.encode import Encoder, group_key, is_held_out, prompt_of
@@ -58,6 +58,8 @@ def plan(resolved: Resolved, folder: Path | None) -> Plan:
         own = Layer("recognised by the columns", {"data": {"dataset_map_fn": mapped[0].map_fn}})
         resolved = relayer(resolved, own)
         data = resolved.config.data
+    if data.decontaminate:
+        sources.check_sources(data.decontaminate)
     if folder is None:
         name = data.dataset_map_fn or (functions.pop() if len(functions) == 1 else "mixed")
         folder = Path("data") / f"{Path(name.rpartition(':')[0] or name).stem}-{resolved.name}"
@@ -119,8 +121,11 @@ def run(plan: Plan, overwrite: bool = False, show: int = 0, place: str | None = 
     )
     for note in chat_templates.describe(reward.tokenizer).notes:
         output.say(f"chat template: {note}")
+    held_out = decontaminate.read_prompts(
+        {file: sources.read_rows([file], data.split) for file in data.decontaminate}
+    )
     with store.StoreWriter(plan.folder, overwrite) as writer:
-        filling = _Filling(writer, plan, encoder)
+        filling = _Filling(writer, plan, encoder, held_out)
         filling.run()
         whole = accounting.total(filling.accounts)
         if not whole.kept:
@@ -215,8 +220,10 @@ DUPLICATE, NOT_TAKEN = "duplicate", "not_taken"  # fates of their own, no reason
 class _Filling:
     """One run under way: reads, maps, encodes and packs into the writer, and accounts for every row."""
 
-    def __init__(self, writer: store.StoreWriter, plan: Plan, encoder: Encoder) -> None:
-        self.writer, self.plan, self.encoder = writer, plan, encoder
+    def __init__(
+        self, writer: store.StoreWriter, plan: Plan, encoder: Encoder, held_out: decontaminate.EvaluationPrompts
+    ) -> None:
+        self.writer, self.plan, self.encoder, self.held_out = writer, plan, encoder, held_out
         self.data = plan.resolved.config.data
         self.accounts = [accounting.Account(source.section.label) for source in plan.sources]
         self.seen = Seen()
@@ -277,6 +284,8 @@ class _Filling:
             return _LeftOut(skip.reason, _what_was_raised(skip))
         if source.section.system is not None:
             group = replace(group, conversations=_with_system(group.conversations, source.section.system))
+        if self.held_out.overlap(prompt_of(group)):
+            return _LeftOut("in_evaluation_file")
         key = group_key(group)
         repeats = None if self.data.keep_duplicates else self.seen.find(key)
         if repeats is not None:

@@ -383,6 +383,10 @@ class PackedSplit:
         starts = np.concatenate([[0], ends[:-1]])
         return self._prefix_lengths[row] + np.add.reduceat(self._response_lengths[row], starts)
 
+    def columns(self, row: int) -> dict[str, np.ndarray]:
+        """The stored columns of one row, by their names in SCHEMA; nothing is copied."""
+        return {name: self._table[name][row].values.to_numpy() for name in SCHEMA.names}
+
     def groups(self, row: int, start: int = 0, stop: int | None = None) -> list[TokenGroup]:
         """Groups `start` to `stop` of one row."""
         tokens_before = np.concatenate([[0], np.cumsum(self.group_tokens(row))])

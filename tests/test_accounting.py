@@ -289,12 +289,12 @@ def test_every_reason_is_given_by_a_row(cli, tmp_path):
     listed = {*encode.REASONS, *readers.PROBLEMS, "missing_column NAME", "bad_weight", "unsupported_tool_call"}
     listed |= {"longer_than_pack", "any other"}
     in_test_map_fns = {"bad_label", "bad_margin", "bad_comparisons", "tie", "single_response"}
-    listed |= in_test_map_fns
+    listed |= in_test_map_fns | {"in_evaluation_file"}
     page = (REPOSITORY / "docs" / "format.md").read_text().split("## Why a row is rejected")[1]
     documented = {line.split("|")[1].strip().strip("`") for line in page.splitlines() if line.startswith("| ")}
     assert documented - {"reason"} == listed
     provoked = {*reasons, "identical_after_truncation", "longer_than_pack", "template_error"}
-    elsewhere = {"no_end_of_turn", "any other", "missing_column NAME"}  # the first in test_modes.py
+    elsewhere = {"no_end_of_turn", "in_evaluation_file", "any other", "missing_column NAME"}
     assert listed - provoked == elsewhere | in_test_map_fns
 
 

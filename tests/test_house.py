@@ -19,10 +19,10 @@ PACKAGE = REPOSITORY / "rmcli"
 ROWS = [
     {"__main__"},
     {"cli"},
-    {"prepare", "train", "score", "inspect_token"},
+    {"prepare", "train", "score", "inspect_token", "audit"},
     {"self_test"},
-    {"map_fns", "sources", "accounting", "duplicates", "remote", "encode", "pack", "store", "batch", "model", "plan",
-     "metrics", "optim", "checkpoint", "model_folder", "embedding_rows", "token_evidence"},
+    {"map_fns", "sources", "accounting", "decontaminate", "duplicates", "remote", "encode", "pack", "store", "batch",
+     "model", "plan", "metrics", "optim", "checkpoint", "model_folder", "embedding_rows", "token_evidence"},
     {"architectures", "attention", "losses", "readers", "staging", "tokenizer", "tasks"},
     {"chat_templates", "config", "hub", "internlm2"},
     {"plugins", "output"},
@@ -74,9 +74,10 @@ def test_importing_the_command_line_loads_nothing_heavy():
 
 def test_help_names_every_command_and_option(cli):
     root = cli("--help").stdout
-    for command in ("prepare", "train", "score", "map-fns", "inspect-token", "presets"):
+    for command in ("prepare", "audit", "train", "score", "map-fns", "inspect-token", "presets"):
         assert command in root
-    for command in (["prepare"], ["train"], ["score"], ["inspect-token"], ["presets"], ["presets", "show"]):
+    names = ("prepare", "audit", "train", "score", "inspect-token", "presets", "presets show")
+    for command in map(str.split, names):
         text = cli(*command, "--help").stdout
         for option in ("--preset", "--config", "--set", "--dry-run", "--json", "--quiet", "--verbose"):
             assert option in text, (command, option)
@@ -152,6 +153,7 @@ def test_an_installed_wheel_finds_its_presets(distributions, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
         assert {f"rmcli/{name}" for name in preset_files()} <= set(archive.namelist())
+        assert "rmcli/audit/page.html" in archive.namelist()
     # Run from the unpacked wheel, which is what an installed one is.
     code = "import rmcli.cli; print(rmcli.__file__); rmcli.cli.app(['presets'], standalone_mode=False)"
     result = subprocess.run(

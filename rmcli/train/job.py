@@ -130,6 +130,7 @@ class Elsewhere:
     eval_fraction: float
     eval_seed: int
     keep_duplicates: bool
+    decontaminate: tuple[str, ...]
 
     @staticmethod
     def from_manifest(manifest: Mapping[str, Any]) -> "Elsewhere":
@@ -141,6 +142,7 @@ class Elsewhere:
             data["eval_fraction"],
             data["eval_seed"],
             data["keep_duplicates"],
+            tuple(data.get("decontaminate", ())),
         )
 
 

@@ -1,0 +1,161 @@
+"""The figures as tables on the screen."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rmcli import output
+
+EXCERPT_CHARACTERS = 60
+
+
+def show(figures: Mapping[str, Any], *, brief: bool) -> None:
+    """As the answer of `rmcli audit`, or in brief as talk at the end of `rmcli prepare`."""
+    to_answer = not brief
+    write = output.answer if to_answer else output.say
+    output.table(
+        ["tokens", "split", "number", "mean", "10 %", "half", "90 %", "99 %", "longest"],
+        length_rows(figures),
+        to_answer=to_answer,
+        title="lengths: so many per cent are at most as long",
+    )
+    if not brief:
+        columns = ["split", "groups", "packs", "pack fill", "prompt share", "sharing ratio", "truncated"]
+        output.table(columns, split_rows(figures), to_answer=True, title="splits")
+    output.table(
+        ["source", "groups", "longer wins", "longer", "shorter", "same length", "ties"],
+        source_rows(figures),
+        to_answer=to_answer,
+        title="does the longer answer win?",
+    )
+    for line in summary_lines(figures):
+        write(line)
+    if not brief:
+        _show_endings(figures)
+        _show_rows(figures)
+    if figures["findings"]:
+        write("look at:")
+        for finding in figures["findings"]:
+            write(f"  - {finding}")
+    else:
+        write("nothing in these figures calls for a look")
+
+
+def length_rows(figures: Mapping[str, Any]) -> list[list[Any]]:
+    return [
+        [name, split, one["number"], round(one["mean"], 1), *(one[p] for p in ("p10", "p50", "p90", "p99", "max"))]
+        for name in ("conversation", "prompt", "response")
+        for split, values in figures["splits"].items()
+        if (one := values["lengths"][name])["number"]
+    ]
+
+
+def split_rows(figures: Mapping[str, Any]) -> list[list[Any]]:
+    return [
+        [
+            name,
+            one["groups"],
+            one["packs"],
+            f"{one['pack_fill']:.1%}",
+            f"{one['prompt_share']:.1%}",
+            f"{one['sharing_ratio']:.2f}",
+            one["truncated"],
+        ]
+        for name, one in figures["splits"].items()
+    ]
+
+
+def source_rows(figures: Mapping[str, Any]) -> list[list[Any]]:
+    return [
+        [
+            one["source"],
+            one["groups"],
+            "-" if one["longer_wins_share"] is None else f"{one['longer_wins_share']:.1%}",
+            one["longer_wins"],
+            one["shorter_wins"],
+            one["same_length"],
+            one["ties"],
+        ]
+        for one in figures["sources"]
+    ]
+
+
+def summary_lines(figures: Mapping[str, Any]) -> list[str]:
+    """One line per figure that is a count."""
+    near, both, repeated = (figures[key] for key in ("near_duplicate_prompts", "contradictions", "duplicates"))
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in figures["rows_left_out"].items())
+    return [
+        f"rows left out: {reasons or 'none'}",
+        f"duplicates by token ids: {repeated['groups']:,} groups, {repeated['in_both_splits']:,} in both splits",
+        f"contradictions: {both['pairs_of_conversations']:,} pairs of answers preferred both ways "
+        f"({both['comparisons']:,} comparisons)",
+        f"eval prompts nearly in train: {near['eval_prompts_found']:,} of {near['eval_prompts_compared']:,} compared "
+        f"({near['eval_prompts']:,} in eval; similarity {near['threshold']} or more)",
+    ]
+
+
+def ending_rows(figures: Mapping[str, Any]) -> list[list[Any]]:
+    shares = ("share", "share_of_better", "share_of_worse")
+    return [
+        [name, one["tokens"], *(_per_cent(one[key]) for key in shares), one["text"]]
+        for name, split in figures["splits"].items()
+        for one in split["endings"]
+    ]
+
+
+EXTREME_TITLES = {
+    "longest": "the longest conversations",
+    "longest_ratio": "answers to one prompt that differ most in length (the shortest is shown)",
+    "shortest_reply": "the shortest replies",
+}
+
+
+def extreme_rows(entries: list[dict[str, Any]], width: int) -> list[list[Any]]:
+    return [
+        [
+            one["row_id"],
+            one["split"],
+            one["tokens"],
+            one["reply_tokens"],
+            f"{one['longest_reply']:,}/{one['shortest_reply']:,}",
+            one["before_reply"][-width:],
+            one["reply"][:width],
+        ]
+        for one in entries
+    ]
+
+
+EXTREME_COLUMNS = ["row", "split", "tokens", "reply", "longest/shortest", "... prompt", "reply ..."]
+ENDING_COLUMNS = ["split", "last tokens", "commonest", "of better", "of worse", "text"]
+NEAR_COLUMNS = ["eval row", "train row", "similarity", "... eval prompt", "... train prompt"]
+
+
+def near_rows(figures: Mapping[str, Any], width: int) -> list[list[Any]]:
+    return [
+        [
+            one["eval_row_id"],
+            one["train_row_id"],
+            f"{one['similarity']:.2f}",
+            one["eval_prompt_end"][-width:],
+            one["train_prompt_end"][-width:],
+        ]
+        for one in figures["near_duplicate_prompts"]["listed"]
+    ]
+
+
+def _show_endings(figures: Mapping[str, Any]) -> None:
+    title = "how conversations end: the share with the commonest last tokens"
+    output.table(ENDING_COLUMNS, ending_rows(figures), to_answer=True, title=title)
+
+
+def _show_rows(figures: Mapping[str, Any]) -> None:
+    listed = near_rows(figures, EXCERPT_CHARACTERS)
+    if listed:
+        output.table(NEAR_COLUMNS, listed[:10], to_answer=True, title="eval prompts nearly in train")
+    output.answer(f"a reply counts {figures['reply']}; row is the input row, counted from 0 over all sources")
+    for name, title in EXTREME_TITLES.items():
+        rows = extreme_rows(figures["extremes"][name], EXCERPT_CHARACTERS)
+        output.table(EXTREME_COLUMNS, rows, to_answer=True, title=title)
+
+
+def _per_cent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
