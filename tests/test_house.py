@@ -23,7 +23,7 @@ ROWS = [
     {"self_test"},
     {"map_fns", "sources", "encode", "pack", "store", "batch", "model", "plan", "metrics", "optim", "checkpoint",
      "model_folder", "embedding_rows", "token_evidence"},
-    {"architectures", "attention", "losses", "tokenizer", "tasks"},
+    {"architectures", "attention", "losses", "tokenizer", "tasks", "engines", "rendering"},
     {"chat_templates", "config", "hub", "internlm2"},
     {"plugins", "output"},
     {"records"},
