@@ -119,6 +119,9 @@ def prepare_command(
         str | None,
         typer.Option("--chat-template", metavar="FILE|NAME", help="Template for a tokenizer without one."),
     ] = None,
+    shard: Annotated[
+        str | None, typer.Option("--shard", metavar="I/N", help="Every Nth row from the Ith on: one of N machines.")
+    ] = None,
     show: Annotated[
         int, typer.Option("--show", metavar="N", min=0, max=20, help="Print the first N pairs by token.")
     ] = 0,
@@ -135,7 +138,9 @@ def prepare_command(
     from rmcli import prepare
 
     options = [
-        _option_layer("data", sources=source or None, dataset_map_fn=map_fn, keep_duplicates=keep_duplicates),
+        _option_layer(
+            "data", sources=source or None, dataset_map_fn=map_fn, keep_duplicates=keep_duplicates, shard=shard
+        ),
         _option_layer("model", chat_template=_absolute_if_file(chat_template)),
     ]
     resolved = configs.resolve(preset, config or (), set_ or (), options=options)

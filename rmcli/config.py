@@ -77,6 +77,32 @@ class DataSection(Section):
     eval_seed: int = Field(0, ge=0, description="another seed holds out other prompts")
     keep_duplicates: bool = Field(False, description="keep exact duplicates of an earlier row")
     seed: int = Field(0, ge=0, description="seed of the shuffle before packing")
+    num_proc: int = Field(1, ge=1, description="threads that tokenize; the output is the same for any number")
+    tokenizer_engine: Literal["auto", "transformers", "gigatoken"] = Field(
+        "auto",
+        description="what tokenizes; gigatoken (the extra `fast`) is used only where its ids equal transformers' on "
+        "this data, and auto uses it where it is installed",
+    )
+    shard: str | None = Field(
+        None,
+        pattern=r"^[1-9][0-9]*/[1-9][0-9]*$",
+        description="I/N: only every Nth row, from the Ith on, for one of N machines",
+    )
+
+    @model_validator(mode="after")
+    def _shard_is_one_of_n(self) -> "DataSection":
+        if self.shard_number > self.num_shards:
+            raise ValueError(f"shard = {self.shard!r} is past the last one, {self.num_shards}/{self.num_shards}")
+        return self
+
+    @property
+    def shard_number(self) -> int:
+        """From 1."""
+        return int(self.shard.split("/")[0]) if self.shard else 1
+
+    @property
+    def num_shards(self) -> int:
+        return int(self.shard.split("/")[1]) if self.shard else 1
 
     @model_validator(mode="after")
     def _pack_holds_a_conversation(self) -> "DataSection":

@@ -8,8 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rmcli import chat_templates, map_fns, output, sources, store
-from rmcli.config import Resolved
+from rmcli import chat_templates, engines, map_fns, output, sources, store
+from rmcli.config import DataSection, Resolved
 from rmcli.encode import Encoder, group_key, is_held_out, prompt_of
 from rmcli.errors import RmcliError, Skip
 from rmcli.pack import WINDOW, pack
@@ -41,7 +41,8 @@ def plan(resolved: Resolved, folder: Path | None) -> Plan:
     sources.check_sources(named)
     if folder is None:
         map_name = Path(str(data.dataset_map_fn).rpartition(":")[0] or str(data.dataset_map_fn)).stem
-        folder = Path("data") / f"{map_name}-{resolved.name}"
+        shard = f"-shard-{data.shard_number}-of-{data.num_shards}" if data.shard else ""
+        folder = Path("data") / f"{map_name}-{resolved.name}{shard}"
     source = map_fns.source_code(map_function)
     digest = hashlib.sha256(source.encode("utf-8")).hexdigest()
     return Plan(resolved, map_function, digest, tuple(map(sources.absolute_source, named)), folder)
@@ -55,7 +56,9 @@ def run(plan: Plan, overwrite: bool = False, show: int = 0) -> dict[str, Any]:
     config = plan.resolved.config
     data = config.data
     reward = load_tokenizer(config.model)
-    encoder = Encoder(reward, data.max_length, data.overlong)
+    encoder = Encoder(reward, data.max_length, data.overlong, data.tokenizer_engine)
+    if data.shard is not None:
+        output.warn(f"shard {data.shard}: duplicates are found among the rows of this shard alone")
     if reward.grown_from is not None:
         output.warn(
             f"{reward.reward_token} is new: it takes id {reward.reward_token_id}, past the {reward.grown_from:,} "
@@ -73,7 +76,7 @@ def run(plan: Plan, overwrite: bool = False, show: int = 0) -> dict[str, Any]:
         tally = _fill(writer, plan, encoder)
         if not tally.kept:
             raise _nothing_kept(tally)
-        manifest = writer.finish(_manifest(plan, reward, tally))
+        manifest = writer.finish(_manifest(plan, encoder, tally))
     for number, group in enumerate(tally.first[:show], 1):
         _show_tokens(f"pair {number} (input row {group.row_id})", group, reward)
     _report(manifest, plan.folder)
@@ -110,6 +113,10 @@ class _Tally:
     first: list[TokenGroup] = field(default_factory=list)  # the first few kept, to be shown
 
 
+# Row number, row, and its group or the reason it has none.
+_Mapped = list[tuple[int, RawRow, PreferenceGroup | str]]
+
+
 def _fill(writer: store.StoreWriter, plan: Plan, encoder: Encoder) -> _Tally:
     """Read, map, encode and pack into the writer, window by window."""
     data = plan.resolved.config.data
@@ -128,25 +135,38 @@ def _fill(writer: store.StoreWriter, plan: Plan, encoder: Encoder) -> _Tally:
         tally.rejected[reason] += 1
         writer.add_reject(Reject(reason, row.file, row.line, row.text))
 
-    with output.progress("prepare", None) as progress:
-        for chunk in _chunks(sources.read_rows(plan.sources, data.split)):
-            mapped: list[tuple[int, RawRow, PreferenceGroup]] = []
-            for row in chunk:
-                row_id = tally.rows_in
-                tally.rows_in += 1
-                try:
-                    group = _map_row(plan.map_function, row)
-                    if not data.keep_duplicates:
-                        key = group_key(group)
-                        if key in seen:
-                            raise Skip("duplicate")
-                        seen.add(key)
-                    mapped.append((row_id, row, group))
-                except Skip as skip:
-                    reject(skip.reason, row)
-            encoded = encoder.encode([group for _, _, group in mapped])
+    def map_chunk(chunk: list[tuple[int, RawRow]]) -> _Mapped:
+        """Rows to groups; one that comes to nothing keeps its place with its reason."""
+        mapped: _Mapped = []
+        for row_id, row in chunk:
+            try:
+                group = _map_row(plan.map_function, row)
+                if not data.keep_duplicates:
+                    key = group_key(group)
+                    if key in seen:
+                        raise Skip("duplicate")
+                    seen.add(key)
+                mapped.append((row_id, row, group))
+            except Skip as skip:
+                mapped.append((row_id, row, skip.reason))
+        return mapped
+
+    def encode_chunk(mapped: _Mapped) -> list[TokenGroup | str]:
+        """Tokens, or the reason, of each row in turn."""
+        encoded = iter(encoder.encode([group for _, _, group in mapped if not isinstance(group, str)]))
+        return [group if isinstance(group, str) else next(encoded) for _, _, group in mapped]
+
+    rows = sources.read_rows(plan.sources, data.split)
+    chunks = map(map_chunk, _chunks(islice(enumerate(rows), data.shard_number - 1, None, data.num_shards)))
+    with output.progress("prepare", None, unit="rows") as progress:
+        for mapped, encoded in engines.in_order(
+            encode_chunk, chunks, data.num_proc, lambda: encoder.engine.is_settled
+        ):
+            tally.rows_in += len(mapped)
             for (row_id, row, group), tokens in zip(mapped, encoded, strict=True):
-                if isinstance(tokens, str):
+                if isinstance(group, str):
+                    reject(group, row)
+                elif isinstance(tokens, str):
                     reject(tokens, row)
                 elif tokens.num_tokens > data.max_packed_length:
                     reject("longer_than_pack", row)
@@ -161,7 +181,7 @@ def _fill(writer: store.StoreWriter, plan: Plan, encoder: Encoder) -> _Tally:
                         writer.add_eval_text(_as_canonical(group))
                     if len(held_back[split]) == WINDOW:
                         pack_window(split)
-            progress.advance(len(chunk))
+            progress.advance(len(mapped))
     for split in store.SPLITS:
         pack_window(split)
     return tally
@@ -173,7 +193,7 @@ def _map_row(map_function: map_fns.MapFunction, row: RawRow) -> PreferenceGroup:
     return map_fns.apply(map_function, row.value, f"{row.file}:{row.line}")
 
 
-def _chunks(rows: Iterator[RawRow]) -> Iterator[list[RawRow]]:
+def _chunks(rows: Iterator[tuple[int, RawRow]]) -> Iterator[list[tuple[int, RawRow]]]:
     while chunk := list(islice(rows, CHUNK)):
         yield chunk
 
@@ -186,8 +206,9 @@ def _as_canonical(group: PreferenceGroup) -> dict[str, Any]:
     return {"prompt": chosen[:shared], "chosen": chosen[shared:], "rejected": rejected[shared:]}
 
 
-def _manifest(plan: Plan, reward: RewardTokenizer, tally: _Tally) -> dict[str, Any]:
+def _manifest(plan: Plan, encoder: Encoder, tally: _Tally) -> dict[str, Any]:
     config = plan.resolved.config
+    reward = encoder.reward
     return {
         "preset": plan.resolved.name,
         "sources": list(plan.sources),
@@ -197,13 +218,16 @@ def _manifest(plan: Plan, reward: RewardTokenizer, tally: _Tally) -> dict[str, A
         "reward_token_id": reward.reward_token_id,
         "reward_mode": reward.mode,
         **reward.fingerprint(),
+        "tokenizer_engine": f"{encoder.engine.name} {encoder.engine.version}",
+        "shard": config.data.shard,
         "rows": {
             "in": tally.rows_in,
             "kept": tally.kept,
             "rejected": tally.rejected.total(),
             "reasons": dict(sorted(tally.rejected.items())),
         },
-        "config": config.model_dump(include={"model", "data"}),
+        # num_proc changes nothing in the data, so nothing here either.
+        "config": config.model_dump(include={"model": True, "data": set(DataSection.model_fields) - {"num_proc"}}),
     }
 
 
