@@ -110,13 +110,18 @@ class Progress:
             print(text, file=sys.stderr, flush=True)
 
 
+def draws_bar() -> bool:
+    """Whether `progress` draws a bar: only on a terminal and never with --quiet."""
+    return _verbosity >= 0 and sys.stderr.isatty()
+
+
 @contextmanager
 def progress(description: str, total: int | None, unit: str = "") -> Iterator[Progress]:
-    """Progress over `total` units; the bar is drawn only on a terminal and never with --quiet.
+    """Progress over `total` units, as a bar where `draws_bar`.
 
     With the name of a unit the bar shows how many of them pass per second.
     """
-    if _verbosity < 0 or not sys.stderr.isatty():
+    if not draws_bar():
         yield Progress(None, None)
         return
     from rich import progress as rich_progress

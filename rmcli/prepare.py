@@ -158,7 +158,10 @@ def _fill(writer: store.StoreWriter, plan: Plan, encoder: Encoder) -> _Tally:
 
     rows = sources.read_rows(plan.sources, data.split)
     chunks = map(map_chunk, _chunks(islice(enumerate(rows), data.shard_number - 1, None, data.num_shards)))
-    with output.progress("prepare", None, unit="rows") as progress:
+    total = sources.count_rows(plan.sources) if output.draws_bar() else None
+    if total is not None:
+        total = len(range(data.shard_number - 1, total, data.num_shards))
+    with output.progress("prepare", total, unit="rows") as progress:
         for mapped, encoded in engines.in_order(
             encode_chunk, chunks, data.num_proc, lambda: encoder.engine.is_settled
         ):

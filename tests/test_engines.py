@@ -1,16 +1,22 @@
 """Engines give transformers' ids, skeletons give apply_chat_template's text, threads and shards lose nothing."""
 
 import gzip
+import io
 import json
+import re
+import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from conftest import write_lines
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from pyarrow import parquet
+from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase
 
-from rmcli import chat_templates, engines, map_fns, store
+from rmcli import chat_templates, engines, map_fns, output, sources, store
 from rmcli.config import resolve
 from rmcli.encode import Encoder
 from rmcli.errors import ConfigError, RmcliError
@@ -312,6 +318,23 @@ def test_the_manifest_names_the_engine(cli, tmp_path):
     assert store.read_manifest(Path("out"))["tokenizer_engine"] == f"transformers {transformers.__version__}"
 
 
+def test_prepare_uses_gigatoken_and_says_so_in_the_manifest(cli, tmp_path, llama3, real_data):
+    model = tmp_path / "model"
+    llama3.save_pretrained(model)
+    LlamaConfig(vocab_size=128256).save_pretrained(model)
+    base = ("prepare", real_data / "hh_rlhf_harmless.jsonl.gz", "--map-fn", "hh_rlhf", "-p", "llama3-8b")
+    base = (*base, "-s", f"model.pretrained_model_name_or_path={model}", "-s", "data.num_proc=2")
+    for engine in ("auto", "transformers"):
+        result = cli(*base, "-o", engine, "-s", f"data.tokenizer_engine={engine}")
+        assert result.code == 0, result.stderr
+    fast, slow = (store.read_manifest(Path(engine)) for engine in ("auto", "transformers"))
+    assert fast["tokenizer_engine"].startswith("gigatoken 0.")
+    assert slow["tokenizer_engine"].startswith("transformers 5.")
+    assert fast["rows"] == slow["rows"]
+    assert fast["rows"]["in"] == 1812
+    assert fast["shards"] == slow["shards"]
+
+
 # --- shards ---
 
 
@@ -356,3 +379,34 @@ def test_a_shard_that_is_none_is_refused(cli, tmp_path, shard):
     result = cli("prepare", "rows.jsonl", "--map-fn", "canonical", *TINY, "--shard", shard)
     assert result.code == 2
     assert "shard" in result.stderr.splitlines()[0]
+
+
+# --- progress ---
+
+
+def test_the_bar_knows_the_number_of_rows_of_local_sources(tmp_path):
+    write_lines(tmp_path / "a.jsonl", ROWS[:40])
+    with gzip.open(tmp_path / "b.jsonl.gz", "wt") as file:
+        file.write('{"a": 1}\n\n{broken\n')
+    parquet.write_table(pa.Table.from_pylist(ROWS[:7]), tmp_path / "c.parquet")
+    local = [str(tmp_path), "tasks:11"]
+    assert sources.count_rows(local) == len(list(sources.read_rows(local, "train"))) == 40 + 2 + 7 + 11
+    assert sources.count_rows([*local, "org/name"]) is None
+
+
+def test_the_bar_shows_rows_per_second_and_the_time_left(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("sys.stderr", Terminal())
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "120")
+    with output.progress("prepare", 1000, unit="rows") as progress:
+        for _ in range(4):
+            progress.advance(100)
+            time.sleep(0.15)
+    shown = sys.stderr.getvalue()
+    assert "400/1000" in shown
+    assert re.search(r"[0-9,]+ rows/s", shown)
+    assert re.search(r"0:00:0[0-9]", shown)
