@@ -151,6 +151,9 @@ def prepare_command(
     merge: Annotated[
         bool, typer.Option("--merge", help="Join the prepared parts SOURCE... (shards i/n of one set) into -o DIR.")
     ] = False,
+    shard: Annotated[
+        str | None, typer.Option("--shard", metavar="I/N", help="Every Nth row from the Ith on: one of N machines.")
+    ] = None,
     show: Annotated[
         int, typer.Option("--show", metavar="N", min=0, max=20, help="Print the first N pairs by token.")
     ] = 0,
@@ -187,6 +190,7 @@ def prepare_command(
             pairs=pairs,
             max_rejects=limit,
             decontaminate=held_out or None,
+            shard=shard,
         ),
         _option_layer("model", chat_template=_absolute_if_file(chat_template)),
     ]

@@ -187,6 +187,17 @@ class DataSection(Section):
         ge=0,
         description="seed of the shuffle before packing, and of the choice where a source's weight is no whole",
     )
+    num_proc: int = Field(1, ge=1, description="threads that tokenize; the output is the same for any number")
+    tokenizer_engine: Literal["auto", "transformers", "gigatoken"] = Field(
+        "auto",
+        description="what tokenizes; gigatoken (the extra `fast`) is used only where its ids equal transformers' on "
+        "this data, and auto uses it where it is installed",
+    )
+    shard: str | None = Field(
+        None,
+        pattern=r"^[1-9][0-9]*/[1-9][0-9]*$",
+        description="I/N: only every Nth row, from the Ith on, for one of N machines",
+    )
 
     @field_validator("max_rejects")
     @classmethod
@@ -195,6 +206,21 @@ class DataSection(Section):
         if (isinstance(value, str) and not share) or (isinstance(value, int) and value < 0):
             raise ValueError("must be a number of rows from 0, or a share such as 5%")
         return value
+
+    @model_validator(mode="after")
+    def _shard_is_one_of_n(self) -> "DataSection":
+        if self.shard_number > self.num_shards:
+            raise ValueError(f"shard = {self.shard!r} is past the last one, {self.num_shards}/{self.num_shards}")
+        return self
+
+    @property
+    def shard_number(self) -> int:
+        """From 1."""
+        return int(self.shard.split("/")[0]) if self.shard else 1
+
+    @property
+    def num_shards(self) -> int:
+        return int(self.shard.split("/")[1]) if self.shard else 1
 
     @model_validator(mode="after")
     def _pack_holds_a_conversation(self) -> "DataSection":

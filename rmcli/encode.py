@@ -6,13 +6,17 @@ longest common *token* prefix, so nothing is assumed about templates or word bou
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from json import dumps
 
 import numpy as np
+from jinja2.exceptions import TemplateError
 
+from rmcli.engines import EngineName, TokenEngine
 from rmcli.errors import ConfigError
-from rmcli.records import Comparison, Conversation, PreferenceGroup, TokenGroup, as_dicts
+from rmcli.records import PAIR, Comparison, Conversation, PreferenceGroup, TokenGroup
+from rmcli.rendering import Renderer
 from rmcli.tokenizer import CHAT_TEMPLATE_HINT, RewardTokenizer
 
 ROLES = frozenset({"system", "user", "assistant", "tool"})
@@ -34,12 +38,16 @@ REASONS = (
 
 @dataclass(frozen=True)
 class Encoder:
-    """Turns PreferenceGroups into TokenGroups. `overlong` is the policy of `data.overlong`, `pairs` `data.pairs`."""
+    """Turns PreferenceGroups into TokenGroups. Safe to use from several threads.
+
+    `overlong` is the policy of `data.overlong`, `pairs` is `data.pairs`, `engine_name` is `data.tokenizer_engine`.
+    """
 
     reward: RewardTokenizer
     max_length: int
     overlong: str
     pairs: str = "all"
+    engine_name: EngineName = "transformers"
 
     def __post_init__(self) -> None:
         if self.reward.tokenizer.chat_template is None:
@@ -47,10 +55,16 @@ class Encoder:
                 f"the tokenizer {self.reward.tokenizer.name_or_path!r} has no chat template", CHAT_TEMPLATE_HINT
             )
 
+    @cached_property
+    def engine(self) -> TokenEngine:
+        return TokenEngine(self.reward.tokenizer, self.engine_name)
+
+    @cached_property
+    def renderer(self) -> Renderer:
+        return Renderer(self.reward.tokenizer)
+
     def encode(self, groups: Sequence[PreferenceGroup]) -> list[TokenGroup | str]:
         """Per group its tokens, or the reason it is left out. Row and source ids are the caller's to set."""
-        from jinja2.exceptions import TemplateError
-
         texts: list[str] = []
         results: list[TokenGroup | str | range] = []  # range: where the group's texts stand
         for group in groups:
@@ -59,46 +73,43 @@ class Encoder:
                 results.append(problem)
                 continue
             try:
-                rendered = [self.render(conversation) for conversation in group.conversations]
+                rendered = [self.renderer.render(conversation) for conversation in group.conversations]
             except TemplateError:
                 results.append("template_error")
                 continue
             results.append(range(len(texts), len(texts) + len(rendered)))
             texts.extend(rendered)
         # The template has written BOS where the model wants one: no special tokens are added again.
-        ids = self.reward.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+        ids = self.engine.encode(texts)
         return [
             result if isinstance(result, str | TokenGroup) else self._group([ids[index] for index in result], group)
             for group, result in zip(groups, results, strict=True)
         ]
 
-    def render(self, conversation: Conversation) -> str:
-        """The conversation as the model's chat template writes it, without a generation prompt."""
-        text = self.reward.tokenizer.apply_chat_template(as_dicts(conversation), tokenize=False)
-        assert isinstance(text, str)
-        return text
-
     def _problem(self, group: PreferenceGroup) -> str | None:
+        token = self.reward.reward_token
         for conversation in group.conversations:
             if not conversation:
                 return "empty_conversation"
-            if any(message["role"] not in ROLES for message in conversation):
+            if not ROLES.issuperset([message["role"] for message in conversation]):
                 return "unknown_role"
             if conversation[-1]["role"] != "assistant":
                 return "no_assistant_reply"
             if not conversation[-1]["content"].strip():
                 return "empty_reply"
-            if any(self.reward.reward_token in message["content"] for message in conversation):
+            contents = [message["content"] for message in conversation]
+            # Of all contents at once the answer is almost always no.
+            if token in "\n".join(contents) and any(token in content for content in contents):
                 return "reward_token_in_text"
-        if len(group.conversations) > 1 and len(set(map(_as_key, group.conversations))) == 1:
+        first, *others = group.conversations
+        if others and all(_is_same(other, first) for other in others):
             return "chosen_equals_rejected"
         return None
 
-    def _group(self, conversations: list[list[int]], group: PreferenceGroup) -> TokenGroup | str:
-        finished = [ids for ids in map(self.reward.finish, conversations) if ids is not None]
-        if len(finished) < len(conversations):
+    def _group(self, conversations: list[np.ndarray], group: PreferenceGroup) -> TokenGroup | str:
+        token_ids = [ids for ids in map(self.reward.finish, conversations) if ids is not None]
+        if len(token_ids) < len(conversations):
             return "no_end_of_turn"
-        token_ids = [np.asarray(ids, dtype=np.int32) for ids in finished]
         # A reserved token anywhere but at the end came from the text; a natural one ends every turn.
         reward_id = self.reward.reward_token_id
         if self.reward.mode == "reserved" and any((ids[:-1] == reward_id).any() for ids in token_ids):
@@ -148,6 +159,8 @@ def is_ordered(comparisons: Sequence[Comparison], num_responses: int) -> bool:
 
     A soft label says less than an order does; margins do not matter to it.
     """
+    if comparisons is PAIR:
+        return num_responses == 2
     if any(c.label != 1 or c.first >= c.second for c in comparisons):
         return False
     pairs = {(c.first, c.second) for c in comparisons}
@@ -183,6 +196,14 @@ def group_key(group: PreferenceGroup) -> bytes:
     """16 bytes that are equal for exact duplicates: the same texts with the same verdict."""
     texts = "\n".join(map(_as_key, group.conversations))
     return sha256(f"{texts}\n{group.comparisons}".encode()).digest()[:16]
+
+
+def _is_same(one: Conversation, other: Conversation) -> bool:
+    """Whether role for role and content for content they are equal. They differ at the end when they do."""
+    return len(one) == len(other) and all(
+        a["content"] == b["content"] and a["role"] == b["role"]
+        for a, b in zip(reversed(one), reversed(other), strict=True)
+    )
 
 
 def _as_key(conversation: Conversation) -> str:

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedModel
@@ -58,7 +59,7 @@ def exported_template(reward: RewardTokenizer) -> str:
     trained = tokenizer.chat_template
     assert isinstance(trained, str)  # encoding has refused a tokenizer without one
     rendered = [_ids(tokenizer, probe) for probe in _PROBES]
-    expected = [ids and reward.finish(ids) for ids in rendered]
+    expected = [_finish(reward, ids) for ids in rendered]
     if rendered == expected and any(rendered):
         return trained  # goes on from an exported model, or the template ends at its end-of-turn token
     shipped = reward_template(trained, reward)
@@ -73,6 +74,12 @@ def exported_template(reward: RewardTokenizer) -> str:
             "this template cannot be exported; please report it with the model's name",
         )
     return shipped
+
+
+def _finish(reward: RewardTokenizer, ids: list[int]) -> list[int] | None:
+    """What training uses of a rendered conversation; none of what the template refused."""
+    finished = reward.finish(np.array(ids)) if ids else np.empty(0, dtype=np.int64)
+    return None if finished is None else finished.tolist()
 
 
 def _ids(tokenizer: Any, conversation: Conversation) -> list[int]:

@@ -110,19 +110,33 @@ class Progress:
             print(text, file=sys.stderr, flush=True)
 
 
+def draws_bar() -> bool:
+    """Whether `progress` draws a bar: only on a terminal and never with --quiet."""
+    return _verbosity >= 0 and sys.stderr.isatty()
+
+
 @contextmanager
-def progress(description: str, total: int | None) -> Iterator[Progress]:
-    """Progress over `total` units; the bar is drawn only on a terminal and never with --quiet."""
-    if _verbosity < 0 or not sys.stderr.isatty():
+def progress(description: str, total: int | None, unit: str = "") -> Iterator[Progress]:
+    """Progress over `total` units, as a bar where `draws_bar`.
+
+    With the name of a unit the bar shows how many of them pass per second.
+    """
+    if not draws_bar():
         yield Progress(None, None)
         return
     from rich import progress as rich_progress
     from rich.console import Console
+    from rich.text import Text
+
+    class SpeedColumn(rich_progress.ProgressColumn):
+        def render(self, task: rich_progress.Task) -> Text:
+            return Text(f"{task.speed:,.0f} {unit}/s" if task.speed else "")
 
     columns = (
         rich_progress.TextColumn("{task.description}"),
         rich_progress.BarColumn(),
         rich_progress.MofNCompleteColumn(),
+        *([SpeedColumn()] if unit else []),
         rich_progress.TimeRemainingColumn(),
     )
     with rich_progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:

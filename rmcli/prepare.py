@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from rmcli import accounting, chat_templates, decontaminate, map_fns, output, remote, sources, store
+from rmcli import accounting, chat_templates, decontaminate, engines, map_fns, output, remote, sources, store
 from rmcli.config import DataSection, Layer, Resolved, SourceSection, relayer
 from rmcli.duplicates import Seen
 from rmcli.encode import Encoder, group_key, is_held_out, prompt_of
@@ -62,7 +62,8 @@ def plan(resolved: Resolved, folder: Path | None) -> Plan:
         sources.check_sources(data.decontaminate)
     if folder is None:
         name = data.dataset_map_fn or (functions.pop() if len(functions) == 1 else "mixed")
-        folder = Path("data") / f"{Path(name.rpartition(':')[0] or name).stem}-{resolved.name}"
+        shard = f"-shard-{data.shard_number}-of-{data.num_shards}" if data.shard else ""
+        folder = Path("data") / f"{Path(name.rpartition(':')[0] or name).stem}-{resolved.name}{shard}"
     return Plan(resolved, mapped, folder)
 
 
@@ -107,7 +108,9 @@ def run(plan: Plan, overwrite: bool = False, show: int = 0, place: str | None = 
     config = plan.resolved.config
     data = config.data
     reward = load_tokenizer(config.model)
-    encoder = Encoder(reward, data.max_length, data.overlong, data.pairs)
+    encoder = Encoder(reward, data.max_length, data.overlong, data.pairs, data.tokenizer_engine)
+    if data.shard is not None:
+        output.warn(f"shard {data.shard}: duplicates are found among the rows of this shard alone")
     if reward.grown_from is not None:
         output.warn(
             f"{reward.reward_token} is new: it takes id {reward.reward_token_id}, past the {reward.grown_from:,} "
@@ -130,7 +133,7 @@ def run(plan: Plan, overwrite: bool = False, show: int = 0, place: str | None = 
         whole = accounting.total(filling.accounts)
         if not whole.kept:
             raise _nothing_kept(whole)
-        manifest = writer.finish(_manifest(plan, reward, filling.accounts))
+        manifest = writer.finish(_manifest(plan, encoder, filling.accounts))
     for number, group in enumerate(filling.first[:show], 1):
         _show_tokens(f"pair {number} (input row {group.row_id})", group, reward)
     accounting.report(filling.accounts, f"{place or plan.folder}/rejects.jsonl")
@@ -227,36 +230,65 @@ class _Filling:
         self.data = plan.resolved.config.data
         self.accounts = [accounting.Account(source.section.label) for source in plan.sources]
         self.seen = Seen()
+        self.rows_read = self.units_read = 0  # of all shards
         self.first: list[TokenGroup] = []  # the first few kept, to be shown
         self._held_back: dict[str, list[TokenGroup]] = {split: [] for split in store.SPLITS}
         self._windows = dict.fromkeys(store.SPLITS, 0)
 
     def run(self) -> None:
-        with output.progress("prepare", None) as progress:
+        total = sources.count_rows([source.section for source in self.plan.sources]) if output.draws_bar() else None
+        with output.progress("prepare", total, unit="rows") as progress:
             for source_id, source in enumerate(self.plan.sources):
-                account = self.accounts[source_id]
-                rows = sources.read_source(source_id, source.section, self.data.split)
-                before = sum(other.rows_in for other in self.accounts)
-                for chunk in _chunks(_units(rows, source.map_function, before)):
-                    num_rows = sum(len(unit.rows) for unit in chunk)
-                    account.rows_in += num_rows
-                    self._add(chunk, source, account)
-                    accounting.check_rejects(self.accounts, self.data.max_rejects, is_finished=False)
-                    progress.advance(num_rows)
-                    if source.section.streaming and _is_full(account, source.section):
-                        account.is_read_to_end = False
-                        break
+                self._fill_from(source_id, source, progress)
         accounting.check_rejects(self.accounts, self.data.max_rejects, is_finished=True)
         for split in store.SPLITS:
             self._pack_window(split)
 
-    def _add(self, chunk: list[_Unit], source: MappedSource, account: accounting.Account) -> None:
-        """Give every unit of a chunk its fate, in order: the cap counts the rows that are kept."""
+    def _fill_from(self, source_id: int, source: MappedSource, progress: output.Progress) -> None:
+        """One source, chunk by chunk: looked at in order, encoded in threads, given their fates in order again."""
+        account = self.accounts[source_id]
+        rows = sources.read_source(source_id, source.section, self.data.split)
+        chunks = _chunks(self._own(_units(rows, source.map_function, self.rows_read)))
+        looked_at = ((chunk, self._look_at_all(chunk, source, account)) for chunk in chunks)
+
+        def encode(item: tuple[list[_Unit], list[_Waiting | _LeftOut]]) -> list[TokenGroup | str]:
+            return self.encoder.encode([fate.group for fate in item[1] if isinstance(fate, _Waiting)])
+
+        settled = lambda: self.encoder.engine.is_settled  # noqa: E731
+        for (chunk, fates), encoded in engines.in_order(encode, looked_at, self.data.num_proc, settled):
+            num_rows = sum(len(unit.rows) for unit in chunk)
+            account.rows_in += num_rows
+            self._add(chunk, fates, iter(encoded), source, account)
+            accounting.check_rejects(self.accounts, self.data.max_rejects, is_finished=False)
+            progress.advance(num_rows)
+            if source.section.streaming and _is_full(account, source.section):
+                account.is_read_to_end = False
+                return
+
+    def _own(self, units: Iterator[_Unit]) -> Iterator[_Unit]:
+        """The units of this shard. Row numbers go on over the others, so that shards never share one."""
+        for unit in units:
+            self.rows_read = unit.row_id + len(unit.rows)
+            self.units_read += 1
+            if (self.units_read - 1) % self.data.num_shards == self.data.shard_number - 1:
+                yield unit
+
+    def _look_at_all(
+        self, chunk: list[_Unit], source: MappedSource, account: accounting.Account
+    ) -> list[_Waiting | _LeftOut]:
         if _is_full(account, source.section):
-            account.not_taken += sum(len(unit.rows) for unit in chunk)
-            return
-        fates = [self._look_at(unit, source) for unit in chunk]
-        encoded = iter(self.encoder.encode([fate.group for fate in fates if isinstance(fate, _Waiting)]))
+            return [_LeftOut(NOT_TAKEN)] * len(chunk)
+        return [self._look_at(unit, source) for unit in chunk]
+
+    def _add(
+        self,
+        chunk: list[_Unit],
+        fates: list[_Waiting | _LeftOut],
+        encoded: Iterator[TokenGroup | str],
+        source: MappedSource,
+        account: accounting.Account,
+    ) -> None:
+        """Give every unit of a chunk its fate, in order: the cap counts the rows that are kept."""
         for unit, fate in zip(chunk, fates, strict=True):
             tokens = next(encoded) if isinstance(fate, _Waiting) else None
             if _is_full(account, source.section):
@@ -429,8 +461,9 @@ def _as_canonical(group: PreferenceGroup) -> dict[str, Any]:
     return {"prompt": prompt[:shared], "responses": responses, "comparisons": group.comparisons}
 
 
-def _manifest(plan: Plan, reward: RewardTokenizer, accounts: list[accounting.Account]) -> dict[str, Any]:
+def _manifest(plan: Plan, encoder: Encoder, accounts: list[accounting.Account]) -> dict[str, Any]:
     config = plan.resolved.config
+    reward = encoder.reward
     return {
         "preset": plan.resolved.name,
         "sources": [source.section.model_dump() for source in plan.sources],
@@ -440,9 +473,14 @@ def _manifest(plan: Plan, reward: RewardTokenizer, accounts: list[accounting.Acc
         "reward_token_id": reward.reward_token_id,
         "reward_mode": reward.mode,
         **reward.fingerprint(),
+        "tokenizer_engine": f"{encoder.engine.name} {encoder.engine.version}",
+        "shard": config.data.shard,
         "rows": accounting.total(accounts).as_dict(),
         "rows_by_source": [account.as_source_dict() for account in accounts],
-        "config": config.model_dump(include={"model", "data"}),
+        # num_proc changes nothing in the data, and the shard is no part of what all shards share.
+        "config": config.model_dump(
+            include={"model": True, "data": set(DataSection.model_fields) - {"num_proc", "shard"}}
+        ),
     }
 
 

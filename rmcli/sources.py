@@ -86,6 +86,39 @@ def first_row(source: Source, split: str) -> RawRow | None:
     return next((row for row in read_source(0, source, split) if row.value is not None), None)
 
 
+def count_rows(sources: Sequence[Source]) -> int | None:
+    """How many rows `read_rows` will give, for a progress bar; None where counting would mean parsing or fetching.
+
+    Lines are counted without being parsed, which costs little beside encoding them.
+    """
+    total = 0
+    for path in (as_section(source).path for source in sources):
+        if _is_built_in(path):
+            total += _task_numbers(path)[0]
+        elif path == STDIN or _is_hub_name(path) or readers.is_url(path):
+            return None
+        else:
+            counts = [_count_file(file) for file in readers.files_of(path)]
+            if None in counts:
+                return None
+            total += sum(count for count in counts if count is not None)
+    return total
+
+
+def _count_file(file: str) -> int | None:
+    if file.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst")):
+        return sum(1 for line in read_lines(Path(file)) if line.strip())
+    if not file.endswith(".parquet"):
+        return None
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        return parquet.read_metadata(file).num_rows
+    except (OSError, pa.ArrowInvalid) as error:
+        raise RmcliError(f"source {file}: not a readable Parquet file: {error}") from error
+
+
 def parse_json_row(source_id: int, file: str, line: int, data: bytes) -> RawRow:
     """One JSON line. Strict where `json` is lax: UTF-8, encodable text, an object, no key of it twice."""
     read = readers.parse_json_line(line, data)

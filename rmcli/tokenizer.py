@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from rmcli import chat_templates, hub, internlm2
 from rmcli.config import ModelSection, preset_names, pretrained_arguments
 from rmcli.errors import ConfigError, RmcliError
@@ -54,16 +56,18 @@ class RewardTokenizer:
             "choose another reward token",
         )
 
-    def finish(self, ids: list[int]) -> list[int] | None:
-        """Token ids of a rendered conversation so that they end at the reward position; None when none is there.
+    def finish(self, ids: np.ndarray) -> np.ndarray | None:
+        """(tokens,) ids of a rendered conversation so that they end at the reward position; None when none is there.
 
         Reserved: the rendered tail is kept and the token appended by id, unless an exported template has written it.
         Natural: the tail after the last end-of-turn token is cut.
         """
         if self.mode == "natural":
-            at = len(ids) - ids[::-1].index(self.reward_token_id) if self.reward_token_id in ids else 0
-            return ids[:at] or None
-        return ids if ids and ids[-1] == self.reward_token_id else [*ids, self.reward_token_id]
+            found = np.flatnonzero(ids == self.reward_token_id)
+            return ids[: found[-1] + 1] if len(found) else None
+        if len(ids) and ids[-1] == self.reward_token_id:
+            return ids
+        return np.concatenate([ids, np.array([self.reward_token_id], dtype=ids.dtype)])
 
     def fingerprint(self) -> dict[str, str]:
         """sha256 of the vocabulary with its rules, and of the chat template: what prepared ids depend on."""

@@ -225,7 +225,7 @@ def check(cli: Callable, folder: Path, count: int, seed: int) -> Counter[str]:
                 for side, response in zip(("chosen", "rejected"), group.responses, strict=True):
                     tokens = np.concatenate([group.prefix, response])[:-1]  # the last is the reward token
                     said = encoder.reward.tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
-                    assert said == encoder.render(messages_of(row, side)), (kind_of[line], line)
+                    assert said == encoder.renderer.render(messages_of(row, side)), (kind_of[line], line)
                     assert all(message["content"].strip() in said for message in messages_of(row, side))
                 assert group.weight == row.get("weight", 1)
     assert seen == {line for line, fate in expected.items() if fate == KEPT}

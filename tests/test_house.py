@@ -23,7 +23,7 @@ ROWS = [
     {"self_test"},
     {"map_fns", "sources", "accounting", "decontaminate", "duplicates", "remote", "encode", "pack", "store", "batch",
      "model", "plan", "metrics", "optim", "checkpoint", "model_folder", "embedding_rows", "token_evidence"},
-    {"architectures", "attention", "losses", "readers", "staging", "tokenizer", "tasks"},
+    {"architectures", "attention", "engines", "losses", "readers", "rendering", "staging", "tokenizer", "tasks"},
     {"chat_templates", "config", "hub", "internlm2"},
     {"plugins", "output"},
     {"records"},

@@ -44,7 +44,7 @@ def hh_groups(reward, real_data) -> list[TokenGroup]:
     """Four short real pairs: the reference runs each conversation alone and eagerly."""
     with gzip.open(real_data / "hh_rlhf_harmless.jsonl.gz", "rt", encoding="utf-8") as lines:
         rows = [json.loads(line) for line in islice(lines, 60)]
-    encoded = Encoder(reward, 1024, "drop").encode([map_fns.hh_rlhf(row) for row in rows])
+    encoded = Encoder(reward, 1024, "drop").encode([map_fns.NAMED["hh_rlhf"].function(row) for row in rows])
     groups = sorted((group for group in encoded if isinstance(group, TokenGroup)), key=lambda group: group.num_tokens)
     return groups[:4]
 

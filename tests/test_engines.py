@@ -1,0 +1,412 @@
+"""Engines give transformers' ids, skeletons give apply_chat_template's text, threads and shards lose nothing."""
+
+import gzip
+import io
+import json
+import re
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from conftest import write_lines
+from pyarrow import parquet
+from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase
+
+from rmcli import chat_templates, engines, map_fns, output, sources, store
+from rmcli.config import resolve
+from rmcli.encode import Encoder
+from rmcli.errors import ConfigError, RmcliError
+from rmcli.rendering import Renderer, copies_contents
+from rmcli.tokenizer import load_tokenizer, resolve_reward_token
+
+TINY = ("--preset", "tiny")
+ROWS = [{"prompt": f"question {n % 700}", "chosen": f"right {n}", "rejected": f"wrong {n}"} for n in range(2000)]
+
+
+@pytest.fixture(scope="module")
+def tiny() -> PreTrainedTokenizerBase:
+    return load_tokenizer(resolve("tiny").config.model).tokenizer
+
+
+@pytest.fixture(scope="module")
+def llama3(tokenizer_folder) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(tokenizer_folder("llama3"))
+
+
+@pytest.fixture(scope="module")
+def transcripts(real_data) -> list:
+    with gzip.open(real_data / "hh_rlhf_harmless.jsonl.gz", "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    return [map_fns.NAMED["hh_rlhf"].function(row) for row in rows[:400]]
+
+
+def conversation(*contents: str) -> tuple:
+    return tuple(
+        {"role": "assistant" if number % 2 else "user", "content": content} for number, content in enumerate(contents)
+    )
+
+
+# --- rendering ---
+
+HEAD = "{% for message in messages %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "copies"),
+    [
+        (chat_templates.BUILT_IN["chatml"], True),
+        (chat_templates.BUILT_IN["llama3"], True),
+        (chat_templates.BUILT_IN["plain"], True),
+        (
+            "{% set all = messages[1:] %}{{ messages[0].content.strip() }}{% for m in all %}{{ m.role }}{% endfor %}",
+            True,
+        ),
+        (HEAD + "{% set c = message['content'] | trim %}{{ '[' + c + ']' }}{% endfor %}", True),
+        (
+            HEAD + "{% if loop.index0 % 2 and messages | length > 1 %}{{ message.content }}{% endif %}{% endfor %}",
+            True,
+        ),
+        (HEAD + "{% if message.content is string %}{{ message.content }}{% endif %}{% endfor %}", True),
+        (HEAD + "{% if loop.previtem is defined %}{{ loop.previtem.content }}{% endif %}{% endfor %}", True),
+        (HEAD + "{{ (message.role + message.content) | trim }}{% endfor %}", False),
+        (HEAD + "{% if message.content %}{{ message.content }}{% endif %}{% endfor %}", False),
+        (HEAD + "{% if 'x' in message['content'] %}a{% endif %}{% endfor %}", False),
+        (HEAD + "{{ message.content | upper }}{% endfor %}", False),
+        (HEAD + "{{ message.content.split('x')[-1] }}{% endfor %}", False),
+        (HEAD + "{{ message.content[0] }}{% endfor %}", False),
+        (HEAD + "{{ message.content | length }}{% endfor %}", False),
+        (HEAD + "{{ message }}{% endfor %}", False),
+        (HEAD + "{{ message.get('content') | length }}{% endfor %}", False),
+        (HEAD + "{% for key in message %}{{ message[key] | length }}{% endfor %}{% endfor %}", False),
+        (HEAD + "{% set key = 'content' %}{{ message[key] | length }}{% endfor %}", False),
+        (HEAD + "{% set l = loop %}{{ l.previtem.content | length }}{% endfor %}", False),
+        (HEAD + "{{ loop['previtem'].content | length }}{% endfor %}", False),
+        (HEAD + "{% if loop.changed(message.content) %}a{% endif %}{% endfor %}", False),
+        (
+            "{% set ns = namespace(x='') %}" + HEAD + "{% set ns.x = message.content %}{% endfor %}{{ ns.x[0] }}",
+            False,
+        ),
+        (HEAD + "{% set c = message.content %}{% set d = c %}{% if d == 'x' %}a{% endif %}{% endfor %}", False),
+        ("{% macro f(m) %}{{ m.content }}{% endmacro %}" + HEAD + "{{ f(message) }}{% endfor %}", False),
+        (HEAD + "{% generation %}{{ message.content }}{% endgeneration %}{% endfor %}", False),
+        ("{% for", False),
+    ],
+)
+def test_only_templates_that_merely_copy_are_proven_to(template, copies):
+    assert copies_contents(template) == copies
+
+
+HARD = [
+    "",
+    " x ",
+    "\n\tx\u3000",
+    "{{ x }}",
+    "<|im_end|>\n",
+    "\ue0000\ue001",
+    "\x0b\x0c\ue0001\ue001\x0c\x0b",
+    "a\x00b",
+]
+
+
+@pytest.mark.parametrize("name", ["chatml", "llama3", "plain"])
+def test_skeletons_write_what_apply_chat_template_writes(tiny, name, monkeypatch):
+    monkeypatch.setattr(tiny, "chat_template", chat_templates.BUILT_IN[name])
+    renderer = Renderer(tiny)
+    assert renderer.uses_skeletons
+    for first in HARD:
+        for second in HARD:
+            for turns in (conversation(first, second), conversation(second, "x", first), conversation(first)):
+                assert renderer.render(turns) == renderer.render_in_full(turns)
+    assert len(renderer._skeletons) == 3
+
+
+def test_the_real_llama_3_template_renders_real_transcripts_by_skeletons(llama3, transcripts):
+    renderer = Renderer(llama3)
+    assert renderer.uses_skeletons
+    texts = [renderer.render(c) for group in transcripts for c in group.conversations]
+    assert texts == [renderer.render_in_full(c) for group in transcripts for c in group.conversations]
+
+
+def test_a_skeleton_that_is_wrong_after_all_is_given_up_aloud(tiny, monkeypatch, capsys):
+    template = HEAD + "{{ message.content | upper }}{% endfor %}"
+    monkeypatch.setattr(tiny, "chat_template", template)
+    monkeypatch.setattr("rmcli.rendering.copies_contents", lambda template: True)
+    renderer = Renderer(tiny)
+    assert renderer.render(conversation("a", "b")) == "AB"
+    assert not renderer.uses_skeletons
+    assert renderer.render(conversation("c", "d")) == "CD"
+    assert "note: the chat template does more than copy the messages" in capsys.readouterr().err
+
+
+# --- engines ---
+
+
+@pytest.mark.parametrize("wanted", ["transformers", "gigatoken"])
+def test_an_engine_gives_the_ids_of_transformers_on_real_transcripts(llama3, transcripts, wanted):
+    engine = engines.TokenEngine(llama3, wanted)
+    assert engine.name == wanted
+    texts = [Renderer(llama3).render(c) for group in transcripts for c in group.conversations]
+    ids = [*engine.encode(texts[:100]), *engine.encode(texts[100:])]
+    assert engine.is_settled
+    assert engine.name == wanted
+    expected = llama3(texts, add_special_tokens=False)["input_ids"]
+    assert [row.tolist() for row in ids] == expected
+    assert {row.dtype for row in ids} == {np.dtype(np.int32)}
+
+
+def test_gigatoken_is_used_where_it_is_installed_and_agrees(llama3):
+    assert engines.TokenEngine(llama3, "auto").name == "gigatoken"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "begins"), [("gigatoken", "note: gigatoken refuses"), ("auto", "gigatoken refuses")]
+)
+def test_a_tokenizer_that_gigatoken_refuses_is_encoded_by_transformers_aloud(tiny, capsys, wanted, begins):
+    engine = engines.TokenEngine(tiny, wanted)
+    assert engine.name == "transformers"
+    assert capsys.readouterr().err.startswith(begins)
+
+
+class Wrong:
+    """Encodes as transformers does, but for texts with a z."""
+
+    name, version = "gigatoken", "0.10.0"
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+
+    def encode(self, texts):
+        ids = engines.reference_ids(self.tokenizer, texts)
+        return [row[:-1] if "z" in text else row for text, row in zip(texts, ids, strict=True)]
+
+
+def test_an_engine_that_differs_on_the_sample_gives_no_id(tiny, monkeypatch, capsys):
+    monkeypatch.setattr(engines, "_Gigatoken", Wrong)
+    monkeypatch.setattr(engines, "_probes", lambda tokenizer: ["probe"])
+    engine = engines.TokenEngine(tiny, "gigatoken")
+    assert engine.name == "gigatoken"
+    texts = ["abc", "xyz", *["abc"] * 300]
+    ids = engine.encode(texts)
+    assert engine.name == "transformers"
+    assert [row.tolist() for row in ids] == tiny(texts, add_special_tokens=False)["input_ids"]
+    assert "gives other ids than tokenizer(...) for a text of this data" in capsys.readouterr().err
+
+
+def test_an_engine_that_differs_on_a_probe_is_not_used(tiny, monkeypatch, capsys):
+    monkeypatch.setattr(engines, "_Gigatoken", Wrong)
+    monkeypatch.setattr(engines, "_probes", lambda tokenizer: ["z"])
+    assert engines.TokenEngine(tiny, "auto").name == "transformers"
+    assert "for a probe" in capsys.readouterr().err
+
+
+def test_an_engine_that_differs_later_stops_the_run(tiny, monkeypatch):
+    monkeypatch.setattr(engines, "_Gigatoken", Wrong)
+    monkeypatch.setattr(engines, "_probes", lambda tokenizer: ["probe"])
+    engine = engines.TokenEngine(tiny, "gigatoken")
+    engine.encode(["abc"] * 300)
+    with pytest.raises(RmcliError, match="gives other ids than transformers for 'xyz'") as error:
+        engine.encode(["xyz"] * 600)
+    assert "tokenizer_engine=transformers" in error.value.hint
+
+
+def test_a_tokenizer_whose_call_changes_the_ids_is_encoded_through_it(tiny, monkeypatch, capsys):
+    plain = type(tiny)._encode_plus
+
+    def doubled(self, text, **options):
+        return plain(self, [part * 2 for part in text], **options)
+
+    monkeypatch.setattr(type(tiny), "_encode_plus", doubled)
+    engine = engines.TokenEngine(tiny)
+    assert [row.tolist() for row in engine.encode(["ab"])] == tiny(["ab"], add_special_tokens=False)["input_ids"]
+    assert "the tokenizer's Rust side gives other ids" in capsys.readouterr().err
+
+
+def test_a_missing_package_is_one_line_with_the_extra(tiny, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "gigatoken", None)
+    with pytest.raises(ConfigError, match="tokenizer_engine = 'gigatoken'") as error:
+        engines.TokenEngine(tiny, "gigatoken")
+    assert "rmcli[fast]" in error.value.hint
+    assert engines.TokenEngine(tiny, "auto").name == "transformers"
+
+
+@pytest.mark.parametrize("engine", ["transformers", "gigatoken"])
+def test_both_engines_give_the_same_groups(llama3, transcripts, engine):
+    model = resolve("llama3-8b").config.model
+    reward = resolve_reward_token(llama3, model, 128256)
+    groups = Encoder(reward, 256, "truncate_left", engine).encode(transcripts)
+    kept = [group for group in groups if not isinstance(group, str)]
+    assert len(kept) > 350
+    by_call = [
+        [*llama3.apply_chat_template([dict(m) for m in c], return_dict=False), reward.reward_token_id]
+        for group, tokens in zip(transcripts, groups, strict=True)
+        if not isinstance(tokens, str) and not tokens.truncated
+        for c in group.conversations
+    ]
+    ours = [[*g.prefix, *response] for g in kept if not g.truncated for response in g.responses]
+    assert len(ours) > 200
+    assert ours == by_call
+
+
+# --- threads ---
+
+
+def test_batches_come_in_order_and_no_more_than_a_few_wait():
+    given = []
+
+    def batches():
+        for number in range(40):
+            given.append(number)
+            yield number
+
+    def encode(number: int) -> str:
+        threads.add(threading.current_thread().name)
+        return f"{number}!"
+
+    threads = set()
+    seen = []
+    for number, encoded in engines.in_order(encode, batches(), 3, lambda: True):
+        assert encoded == f"{number}!"
+        seen.append(number)
+        assert len(given) - len(seen) <= 3 * engines.CHUNKS_AHEAD + 1
+    assert seen == list(range(40))
+    assert threads - {threading.current_thread().name}
+
+
+def test_a_failure_in_a_thread_reaches_the_caller():
+    def encode(number: int) -> int:
+        if number == 5:
+            raise RmcliError("five")
+        return number
+
+    with pytest.raises(RmcliError, match="five"):
+        list(engines.in_order(encode, range(40), 2, lambda: True))
+
+
+def test_tokenizers_start_no_threads_of_their_own_meanwhile(monkeypatch):
+    import os
+
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
+    seen = [os.environ["TOKENIZERS_PARALLELISM"] for _ in engines.in_order(str, range(3), 1, lambda: True)]
+    assert seen == ["false"] * 3
+    assert os.environ["TOKENIZERS_PARALLELISM"] == "true"
+
+
+def files_of(folder: str) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
+
+
+def test_any_number_of_threads_writes_the_same_bytes(cli, tmp_path):
+    rows = [*ROWS, ROWS[7], {"prompt": "q", "chosen": "a", "rejected": "a"}, {"prompt": "q"}, *ROWS[:3]]
+    write_lines(tmp_path / "rows.jsonl", rows)
+    for number in (1, 2, 5):
+        options = ("-o", f"out{number}", "-s", f"data.num_proc={number}")
+        assert cli("prepare", "rows.jsonl", "--map-fn", "canonical", *TINY, *options).code == 0
+    assert files_of("out1") == files_of("out2") == files_of("out5")
+    rows = store.read_manifest(Path("out5"))["rows"]
+    assert (rows["in"], rows["kept"], rows["rejected"], rows["duplicates"]) == (2006, 2000, 2, 4)
+
+
+def test_the_manifest_names_the_engine(cli, tmp_path):
+    import transformers
+
+    write_lines(tmp_path / "rows.jsonl", ROWS[:40])
+    assert cli("prepare", "rows.jsonl", "--map-fn", "canonical", *TINY, "-o", "out").code == 0
+    assert store.read_manifest(Path("out"))["tokenizer_engine"] == f"transformers {transformers.__version__}"
+
+
+def test_prepare_uses_gigatoken_and_says_so_in_the_manifest(cli, tmp_path, llama3, real_data):
+    model = tmp_path / "model"
+    llama3.save_pretrained(model)
+    LlamaConfig(vocab_size=128256).save_pretrained(model)
+    base = ("prepare", real_data / "hh_rlhf_harmless.jsonl.gz", "--map-fn", "hh_rlhf", "-p", "llama3-8b")
+    base = (*base, "-s", f"model.pretrained_model_name_or_path={model}", "-s", "data.num_proc=2")
+    for engine in ("auto", "transformers"):
+        result = cli(*base, "-o", engine, "-s", f"data.tokenizer_engine={engine}")
+        assert result.code == 0, result.stderr
+    fast, slow = (store.read_manifest(Path(engine)) for engine in ("auto", "transformers"))
+    assert fast["tokenizer_engine"].startswith("gigatoken 0.")
+    assert slow["tokenizer_engine"].startswith("transformers 5.")
+    assert fast["rows"] == slow["rows"]
+    assert fast["rows"]["in"] == 1812
+    assert fast["shards"] == slow["shards"]
+
+
+# --- shards ---
+
+
+def pairs_of(folder: str) -> dict[int, str]:
+    found = {}
+    for split in store.SPLITS:
+        stored = store.PackedSplit(Path(folder), split)
+        for row in range(len(stored)):
+            for group in stored.groups(row):
+                found[group.row_id] = split + str([group.prefix.tolist(), [r.tolist() for r in group.responses]])
+    return found
+
+
+def test_shards_hold_every_row_once_on_the_same_side_of_the_split(cli, tmp_path):
+    write_lines(tmp_path / "rows.jsonl", ROWS[:301])
+    base = ("prepare", "rows.jsonl", "--map-fn", "canonical", *TINY)
+    assert cli(*base, "-o", "whole").code == 0
+    together: dict[int, str] = {}
+    for number in (1, 2, 3):
+        result = cli(*base, "-o", f"shard{number}", "--shard", f"{number}/3")
+        assert result.code == 0
+        assert f"note: shard {number}/3: duplicates are found among the rows of this shard alone" in result.stderr
+        manifest = store.read_manifest(Path(f"shard{number}"))
+        assert manifest["shard"] == f"{number}/3"
+        assert manifest["rows"]["in"] == (101 if number == 1 else 100)
+        found = pairs_of(f"shard{number}")
+        assert {row % 3 for row in found} == {number - 1}
+        together |= found
+    assert together == pairs_of("whole")
+    assert store.read_manifest(Path("whole"))["shard"] is None
+
+
+def test_a_shard_has_a_folder_of_its_own(cli, tmp_path):
+    write_lines(tmp_path / "rows.jsonl", ROWS[:40])
+    result = cli("prepare", "rows.jsonl", "--map-fn", "canonical", *TINY, "--shard", "2/2")
+    assert result.stdout == "data/canonical-tiny-shard-2-of-2\n"
+
+
+@pytest.mark.parametrize("shard", ["3/2", "0/2", "1", "1/0", "x/2"])
+def test_a_shard_that_is_none_is_refused(cli, tmp_path, shard):
+    write_lines(tmp_path / "rows.jsonl", ROWS[:40])
+    result = cli("prepare", "rows.jsonl", "--map-fn", "canonical", *TINY, "--shard", shard)
+    assert result.code == 2
+    assert "shard" in result.stderr.splitlines()[0]
+
+
+# --- progress ---
+
+
+def test_the_bar_knows_the_number_of_rows_of_local_sources(tmp_path):
+    write_lines(tmp_path / "a.jsonl", ROWS[:40])
+    with gzip.open(tmp_path / "b.jsonl.gz", "wt") as file:
+        file.write('{"a": 1}\n\n{broken\n')
+    parquet.write_table(pa.Table.from_pylist(ROWS[:7]), tmp_path / "c.parquet")
+    local = [str(tmp_path), "tasks:11"]
+    assert sources.count_rows(local) == len(list(sources.read_rows(local, "train"))) == 40 + 2 + 7 + 11
+    assert sources.count_rows([*local, "org/name"]) is None
+
+
+def test_the_bar_shows_rows_per_second_and_the_time_left(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("sys.stderr", Terminal())
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "120")
+    with output.progress("prepare", 1000, unit="rows") as progress:
+        for _ in range(4):
+            progress.advance(100)
+            time.sleep(0.15)
+    shown = sys.stderr.getvalue()
+    assert "400/1000" in shown
+    assert re.search(r"[0-9,]+ rows/s", shown)
+    assert re.search(r"0:00:0[0-9]", shown)
