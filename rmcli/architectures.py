@@ -20,12 +20,14 @@ BOUNDS = ("sliding_window", "attention_chunk_size", "local_attention", "index_to
 
 # model_type of the text model. tests/test_architectures.py holds this list and docs/backbones.md against the runs.
 PROVEN = frozenset([
-    "afmoe", "apertus", "arcee", "bitnet", "cohere", "cohere2", "cwm", "deepseek_v2", "deepseek_v3", "diffllama",
-    "dots1", "ernie4_5", "ernie4_5_moe", "exaone4", "flex_olmo", "gemma", "gemma2", "gemma3_text", "glm", "glm4",
-    "glm4_moe", "glm4_moe_lite", "gpt2", "gpt_bigcode", "gpt_neox", "gpt_oss", "granite", "granitemoe",
-    "granitemoeshared", "helium", "hunyuan_v1_dense", "hunyuan_v1_moe", "jais2", "jetmoe", "llama", "minimax_m2",
-    "ministral", "ministral3", "mistral", "mixtral", "nanochat", "olmo", "olmo2", "olmo3", "olmoe", "opt",
-    "persimmon", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "starcoder2", "vaultgemma",
+    "afmoe", "apertus", "arcee", "aria_text", "beam", "bitnet", "cohere", "cohere2", "cohere2_moe", "cwm",
+    "deepseek_v2", "deepseek_v3", "diffllama", "dots1", "ernie4_5", "ernie4_5_moe", "exaone4", "exaone_moe",
+    "flex_olmo", "flint", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "glm4_moe", "glm4_moe_lite", "gpt2",
+    "gpt_bigcode", "gpt_neox", "gpt_oss", "granite", "granite_swa", "granitemoe", "granitemoe_swa",
+    "granitemoeshared", "helium", "hrm_text", "hunyuan_v1_dense", "hunyuan_v1_moe", "hy_v3", "hyperclovax",
+    "internlm3", "iquestcoder", "jais2", "jetmoe", "laguna", "llama", "mellum", "minimax_m2", "ministral",
+    "ministral3", "mistral", "mixtral", "nanochat", "olmo", "olmo2", "olmo3", "olmoe", "opt", "persimmon", "phi",
+    "phi3", "qwen2", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "solar_open", "starcoder2", "vaultgemma",
     "youtu",
 ])  # fmt: skip
 
@@ -89,7 +91,13 @@ def _backbone_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     found: Any = AutoModel._model_mapping.get(type(config), None)  # type: ignore[attr-defined]
     if found is None:
         raise ConfigError(f"transformers has no model for {type(config).__name__}", "choose another architecture")
-    return found[0] if isinstance(found, tuple) else found
+    backbone = found[0] if isinstance(found, tuple) else found
+    if not backbone.__name__.endswith(("Model", "Decoder", "Encoder")):
+        raise ConfigError(
+            f"{type(config).__name__}: transformers gives {backbone.__name__}, which is no backbone without a head",
+            f"give the text model alone, of model_type {config.get_text_config().model_type}",
+        )
+    return backbone
 
 
 def loads_only_here(config: PreTrainedConfig) -> bool:

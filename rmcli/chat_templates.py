@@ -111,13 +111,14 @@ def describe(tokenizer: "PreTrainedTokenizerBase") -> Description:
     longer = _render(tokenizer, [*turns, *turns])
     with_system = _render(tokenizer, [{"role": "system", "content": system}, *turns])
     before_user, before_reply, tail = "", "", ""
-    if user in text and reply in text:
-        before_user = text[: text.index(user)]
-        before_reply = text[text.index(user) + len(user) : text.index(reply)]
-        tail = text[text.rindex(reply) + len(reply) :]
+    if user in text and reply in text.partition(user)[2]:
+        before_user, _, rest = text.partition(user)
+        before_reply = rest.partition(reply)[0]
+        tail = text.rpartition(reply)[2]
+    last_turn = longer.rpartition(user)[2] if user in longer else ""
     return Description(
         default_system_prompt=_default_system(tokenizer, before_user),
-        think_block="think>" in before_reply or "think>" in longer[longer.rindex(user) :] if longer else False,
+        think_block="think>" in before_reply or "think>" in last_turn,
         generation_tail=_generation_tail(tail, before_reply),
         double_bos=_doubles_bos(tokenizer, text),
         drops_system=system not in with_system,

@@ -55,13 +55,28 @@ def load_model(model: ModelSection, reward: RewardTokenizer, seed: int = 0, rows
         nn.init.zeros_(head.weight)
     elif not torch.isfinite(head.weight).all():
         raise RmcliError(f"the score head of {name} is not finite", "the checkpoint is damaged")
+    known_id = getattr(network.config, "reward_token_id", None)  # of the checkpoint, before ours is written there
     label_for_reward(network.config, name, reward)
-    if new_head:
+    forget_padding(network)
+    # A trained head belongs to its own token's row as it is; another token's row may never have been trained.
+    if new_head or known_id not in (None, reward.reward_token_id) or reward.grown_from is not None:
         prepare_reward_row(network, reward)
+        forget_padding(network)
     if rows == "packed":
         network.set_attn_implementation(attention.ATTENTION_NAME)
         assert network.config._attn_implementation == attention.ATTENTION_NAME  # choose_rows has seen to it
     return network.eval()
+
+
+def forget_padding(network: PreTrainedModel) -> None:
+    """Let every row of the embedding learn: `padding_idx` would keep the pad token's gradient at zero.
+
+    Packed rows have no padding, so a pad token is one that the text holds; where eos is the pad token (SmolLM2) it
+    ends every turn, and in natural mode it is the reward token itself. In padded rows nothing follows from padding.
+    """
+    embedding: Any = network.get_input_embeddings()
+    if getattr(embedding, "padding_idx", None) is not None:
+        embedding.padding_idx = None
 
 
 @torch.no_grad()
@@ -115,7 +130,8 @@ def label_for_reward(config: PreTrainedConfig, name: str, reward: RewardTokenize
     config.reward_token_id = reward.reward_token_id
     config.reward_mode = reward.mode
     # transformers pools at the last token that is not pad: with the reward token as pad it would read elsewhere.
-    config.pad_token_id = reward.pad_token_id
+    # It reads the text model's own config where there is one.
+    config.pad_token_id = config.get_text_config().pad_token_id = reward.pad_token_id
 
 
 def _dequantize(gguf_file: str) -> Any:
@@ -189,10 +205,14 @@ def forget_longest_row(network: PreTrainedModel) -> None:
     modeling_rope_utils.dynamic_rope_update).
     """
     for module in network.modules():
-        if getattr(module, "rope_type", None) == "dynamic" and hasattr(module, "max_seq_len_cached"):
-            rope: Any = module
-            rope.max_seq_len_cached = rope.original_max_seq_len
-            rope.inv_freq = rope.original_inv_freq.to(rope.inv_freq.device)
+        rope: Any = module
+        kind = getattr(module, "rope_type", None)
+        for layer_type, name in (kind if isinstance(kind, dict) else {"": kind}).items():
+            prefix = f"{layer_type}_" if layer_type else ""
+            if name == "dynamic" and hasattr(rope, f"{prefix}inv_freq"):
+                setattr(rope, f"{prefix}max_seq_len_cached", rope.original_max_seq_len)
+                current, original = (getattr(rope, f"{prefix}{which}inv_freq") for which in ("", "original_"))
+                setattr(rope, f"{prefix}inv_freq", original.to(current.device))
 
 
 def scores(network: PreTrainedModel, batch: Any, dtype: str = "auto") -> Tensor:

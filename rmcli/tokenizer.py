@@ -49,7 +49,9 @@ class RewardTokenizer:
         special = sorted(index for index, token in tokenizer.added_tokens_decoder.items() if token.special)
         candidates = [tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id]
         for candidate in (*candidates, *special):
-            if isinstance(candidate, int) and candidate != self.reward_token_id:
+            if not isinstance(candidate, int) or candidate >= self.num_embedding_rows:  # some lie past the rows
+                continue
+            if candidate != self.reward_token_id:
                 return candidate
         raise ConfigError(
             f"the tokenizer of {tokenizer.name_or_path} has no special token to pad with but {self.reward_token}",
@@ -107,7 +109,15 @@ def from_pretrained(loader: Any, what: str, name: str, arguments: dict[str, Any]
             f"the {what} of {name} needs a package: {_first_line(error)}",
             "for .gguf files: pip install 'rmcli[gguf]'",
         ) from error
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        RuntimeError,
+        AssertionError,
+        SafetensorError,
+        StrictDataclassError,
+    ) as error:
         raise RmcliError(
             f"cannot load the {what} of {name}: {_first_line(error)}",
             _way_out(name),
@@ -244,15 +254,36 @@ def end_of_turn_id(tokenizer: "PreTrainedTokenizerBase") -> int | None:
     """Found by rendering: the first special token after the reply of a finished assistant turn."""
     if tokenizer.chat_template is None:
         raise ConfigError(f"the tokenizer {tokenizer.name_or_path!r} has no chat template", CHAT_TEMPLATE_HINT)
-    reply = "Paris"  # a word of plain letters: any tokenizer can write it, no template alters it
-    messages = [{"role": "user", "content": "The capital of France?"}, {"role": "assistant", "content": reply}]
-    text = tokenizer.apply_chat_template(messages, tokenize=False)
-    assert isinstance(text, str)
-    tail = text[text.rindex(reply) + len(reply) :]
+    replies = ("Paris", "Madrid")  # plain letters: any tokenizer can write them
+    first = [{"role": "user", "content": "The capital of France?"}, {"role": "assistant", "content": replies[0]}]
+    second = [{"role": "user", "content": "And of Spain?"}, {"role": "assistant", "content": replies[1]}]
+    texts = [_rendered(tokenizer, first), _rendered(tokenizer, [*first, *second])]
+    tails = [text.rpartition(reply)[2] for text, reply in zip(texts, replies, strict=True)]
     special = set(tokenizer.all_special_ids)
     special |= {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
-    return next((index for index in ids if index in special), None)
+    ends = []
+    for tail in tails:
+        ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
+        ends.append(next((index for index in ids if index in special), None))
+    # A last turn that ends otherwise than an earlier one would be scored before its reply.
+    return ends[0] if len(set(ends)) == 1 else None
+
+
+def _rendered(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]]) -> str:
+    """The conversation in the chat template's words. Raises ConfigError when it refuses or alters it."""
+    from jinja2.exceptions import TemplateError
+
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+    except TemplateError as error:
+        refusal = f"the chat template of {tokenizer.name_or_path} refuses a plain question and answer: {error}"
+        raise ConfigError(refusal, CHAT_TEMPLATE_HINT) from error
+    if not isinstance(text, str) or messages[-1]["content"] not in text:
+        raise ConfigError(
+            f"the chat template of {tokenizer.name_or_path} does not write the assistant's reply as it is",
+            CHAT_TEMPLATE_HINT,
+        )
+    return text
 
 
 def _token_of(tokenizer: "PreTrainedTokenizerBase", token_id: int) -> str | None:

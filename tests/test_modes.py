@@ -8,7 +8,7 @@ import torch
 from conftest import REPOSITORY, tiny_model, write_lines
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rmcli import chat_templates, model, store
+from rmcli import batch, chat_templates, model, store
 from rmcli import tokenizer as tokenizers
 from rmcli.config import resolve
 from rmcli.encode import Encoder
@@ -148,7 +148,91 @@ def test_reserved_mode_is_exported_by_real_templates(tokenizer_folder, name):
     assert token in exported_template(RewardTokenizer(tokenizer, token, index, 300_000))
 
 
+def test_the_natural_tokens_row_learns_where_it_is_the_pad_token_too(gguf):
+    """SmolLM2 pads with <|im_end|>: transformers would keep the gradient of its row at zero."""
+    settings = [f"model.pretrained_model_name_or_path={gguf}", "model.reward_token=natural"]
+    section = resolve(None, settings=settings).config.model
+    reward = load_tokenizer(section)
+    assert (reward.reward_token_id, reward.pad_token_id) == (2, 0)
+    network = model.load_model(section, reward)
+    torch.nn.init.normal_(network.score.weight)
+    pair = PreferenceGroup((conversation("a", "b"), conversation("a", "c")))
+    (group,) = Encoder(reward, 256, "drop").encode([pair])
+    model.scores(network, batch.build_packed([group])).sum().backward()
+    assert network.get_input_embeddings().weight.grad[2].norm() > 1
+
+
+def test_a_template_whose_last_turn_ends_otherwise_has_no_natural_mode(tmp_path):
+    """It would be scored at the end of the turn before, whatever the reply says."""
+    (tmp_path / "t.jinja").write_text(
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + m['content'] }}"
+        "{% if messages|length < 3 or not loop.last %}<|im_end|>{% endif %}{% endfor %}"
+    )
+    with pytest.raises(ConfigError, match="writes no special token after a reply"):
+        tiny_reward("model.reward_token=natural", f"model.chat_template={tmp_path / 't.jinja'}")
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ raise_exception('system first') }}", "refuses a plain question and answer: system first"),
+        (
+            "{% for m in messages %}{{ m['content'] | lower }}{% endfor %}",
+            "does not write the assistant's reply as it is",
+        ),
+        (
+            "{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %}",
+            "does not write the assistant's",
+        ),
+    ],
+)
+def test_templates_that_refuse_or_alter_a_conversation_are_one_line(cli, tmp_path, template, message):
+    (tmp_path / "t.jinja").write_text(template)
+    result = cli("prepare", "tasks:20", *TINY, *NATURAL, "--chat-template", "t.jinja", "-o", "out")
+    assert result.code == 2
+    assert message in result.stderr
+    chat_templates.describe(
+        tiny_reward(f"model.chat_template={tmp_path / 't.jinja'}").tokenizer
+    )  # reserved: no fault
+
+
 # --- rows of the reward token ---
+
+
+def test_a_pad_token_past_the_embedding_is_not_taken(cli, tmp_path):
+    """Some tokenizers had one added without a row: the exported folder could not be loaded."""
+    folder = tmp_path / "padded"
+    shutil.copytree(REPOSITORY / "presets" / "tiny", folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    assert tokenizer.pad_token_id == 384
+    tokenizer.save_pretrained(folder)
+    base = (*TINY, "-s", f"model.pretrained_model_name_or_path={folder}")
+    assert cli("prepare", "tasks:200", *base, "-o", "data").code == 0
+    assert cli("train", *base, "--data", "data", "-o", "run", "-s", "train.max_steps=2").code == 0
+    assert AutoModelForSequenceClassification.from_pretrained("run/model").config.pad_token_id < 384
+    assert cli("score", "run/model", "data/eval.jsonl", "-q").code == 0
+
+
+def test_going_on_from_a_trained_model_with_another_token_prepares_that_tokens_row(cli, tiny_run, capsys):
+    base = (*TINY, "-s", f"model.pretrained_model_name_or_path={tiny_run.model}", "-s", "model.random_weights=false")
+    new = (*base, "-s", "model.reward_token='<|more|>'", "-s", "model.reward_token_id=384")
+    new = (*new, "--chat-template", "chatml")
+    assert cli("prepare", "tasks:200", *new, "-o", "data").code == 0
+    settings = (*new[:-2], "-s", "model.chat_template=chatml")
+    result = cli("train", *settings, "--data", "data", "-o", "run", "-s", "train.max_steps=2")
+    assert result.code == 0, result.stderr
+    assert "note: the embedding grows from 384 to 448 rows for <|more|> (384)" in result.stderr
+
+
+def test_the_text_models_own_config_pads_alike():
+    """transformers pools by the nested config's pad token."""
+    from transformers import Gemma3Config
+
+    text = {"vocab_size": 97, "hidden_size": 16, "num_hidden_layers": 1, "pad_token_id": 3}
+    config = Gemma3Config(text_config=text)
+    model.label_for_reward(config, "nested", RewardTokenizer(tiny_reward().tokenizer, "<|im_end|>", 3, 97))
+    assert config.pad_token_id == config.get_text_config().pad_token_id == 1
 
 
 def llama_reward(index: int, num_rows: int = 97) -> RewardTokenizer:
