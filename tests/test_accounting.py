@@ -349,7 +349,7 @@ def test_a_key_that_never_changes_is_an_error(cli, tmp_path, monkeypatch):
 # --- at scale ---
 
 
-def test_all_real_pair_files_go_through_in_one_command(cli, tmp_path, real_data):
+def test_all_real_files_go_through_in_one_command(cli, tmp_path, real_data):
     """With weights and a cap, in the tiny tokenizer's byte tokens: short ones only, so some rows are over-long."""
     sources = {
         "hh_rlhf_harmless": "map_fn=hh_rlhf,max_rows=1000",
@@ -357,6 +357,7 @@ def test_all_real_pair_files_go_through_in_one_command(cli, tmp_path, real_data)
         "orca_dpo_pairs_sample": "map_fn=intel_orca_dpo,weight=0.5",
         "gsm8k_solution_pairs": "map_fn=canonical",
         "instruction_preference": f"map_fn={REPOSITORY / 'examples' / 'instruction_preference.py'}:to_pair",
+        "finegrained_qa_4way": "map_fn=auto",
     }
     options = [("--source", f"path={real_data / name}.jsonl.gz,name={name},{more}") for name, more in sources.items()]
     wide = ("-s", "data.max_length=60000", "-s", "data.max_packed_length=130000")
@@ -370,6 +371,7 @@ def test_all_real_pair_files_go_through_in_one_command(cli, tmp_path, real_data)
         "orca_dpo_pairs_sample": 284,
         "gsm8k_solution_pairs": 1946,
         "instruction_preference": 900,
+        "finegrained_qa_4way": 375,
     }
     assert all(adds_up(rows) for rows in [manifest["rows"], *by_source.values()])
     assert by_source["hh_rlhf_harmless"]["kept"] == 1000
