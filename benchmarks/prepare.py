@@ -96,7 +96,7 @@ def bare(reward: RewardTokenizer, texts: list[str]) -> int:
 
 def settled(reward: RewardTokenizer, engine: str, groups: list[PreferenceGroup]) -> Encoder:
     """An encoder whose engine has had its first texts checked, and nothing more: gigatoken's caches are cold."""
-    encoder = Encoder(reward, MAX_LENGTH, "truncate_right", engine)
+    encoder = Encoder(reward, MAX_LENGTH, "truncate_right", engine_name=engine)
     encoder.encode(groups[: engines.SAMPLE // 2 + 1])
     assert encoder.engine.is_settled
     if encoder.engine.name != engine:

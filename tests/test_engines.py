@@ -237,7 +237,7 @@ def test_a_missing_package_is_one_line_with_the_extra(tiny, monkeypatch):
 def test_both_engines_give_the_same_groups(llama3, transcripts, engine):
     model = resolve("llama3-8b").config.model
     reward = resolve_reward_token(llama3, model, 128256)
-    groups = Encoder(reward, 256, "truncate_left", engine).encode(transcripts)
+    groups = Encoder(reward, 256, "truncate_left", engine_name=engine).encode(transcripts)
     kept = [group for group in groups if not isinstance(group, str)]
     assert len(kept) > 350
     by_call = [
