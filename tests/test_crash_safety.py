@@ -117,6 +117,7 @@ def prepare_arguments(folder: Path, num_rows: int, overwrite: bool) -> list[str]
     return [*arguments, "--overwrite"] if overwrite else arguments
 
 
+@pytest.mark.slow  # the default run kills before every change of the disk
 @pytest.mark.parametrize("overwrite", [True, False])
 def test_twenty_five_random_kills_of_prepare(run, tmp_path, overwrite):
     for name, num_rows in (("old", 40), ("new", 300)):
