@@ -14,12 +14,12 @@ writes it himself as one message of the assistant, up to the candidate's end, un
 and pass everything else on. Heavy imports are inside functions, as in tokenizer, which imports this file.
 """
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rmcli.config import read_json
 from rmcli.errors import ConfigError, RmcliError
 
 if TYPE_CHECKING:
@@ -129,15 +129,7 @@ def _file(arguments: Mapping[str, Any], name: str, needed: bool = False) -> Path
 def _json(arguments: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The object in a JSON file; empty where there is no such file. Raises ConfigError when it holds none."""
     path = _file(arguments, name)
-    if path is None:
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path} holds no JSON object")
-    return value
+    return {} if path is None else read_json(path)
 
 
 def _own_config(arguments: Mapping[str, Any]) -> dict[str, Any] | None:

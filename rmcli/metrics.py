@@ -34,12 +34,12 @@ class PairMetrics:
         self.score_max = torch.maximum(torch.as_tensor(self.score_max, device=scores_S.device), scores_S.max())
 
     def result(self) -> dict[str, float]:
-        """Means and range as plain numbers. Scores must have been added; without a pair accuracy is NaN."""
-        pairs = self.num_pairs or float("nan")
+        """Means and range as plain numbers; NaN where nothing was added to take a mean of."""
+        pairs, scores = self.num_pairs or float("nan"), self.num_scores or float("nan")
         return {
             "accuracy": float(self.correct) / pairs,
             "margin": float(self.margin) / pairs,
-            "score_mean": float(self.score_sum) / self.num_scores,
+            "score_mean": float(self.score_sum) / scores,
             "score_min": float(self.score_min),
             "score_max": float(self.score_max),
         }

@@ -12,6 +12,7 @@ from conftest import random_group, tiny_model
 from rmcli import batch, model
 from rmcli.config import LossSection
 from rmcli.losses import LOSSES, PENALTIES, objective, plackett_luce
+from rmcli.metrics import PairMetrics
 from rmcli.records import PAIR, Comparison, TokenGroup
 
 
@@ -288,3 +289,9 @@ def test_averaging_per_pack_would_have_been_noticed():
     means = [gradient_of(network, [pack], loss)[1] for pack in packs]
     averaged = sum(mean["score.weight"] for mean in means) / len(means)
     assert (averaged - expected["score.weight"]).norm() > 0.05 * expected["score.weight"].norm()
+
+
+def test_a_window_without_anything_to_learn_from_has_no_means():
+    """A step may hold nothing but groups that the loss leaves out; the log line after it must not fail."""
+    result = PairMetrics().result()
+    assert all(math.isnan(result[name]) for name in ("accuracy", "margin", "score_mean"))
