@@ -453,6 +453,12 @@ def read_about(name: str) -> About:
     return _read_preset(name)[1]
 
 
+def preset_reward_tokens() -> frozenset[str]:
+    """What the shipped presets have as reward token, by name."""
+    tokens = (read_preset(name).values["model"].get("reward_token") for name in preset_names())
+    return frozenset(token for token in tokens if token is not None)
+
+
 def _read_preset(name: str) -> tuple[Layer, About]:
     if name not in preset_names():
         raise ConfigError(f"unknown preset {name!r}", did_you_mean(name, preset_names()))

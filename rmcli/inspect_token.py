@@ -12,7 +12,7 @@ import numpy as np
 import tomlkit
 
 from rmcli import embedding_rows, hub, output, sources, store, token_evidence
-from rmcli.config import ModelSection, pretrained_arguments, read_json, resolve
+from rmcli.config import ModelSection, preset_reward_tokens, pretrained_arguments, read_json, resolve
 from rmcli.embedding_rows import Embedding, RowsUnavailableError
 from rmcli.errors import ConfigError, RmcliError
 from rmcli.token_evidence import Evidence, RowSummary
@@ -92,7 +92,7 @@ def run(model: ModelSection, corpus: str | None = None, all_rows: bool = False) 
     embedding = _open_embedding(model, config, missing)
     num_rows = _num_rows(config, embedding, missing)
     uses, own_reward_id = _uses_in_model_files(model, config, missing)
-    gathered = token_evidence.gather(tokenizer, num_rows, uses)
+    gathered = token_evidence.gather(tokenizer, num_rows, uses, preset_reward_tokens())
     gathered = [_without_own_template(candidate, own_reward_id) for candidate in gathered]
     ruled_out = sorted((c for c in gathered if c.ruled_out), key=lambda candidate: candidate.id)
     candidates = token_evidence.add_typing(token_evidence.rank(gathered), tokenizer)

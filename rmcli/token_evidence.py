@@ -6,7 +6,8 @@ a text; `rank` only compares what they found.
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +33,11 @@ HIGHEST_FIRST = re.compile(r"^\[control_|^<SPECIAL_|^<\|placeholder\d|extra_id_"
 # Qwen's marks of image regions: in the vocabulary of the text models too, which never see one.
 IDLE_NAME = re.compile(r"^<\|(object_ref|box|quad)_(start|end)\|>$")
 # What programs that repair a missing pad token take (Unsloth's pad_token.py; many Llama-3 projects pad with _250).
+# It takes the first of a family of spare tokens in some versions and the last in others, so both ends are named.
 PAD_FIXER_NAMES = frozenset(
     {"<|finetune_right_pad_id|>", "<|finetune_right_pad|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
-     "<|placeholder1|>", "[control_8]", "<|reserved_special_token_250|>", "<fim_pad>", "<|fim_pad|>", "[MASK]"}
+     "<|placeholder1|>", "<|dummy_85|>", "<|dummy_87|>", "[control_8]", "[control_748]", "[control_768]",
+     "<|reserved_special_token_247|>", "<|reserved_special_token_250|>", "<fim_pad>", "<|fim_pad|>", "[MASK]"}
 )  # fmt: skip
 TOOL_NAME = re.compile(r"tool|function|python_tag|ipython", re.IGNORECASE)
 TEXT_END_NAME = re.compile(
@@ -80,6 +83,7 @@ class Evidence:
     typed: bool | None = None
     typed_when_split: bool | None = None
     pad_fixer: bool = False
+    in_preset: bool = False
     used_by: tuple[str, ...] = ()
     norm: float | None = None
     norm_ratio: float | None = None
@@ -123,12 +127,15 @@ class RowSummary:
 
 
 def gather(
-    tokenizer: "PreTrainedTokenizerBase", num_rows: int | None, uses: Mapping[int, Sequence[str]]
+    tokenizer: "PreTrainedTokenizerBase",
+    num_rows: int | None,
+    uses: Mapping[int, Sequence[str]],
+    preset_tokens: Collection[str] = (),
 ) -> list[Evidence]:
     """Every special or reserved-looking token and the first id without one, in no particular order.
 
-    `uses` are ids that model files name, with where. Tokens of the tokenizer's own roles, of its chat template and
-    those it adds to every text are found here.
+    `uses` are ids that model files name, with where; `preset_tokens` what shipped presets have as reward token.
+    Tokens of the tokenizer's own roles, of its chat template and those it adds to every text are found here.
     """
     special_ids = set(tokenizer.all_special_ids)
     special_ids |= {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -148,6 +155,7 @@ def gather(
                 special=index in special_ids,
                 inside=None if num_rows is None else index < num_rows,
                 pad_fixer=token in PAD_FIXER_NAMES or (kind != "reserved" and bool(PAD_NAME.search(token))),
+                in_preset=token in preset_tokens,
                 used_by=(
                     *used,
                     *(["chat template"] if token in template else []),
@@ -312,13 +320,17 @@ def _order(candidate: Evidence) -> int:
         return -candidate.id
     digits = re.findall(r"\d+", candidate.token or "")
     number = int(digits[-1]) if digits else 0
-    return -number if HIGHEST_FIRST.search(candidate.token or "") else number
+    if not HIGHEST_FIRST.search(candidate.token or ""):
+        return number
+    return -sys.maxsize if candidate.in_preset else -number  # presets and inspect-token name one token
 
 
 def _order_words(candidate: Evidence) -> str:
     if candidate.kind != "reserved":
         return "the last id is taken"
     if HIGHEST_FIRST.search(candidate.token or ""):
+        if candidate.in_preset:
+            return "one that a shipped preset has is taken, as later releases name the low numbers"
         return "the highest number is taken, as later releases name the low ones"
     return "the lowest number is taken, as others do"
 

@@ -16,6 +16,7 @@ import pytest
 from conftest import REPOSITORY
 
 from rmcli import config as configs
+from rmcli import token_evidence
 from rmcli import tokenizer as tokenizers
 from rmcli.errors import ConfigError
 
@@ -44,22 +45,6 @@ CHECKED = {
 LARGE = {"olmo2", "phi-3"}
 # Their embedding has no row for a new token: it grows to the next multiple of 64.
 GROWN = {"llama2-7b", "mistral-7b-v0.2"}
-# What tools that mend a missing pad token take, now or in earlier versions (unsloth-zoo's pad_token.py and its model
-# table): the first or the last of a family of spare tokens, or one that is made for padding.
-PAD_FIXERS = {
-    "<|finetune_right_pad_id|>",
-    "<|reserved_special_token_247|>",
-    "<|reserved_special_token_250|>",
-    "<|placeholder1|>",
-    "<|dummy_85|>",
-    "<|dummy_87|>",
-    "[control_8]",
-    "[control_748]",
-    "[control_768]",
-    "<|vision_pad|>",
-    "<|endoftext|>",
-    "<pad>",
-}
 ABOUT = """[about]
 embedding_rows = 8
 template = "t"
@@ -124,7 +109,7 @@ def test_a_preset_names_its_token_by_text_and_id_inside_the_embedding(preset):
     else:
         assert model.reward_token_id < about.embedding_rows
     assert model.reward_token != about.pad_token
-    assert model.reward_token not in PAD_FIXERS
+    assert model.reward_token not in token_evidence.PAD_FIXER_NAMES | {"<|endoftext|>", "<pad>"}
 
 
 @pytest.mark.parametrize("preset", sorted(set(PRESETS) - {"tiny"}))
