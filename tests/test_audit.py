@@ -10,7 +10,7 @@ from conftest import random_group, write_lines
 
 from rmcli import audit, store
 from rmcli.audit import figures as figures_module
-from rmcli.audit import near_duplicates, page
+from rmcli.audit import near_duplicates, page, screen
 from rmcli.audit.packs import Pack
 from rmcli.config import resolve
 from rmcli.errors import RmcliError
@@ -163,7 +163,9 @@ def jaccard(a: list[int], b: list[int], common: set) -> float:
     return len(one & other) / len(one | other)
 
 
-def test_near_duplicates_are_those_of_a_full_comparison():
+@pytest.mark.parametrize("most_at_once", [1, 100, 1_000_000])
+def test_near_duplicates_are_those_of_a_full_comparison(most_at_once, monkeypatch):
+    monkeypatch.setattr(near_duplicates, "MOST_AT_ONCE", most_at_once)
     generator = np.random.default_rng(1)
     held_out = [generator.integers(0, 30, generator.integers(8, 40)).tolist() for _ in range(60)]
     train = []
@@ -178,7 +180,9 @@ def test_near_duplicates_are_those_of_a_full_comparison():
         return near_duplicates.shingles_of(np.concatenate(prompts), np.cumsum(lengths) - lengths, lengths)
 
     index = near_duplicates.PromptIndex(shingles(held_out), np.empty(0, dtype=np.uint64))
-    found = {(mine, theirs): value for mine, theirs, value in index.find(shingles(train))}
+    listed = list(index.find(shingles(train)))
+    found = {(mine, theirs): value for mine, theirs, value in listed}
+    assert len(found) == len(listed)
     expected = {
         (mine, theirs): value
         for mine, one in enumerate(train)
@@ -256,6 +260,11 @@ def test_prompts_that_are_not_compared_are_counted(tmp_path, monkeypatch):
     short = [group([1, 2, 3], [1, 99], [2, 99], row_id=60)]
     near = audited(tmp_path / "set", [packs[0]], [short, *packs])["near_duplicate_prompts"]
     assert (near["eval_prompts"], near["eval_prompts_compared"], near["eval_prompts_found"]) == (4, 1, 1)
+    monkeypatch.setattr(figures_module, "MAX_COMPARISONS", 1)
+    figures = audited(tmp_path / "set2", [packs[0], packs[1]], packs)
+    near = figures["near_duplicate_prompts"]
+    assert (near["train_prompts"], near["train_prompts_compared"], near["eval_prompts_found"]) == (2, 1, 1)
+    assert "with the first 1 of 2 training prompts" in screen.summary_lines(figures)[-1]
 
 
 def test_shortcuts_and_losses_are_said_in_words(tmp_path):

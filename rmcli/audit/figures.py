@@ -28,6 +28,7 @@ NUM_EXTREMES = 10  # rows listed per kind of extreme
 MAX_LISTED = 100  # contradictions, duplicates and near-duplicates listed; all are counted
 EXCERPT_TOKENS = 40  # of the prompt's end and of the reply's beginning
 MAX_EVAL_PROMPTS = 50_000  # eval prompts that are compared with the training prompts
+MAX_COMPARISONS = 20_000_000  # of two prompts: where thousands differ in a word or two, not all are looked at
 TEMPLATE_SAMPLE = 2_000  # prompts from which the template's own shingles are learned
 ENDING_SAMPLE = 100_000  # conversations per split whose endings are compared
 ENDING_LENGTHS = (1, 4, 8, 16)  # tokens, the reward token included
@@ -465,13 +466,16 @@ def _near_duplicates(train: _Split, held_out: _Split, text: _Text) -> Figures:
             break
     best: dict[int, tuple[float, int, np.ndarray]] = {}
     num_found = 0
-    compared = 0
+    compared = train_compared = 0
     if parts:
         eval_prompts = near_duplicates.concatenate(parts)
         sample = near_duplicates.concatenate([eval_prompts, *_some_shingles(train)])
         index = near_duplicates.PromptIndex(eval_prompts, near_duplicates.template_shingles(sample))
         compared = int((index.sizes >= near_duplicates.MIN_SHINGLES).sum())
         for pack in train.packs():
+            if index.comparisons >= MAX_COMPARISONS:
+                break
+            train_compared += len(pack.starts)
             prompts = near_duplicates.shingles_of(pack.ids, pack.starts, pack.prompt_lengths)
             for mine, theirs, similarity in index.find(prompts):
                 num_found += 1
@@ -484,6 +488,8 @@ def _near_duplicates(train: _Split, held_out: _Split, text: _Text) -> Figures:
         "eval_prompts": sum(held_out.packed.groups_per_row),
         "eval_prompts_compared": compared,
         "eval_prompts_found": len(best),
+        "train_prompts": sum(train.packed.groups_per_row),
+        "train_prompts_compared": train_compared,
         "pairs": num_found,
         "listed": [
             {

@@ -14,6 +14,7 @@ SHINGLE = 3  # tokens
 THRESHOLD = 0.6  # one token changed among n distinct shingles gives (n - 3) / (n + 3): found from n = 12 on
 MIN_SHINGLES = 5  # a prompt with fewer of its own says too little to be compared
 TEMPLATE_SHARE = 0.1  # shingles in more than this share of the prompts are the chat template or a system prompt
+MOST_AT_ONCE = 1_000_000  # shingles looked up together: what bounds the memory
 TEMPLATE_COUNT = 4  # and in more than so many prompts
 
 _ROUND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -92,8 +93,8 @@ class PromptIndex:
         self._common = common
         own = prompts.without(common)
         self.sizes = own.sizes()
-        self._hashes = own.hashes
-        self._starts = np.concatenate([[0], np.cumsum(self.sizes)])
+        self.comparisons = 0  # prompts held against each other so far
+        self._members = np.sort(own.hashes ^ scramble(own.prompts))  # which shingle is in which prompt
         self._known, self._frequency = np.unique(own.hashes, return_counts=True)
         kept, word = self._rarest(own)
         order = np.argsort(word[kept], kind="stable")
@@ -110,20 +111,34 @@ class PromptIndex:
         kept, word = self._rarest(own)
         kept = kept[word[kept] >= 0]
         counts = np.diff(self._posting_starts)[word[kept]]
-        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        there = self._postings[np.repeat(self._posting_starts[word[kept]], counts) + within]
-        here = np.repeat(own.prompts[kept], counts)
-        # Sets whose sizes are too far apart cannot be alike enough.
-        smaller, larger = np.minimum(sizes[here], self.sizes[there]), np.maximum(sizes[here], self.sizes[there])
-        possible = (smaller >= MIN_SHINGLES) & (smaller >= THRESHOLD * larger)
-        candidates = np.unique(np.stack([here[possible], there[possible]], axis=1), axis=0)
-        for mine, theirs in candidates.tolist():
-            a = own.hashes[starts[mine] : starts[mine + 1]]
-            b = self._hashes[self._starts[theirs] : self._starts[theirs + 1]]
-            shared = len(np.intersect1d(a, b, assume_unique=True))
-            similarity = shared / (len(a) + len(b) - shared)
-            if similarity >= THRESHOLD:
-                yield mine, theirs, similarity
+        owner = own.prompts[kept]  # sorted
+        for part in _parts(np.bincount(owner, counts, own.num_prompts).astype(np.int64), MOST_AT_ONCE):
+            some = slice(*np.searchsorted(owner, (part.start, part.stop)))
+            here = np.repeat(owner[some], counts[some])
+            ends = np.cumsum(counts[some])
+            within = np.arange(len(here)) - np.repeat(ends - counts[some], counts[some])
+            there = self._postings[np.repeat(self._posting_starts[word[kept[some]]], counts[some]) + within]
+            # Sets whose sizes are too far apart cannot be alike enough.
+            smaller, larger = np.minimum(sizes[here], self.sizes[there]), np.maximum(sizes[here], self.sizes[there])
+            possible = (smaller >= MIN_SHINGLES) & (smaller >= THRESHOLD * larger)
+            candidates = np.unique(here[possible] * len(self.sizes) + there[possible])
+            yield from self._alike(own, sizes, starts, *np.divmod(candidates, len(self.sizes)))
+
+    def _alike(
+        self, own: Shingles, sizes: np.ndarray, starts: np.ndarray, mine: np.ndarray, theirs: np.ndarray
+    ) -> Iterator[tuple[int, int, float]]:
+        """Those of the candidates that are alike enough, each compared in full."""
+        for part in _parts(sizes[mine], MOST_AT_ONCE):
+            a, b = mine[part], theirs[part]
+            self.comparisons += len(a)
+            counts = sizes[a]
+            ends = np.cumsum(counts)
+            at = np.repeat(starts[a], counts) + np.arange(ends[-1]) - np.repeat(ends - counts, counts)
+            met = _is_in(own.hashes[at] ^ scramble(np.repeat(b, counts)), self._members)
+            shared = np.add.reduceat(met, ends - counts, dtype=np.int64)
+            similarity = shared / (counts + self.sizes[b] - shared)
+            for place in np.flatnonzero(similarity >= THRESHOLD).tolist():
+                yield int(a[place]), int(b[place]), float(similarity[place])
 
     def _rarest(self, own: Shingles) -> tuple[np.ndarray, np.ndarray]:
         """Positions of each prompt's rarest shingles, and the place of every shingle in the index (-1: nowhere).
@@ -140,6 +155,17 @@ class PromptIndex:
         rank = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         limit = sizes - np.ceil(THRESHOLD * sizes - 1e-9).astype(np.int64) + 1
         return order[rank < np.repeat(limit, sizes)], word
+
+
+def _parts(counts: np.ndarray, most: int) -> Iterator[slice]:
+    """Slices of `counts` that add up to at most `most` each; a larger one stands alone."""
+    ends = np.cumsum(counts)
+    start = 0
+    while start < len(counts):
+        before = ends[start] - counts[start]
+        stop = max(int(np.searchsorted(ends, before + most, side="right")), start + 1)
+        yield slice(start, stop)
+        start = stop
 
 
 def _is_in(values: np.ndarray, sorted_values: np.ndarray) -> np.ndarray:

@@ -89,7 +89,12 @@ def summary_lines(figures: Mapping[str, Any]) -> list[str]:
         f"contradictions: {both['pairs_of_conversations']:,} pairs of answers preferred both ways "
         f"({both['comparisons']:,} comparisons)",
         f"eval prompts nearly in train: {near['eval_prompts_found']:,} of {near['eval_prompts_compared']:,} compared "
-        f"({near['eval_prompts']:,} in eval; similarity {near['threshold']} or more)",
+        f"({near['eval_prompts']:,} in eval; similarity {near['threshold']} or more"
+        + (
+            f"; with the first {near['train_prompts_compared']:,} of {near['train_prompts']:,} training prompts)"
+            if near["train_prompts_compared"] < near["train_prompts"] and near["eval_prompts_compared"]
+            else ")"
+        ),
     ]
 
 
