@@ -30,6 +30,9 @@ PROVEN = frozenset([
     "phi3", "qwen2", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "solar_open", "starcoder2", "vaultgemma",
     "youtu",
 ])  # fmt: skip
+# Of these, the ones whose last layer cannot run at the reward positions only: it calls attention twice, remembers the
+# shape of the row, or there is no list of layers.
+WHOLE_LAST_LAYER = frozenset(["diffllama", "gpt2", "gpt_bigcode", "hrm_text"])
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,11 @@ def choose_rows(use_varlen_attn: bool, config: PreTrainedConfig, max_length: int
 
 def is_proven(config: PreTrainedConfig) -> bool:
     return config.get_text_config().model_type in PROVEN
+
+
+def trims_last_layer(config: PreTrainedConfig) -> bool:
+    """Whether it is proven that the last layer can run at the reward positions only."""
+    return is_proven(config) and config.get_text_config().model_type not in WHOLE_LAST_LAYER
 
 
 def _why_single(config: PreTrainedConfig, max_length: int) -> str | None:

@@ -53,6 +53,24 @@ class PackedLayout:
     # Masks are the same in every layer: one forward builds each shape once.
     masks: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict, repr=False, compare=False)
 
+    @functools.cached_property
+    def q_lengths(self) -> list[int]:
+        """Queries of each segment, side by side in the query tensor."""
+        return [segment.length for segment in self.segments]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(segment.length for segment in self.segments)
+
+    @functools.cached_property
+    def score_index(self) -> Tensor:
+        """(segments,) the row position of each segment's last token: every segment ends at a reward position."""
+        return self.cu_seq_q[1:].long() - 1
+
+    @functools.cached_property
+    def at_scores(self) -> "ScoreLayout":
+        return ScoreLayout.of(self)
+
     @staticmethod
     def from_segments(segments: tuple[Segment, ...], device: torch.device | str = "cpu") -> "PackedLayout":
         q_lengths = [segment.length for segment in segments]
@@ -94,6 +112,48 @@ class PackedLayout:
         return self.masks[key]
 
 
+@dataclass(frozen=True)
+class ScoreLayout(PackedLayout):
+    """The same keys for one query per segment: its last token, at the reward position."""
+
+    @staticmethod
+    def of(layout: PackedLayout) -> "ScoreLayout":
+        num_segments = len(layout.segments)
+        return ScoreLayout(
+            segments=layout.segments,
+            kv_index=layout.kv_index,
+            cu_seq_q=torch.arange(num_segments + 1, dtype=torch.int32, device=layout.cu_seq_q.device),
+            cu_seq_k=layout.cu_seq_k,
+            max_q=1,
+            max_k=layout.max_k,
+        )
+
+    @functools.cached_property
+    def q_lengths(self) -> list[int]:
+        return [1] * len(self.segments)
+
+
+class KeysWanted(NamedTuple):
+    """In place of a layout: keep the layer's keys and values of every token, and go no further."""
+
+    layout: PackedLayout
+
+
+class KeysFound(Exception):
+    """No error: how a layer is left halfway. Carries `key` and `value` (1, H_kv, T, D)."""
+
+    def __init__(self, key: Tensor, value: Tensor) -> None:
+        self.key, self.value = key, value
+
+
+class ScoresWanted(NamedTuple):
+    """In place of a layout: queries are those of the reward positions; keys and values are these, of every token."""
+
+    layout: ScoreLayout
+    key: Tensor
+    value: Tensor
+
+
 def _offsets(lengths: list[int], device: torch.device | str) -> Tensor:
     return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
 
@@ -110,19 +170,23 @@ def shared_prefix_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
-    packed_layout: PackedLayout | None = None,
+    packed_layout: PackedLayout | KeysWanted | ScoresWanted | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface over one packed row.
 
     `query`: (1, H, T, D); `key`, `value`: (1, H_kv, T, D). Returns ((1, T, H, D), None).
-    Raises RmcliError when a caller gives no layout or a mask of its own.
+    Raises RmcliError when a caller gives no layout or a mask of its own; KeysFound where keys are all that is wanted.
     """
     if packed_layout is None or attention_mask is not None:
         raise RmcliError(
             f"{ATTENTION_NAME} attention of {type(module).__name__} was called without a layout or with a mask",
             "set model.use_varlen_attn=false for this architecture",
         )
+    if isinstance(packed_layout, KeysWanted):
+        raise KeysFound(key, value)
+    if isinstance(packed_layout, ScoresWanted):
+        packed_layout, key, value = packed_layout
     if softcap is not None or s_aux is not None:
         if query.is_cuda:
             raise RmcliError(
@@ -154,7 +218,8 @@ def _by_segment(
     """
     lengths = [segment.length for segment in layout.segments]
     starts = {segment.start: index for index, segment in enumerate(layout.segments)}
-    queries, keys, values = (tensor.split(lengths, dim=2) for tensor in (query, key, value))
+    queries = query.split(layout.q_lengths, dim=2)
+    keys, values = (tensor.split(lengths, dim=2) for tensor in (key, value))
 
     def with_prefix(parts: tuple[Tensor, ...], index: int) -> Tensor:
         segment = layout.segments[index]
@@ -168,21 +233,26 @@ def _by_segment(
         shape_query = torch.cat([queries[index] for index in members])
         shape_key = torch.cat([with_prefix(keys, index) for index in members])
         shape_value = torch.cat([with_prefix(values, index) for index in members])
-        num_keys = prefix_length + length
-        plain = prefix_length == 0 and (window is None or num_keys <= window)
+        num_queries, num_keys = shape_query.shape[2], prefix_length + length
+        unbounded = window is None or num_keys <= window
+        causal = num_queries == num_keys and unbounded
         if softcap is None and sinks is None:
             output = scaled_dot_product_attention(
                 shape_query,
                 shape_key,
                 shape_value,
-                attn_mask=None if plain else layout.mask(length, num_keys, window, query.device),
-                is_causal=plain,
+                attn_mask=(
+                    None
+                    if causal or (num_queries == 1 and unbounded)
+                    else layout.mask(num_queries, num_keys, window, query.device)
+                ),
+                is_causal=causal,
                 dropout_p=dropout,
                 scale=scaling,
                 enable_gqa=query.shape[1] != key.shape[1],
             )
         else:
-            mask = layout.mask(length, num_keys, window, query.device)
+            mask = layout.mask(num_queries, num_keys, window, query.device)
             output = _softmax_attention(shape_query, shape_key, shape_value, mask, scaling, dropout, softcap, sinks)
         for index, part in zip(members, output.split(1), strict=True):
             outputs[index] = part

@@ -60,6 +60,9 @@ class ModelSection(Section):
     use_varlen_attn: bool = Field(
         True, description="packed rows with shared prompts; false runs padded conversations (slow, the reference)"
     )
+    trim_last_layer: bool = Field(
+        True, description="compute the last layer at the reward positions only, where that is proven exact"
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description="precision of the backbone's arithmetic; auto is bfloat16 on CUDA, float32 on CPU. "

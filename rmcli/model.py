@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
-from rmcli import architectures, attention, internlm2, output
+from rmcli import architectures, attention, internlm2, last_layer, output
 from rmcli.config import Config, ModelSection, pretrained_arguments
 from rmcli.errors import ConfigError, RmcliError
 from rmcli.records import Rows
@@ -65,7 +65,29 @@ def load_model(model: ModelSection, reward: RewardTokenizer, seed: int = 0, rows
     if rows == "packed":
         network.set_attn_implementation(attention.ATTENTION_NAME)
         assert network.config._attn_implementation == attention.ATTENTION_NAME  # choose_rows has seen to it
+        if model.trim_last_layer and architectures.trims_last_layer(config):
+            trim(network)
     return network.eval()
+
+
+def _last_layer(network: PreTrainedModel) -> nn.Module | None:
+    return last_layer.find(backbone(network), network.config.get_text_config().num_hidden_layers)
+
+
+def trim(network: PreTrainedModel) -> None:
+    """Compute the last layer at the reward positions only, for packed rows. Raises RmcliError without layers."""
+    layer = _last_layer(network)
+    if layer is None:
+        raise RmcliError(
+            f"no list of layers in {type(network).__name__}: its last layer is not found",
+            "set model.trim_last_layer=false",
+        )
+    last_layer.trim(layer)
+
+
+def is_trimmed(network: PreTrainedModel) -> bool:
+    """Whether the last layer runs at the reward positions only."""
+    return last_layer.is_trimmed(_last_layer(network))
 
 
 def forget_padding(network: PreTrainedModel) -> None:
@@ -191,7 +213,8 @@ def hidden_at_scores(
             result = backbone(network)(
                 **inputs, position_ids=batch.position_ids, use_cache=False, packed_layout=layout
             )
-            return result.last_hidden_state[0].index_select(0, batch.score_index)
+            hidden = result.last_hidden_state[0]
+            return hidden if is_trimmed(network) else hidden.index_select(0, batch.score_index)
         forget_longest_row(network)
         result = backbone(network)(**inputs, attention_mask=batch.attention_mask, use_cache=False)
         rows = torch.arange(len(batch.score_index), device=device)

@@ -53,6 +53,34 @@ def test_packed_and_shared_equals_single_conversations(name):
     assert largest_relative(gradients(network, actual), expected_gradients) < 1e-4
 
 
+@pytest.mark.parametrize("name", sorted(set(PACKED) - architectures.WHOLE_LAST_LAYER))
+def test_a_last_layer_at_the_reward_positions_only_changes_nothing(name):
+    network, packed = tiny_network(name), batch.build_packed(uneven_groups())
+    network.set_attn_implementation(attention.ATTENTION_NAME)
+    expected = model.scores(network, packed)
+    expected_gradients = gradients(network, expected)
+    model.trim(network)
+    widths = []
+    network.base_model.register_forward_hook(lambda _module, _args, result: widths.append(result[0].shape[1]))
+    actual = model.scores(network, packed)
+    assert widths == [len(expected)]
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+    assert largest_relative(gradients(network, actual), expected_gradients) < 1e-4
+
+
+@pytest.mark.parametrize("name", sorted(architectures.WHOLE_LAST_LAYER))
+def test_these_need_the_whole_last_layer(name):
+    network, packed = tiny_network(name), batch.build_packed(uneven_groups())
+    network.set_attn_implementation(attention.ATTENTION_NAME)
+    expected = model.scores(network, packed)
+    try:
+        model.trim(network)
+        actual = model.scores(network, packed)
+    except (RuntimeError, RmcliError):
+        return
+    assert (actual - expected).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("name", sorted(set(PACKED) & {"llama", "mistral", "gemma2", "gpt_oss", "qwen3_moe"}))
 def test_transformers_own_classifier_says_what_its_backbone_and_head_say(name):
     network, groups = tiny_network(name), uneven_groups()

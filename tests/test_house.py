@@ -23,6 +23,7 @@ ROWS = [
     {"self_test"},
     {"map_fns", "sources", "accounting", "decontaminate", "duplicates", "remote", "encode", "pack", "store", "batch",
      "model", "plan", "metrics", "optim", "checkpoint", "model_folder", "embedding_rows", "token_evidence"},
+    {"last_layer"},
     {"architectures", "attention", "engines", "losses", "readers", "rendering", "staging", "tokenizer", "tasks"},
     {"internlm2"},
     {"chat_templates", "config", "hub"},
