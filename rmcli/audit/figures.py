@@ -49,7 +49,6 @@ def run(folder: Path, model: ModelSection) -> Figures:
     splits = {split: _Split(store.PackedSplit(folder, split), split, text) for split in store.SPLITS}
     gathered = [_gather(split) for split in splits.values()]
     capacity = manifest["config"]["data"]["max_packed_length"]
-    conversation_pairs = _Comparisons.merged([one.comparisons for one in gathered])
     figures: Figures = {
         "folder": str(folder),
         "preset": manifest["preset"],
@@ -62,7 +61,7 @@ def run(folder: Path, model: ModelSection) -> Figures:
         },
         "sources": _source_figures(gathered, manifest["sources"]),
         "duplicates": _duplicates(gathered),
-        "contradictions": conversation_pairs.contradictions(),
+        "contradictions": _Comparisons.contradictions([one.comparisons for one in gathered]),
         "near_duplicate_prompts": _near_duplicates(splits["train"], splits["eval"], text),
         "extremes": _extremes(gathered, text),
     }
@@ -187,41 +186,49 @@ class _Lengths:
         }
 
 
-@dataclass
+class _Growing:
+    """Numbers of one kind, appended pack by pack and held in one piece: an array per pack costs more."""
+
+    def __init__(self, kind: type[np.generic]) -> None:
+        self._kind, self._bytes = kind, bytearray()
+
+    def add(self, values: np.ndarray) -> None:
+        self._bytes += values.astype(self._kind, copy=False).tobytes()
+
+    def array(self) -> np.ndarray:
+        return np.frombuffer(self._bytes, dtype=self._kind)
+
+
+def _repeated(values: np.ndarray) -> np.ndarray:
+    """Sorted: each value that occurs more than once."""
+    ordered = np.sort(values)
+    return np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+
+
 class _Comparisons:
     """Per comparison that is no tie a hash of its two conversations, which of them is better, and its row."""
 
-    keys: list[np.ndarray] = field(default_factory=list)
-    lower_is_better: list[np.ndarray] = field(default_factory=list)
-    row_ids: list[np.ndarray] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.keys, self.lower_is_better, self.row_ids = (_Growing(kind) for kind in (np.uint64, np.bool_, np.int64))
 
     def add(self, pack: Pack, hashes: np.ndarray) -> None:
         decided = ~pack.tied
         better, worse = hashes[pack.better[decided]], hashes[pack.worse[decided]]
         low, high = np.minimum(better, worse), np.maximum(better, worse)
-        self.keys.append(near_duplicates.scramble(low ^ near_duplicates.scramble(high)))
-        self.lower_is_better.append(better < worse)
-        self.row_ids.append(pack.row_ids[pack.compared_group[decided]])
+        self.keys.add(near_duplicates.scramble(low ^ near_duplicates.scramble(high)))
+        self.lower_is_better.add(better < worse)
+        self.row_ids.add(pack.row_ids[pack.compared_group[decided]])
 
     @staticmethod
-    def merged(parts: Sequence["_Comparisons"]) -> "_Comparisons":
-        together = _Comparisons()
-        for part in parts:
-            together.keys += part.keys
-            together.lower_is_better += part.lower_is_better
-            together.row_ids += part.row_ids
-        return together
-
-    def contradictions(self) -> Figures:
+    def contradictions(parts: Sequence["_Comparisons"]) -> Figures:
         """Two conversations that are compared in both orders. `rows` lists the rows of each such two."""
-        keys, lower, row_ids = (
-            np.concatenate([np.empty(0, dtype=kind), *parts])
-            for kind, parts in (
-                (np.uint64, self.keys),
-                (np.bool_, self.lower_is_better),
-                (np.int64, self.row_ids),
-            )
-        )
+        keys = np.concatenate([part.keys.array() for part in parts])
+        compared_twice = near_duplicates.is_in(
+            keys, _repeated(keys)
+        )  # few are; the others cannot contradict each other
+        keys = keys[compared_twice]
+        lower = np.concatenate([part.lower_is_better.array() for part in parts])[compared_twice]
+        row_ids = np.concatenate([part.row_ids.array() for part in parts])[compared_twice]
         unique, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
         one_way = np.bincount(inverse, weights=lower, minlength=len(unique)).astype(np.int64)
         both = (one_way > 0) & (one_way < counts)
@@ -268,8 +275,7 @@ class _Gathered:
         self.pack_tokens: list[int] = []
         self.shared_tokens = self.conversation_tokens = 0
         self.num_groups = self.num_without_prompt = 0
-        self.group_hashes: list[np.ndarray] = []
-        self.group_rows: list[np.ndarray] = []
+        self.group_hashes, self.group_rows = _Growing(np.uint64), _Growing(np.int64)
         self.comparisons = _Comparisons()
         self.by_source: dict[str, np.ndarray] = {}  # (sources,) each
         self.endings: list[np.ndarray] = []
@@ -288,8 +294,8 @@ class _Gathered:
         self.num_groups += len(pack.starts)
         self.num_without_prompt += int((pack.prompt_lengths == 0).sum())
         hashes = pack.conversation_hashes()
-        self.group_hashes.append(pack.group_hashes(hashes))
-        self.group_rows.append(pack.row_ids)
+        self.group_hashes.add(pack.group_hashes(hashes))
+        self.group_rows.add(pack.row_ids)
         self.comparisons.add(pack, hashes)
         self._add_sources(pack)
         self._add_endings(pack)
@@ -437,17 +443,17 @@ def _source_figures(gathered: Sequence[_Gathered], sources: Sequence[Any]) -> li
 
 def _duplicates(gathered: Sequence[_Gathered]) -> Figures:
     """Groups whose token ids are those of an earlier group. `rows` lists the rows of each such set."""
-    parts = [np.concatenate([np.empty(0, dtype=np.uint64), *one.group_hashes]) for one in gathered]
-    rows = np.concatenate([np.empty(0, dtype=np.int64), *(part for one in gathered for part in one.group_rows)])
+    parts = [one.group_hashes.array() for one in gathered]
     hashes = np.concatenate(parts)
-    _, inverse, counts = np.unique(hashes, return_inverse=True, return_counts=True)
-    train, held_out = (np.unique(part) for part in parts)
-    repeated = np.flatnonzero(counts[inverse] > 1)
+    repeated = _repeated(hashes)
+    members = np.flatnonzero(near_duplicates.is_in(hashes, repeated))
+    rows = np.concatenate([one.group_rows.array() for one in gathered])[members]
     sets: dict[int, list[int]] = {}
-    for member in repeated.tolist():
-        sets.setdefault(int(inverse[member]), []).append(int(rows[member]))
+    for key, row in zip(hashes[members].tolist(), rows.tolist(), strict=True):
+        sets.setdefault(key, []).append(row)
+    train, held_out = (np.unique(part[near_duplicates.is_in(part, repeated)]) for part in parts)
     return {
-        "groups": int((counts - 1).sum()),
+        "groups": len(members) - len(repeated),
         "in_both_splits": len(np.intersect1d(train, held_out, assume_unique=True)),
         "rows": sorted(sorted(members) for members in sets.values())[:MAX_LISTED],
     }

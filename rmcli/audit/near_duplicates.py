@@ -39,7 +39,7 @@ class Shingles:
 
     def without(self, common: np.ndarray) -> "Shingles":
         """Without the shingles in `common`, which is sorted."""
-        keep = ~_is_in(self.hashes, common)
+        keep = ~is_in(self.hashes, common)
         return Shingles(self.prompts[keep], self.hashes[keep], self.num_prompts)
 
     def sizes(self) -> np.ndarray:
@@ -134,7 +134,7 @@ class PromptIndex:
             counts = sizes[a]
             ends = np.cumsum(counts)
             at = np.repeat(starts[a], counts) + np.arange(ends[-1]) - np.repeat(ends - counts, counts)
-            met = _is_in(own.hashes[at] ^ scramble(np.repeat(b, counts)), self._members)
+            met = is_in(own.hashes[at] ^ scramble(np.repeat(b, counts)), self._members)
             shared = np.add.reduceat(met, ends - counts, dtype=np.int64)
             similarity = shared / (counts + self.sizes[b] - shared)
             for place in np.flatnonzero(similarity >= THRESHOLD).tolist():
@@ -168,7 +168,7 @@ def _parts(counts: np.ndarray, most: int) -> Iterator[slice]:
         start = stop
 
 
-def _is_in(values: np.ndarray, sorted_values: np.ndarray) -> np.ndarray:
+def is_in(values: np.ndarray, sorted_values: np.ndarray) -> np.ndarray:
     if not len(sorted_values):
         return np.zeros(len(values), dtype=bool)
     at = np.minimum(np.searchsorted(sorted_values, values), len(sorted_values) - 1)
