@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
-from rmcli import architectures, attention, internlm2, last_layer, output
+from rmcli import architectures, attention, flops, internlm2, last_layer, output
 from rmcli.config import Config, ModelSection, pretrained_arguments
 from rmcli.errors import ConfigError, RmcliError
 from rmcli.records import Rows
@@ -88,6 +88,12 @@ def trim(network: PreTrainedModel) -> None:
 def is_trimmed(network: PreTrainedModel) -> bool:
     """Whether the last layer runs at the reward positions only."""
     return last_layer.is_trimmed(_last_layer(network))
+
+
+def flop_counter(network: PreTrainedModel) -> flops.FlopCounter:
+    """What counts the model FLOPs of groups on this network, trimmed as it is."""
+    text = network.config.get_text_config()
+    return flops.FlopCounter.of(backbone(network), _last_layer(network), text, is_trimmed(network))
 
 
 def forget_padding(network: PreTrainedModel) -> None:

@@ -24,7 +24,7 @@ ROWS = [
     {"map_fns", "sources", "accounting", "decontaminate", "duplicates", "remote", "encode", "pack", "store", "batch",
      "model", "plan", "metrics", "optim", "checkpoint", "model_folder", "embedding_rows", "token_evidence"},
     {"last_layer"},
-    {"architectures", "attention", "engines", "losses", "readers", "rendering", "staging", "tokenizer", "tasks"},
+    {"architectures", "attention", "engines", "flops", "losses", "readers", "rendering", "staging", "tokenizer", "tasks"},
     {"internlm2"},
     {"chat_templates", "config", "hub"},
     {"plugins", "output"},

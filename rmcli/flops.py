@@ -1,0 +1,133 @@
+"""Model FLOPs of a step: what the mathematics needs, whatever was recomputed or padded (PaLM's MFU, arXiv 2204.02311).
+
+    F = 6 * N * T + 6 * H * (d_k + d_v) * A        per layer, forward and backward
+
+N matmul weights that are active for a token, T tokens, H heads of d_k (keys) and d_v (values) numbers, A allowed
+(query, key) pairs. A group of a prompt of P tokens and responses of R_j that share it has
+A = P (P + 1) / 2 + sum_j [R_j P + R_j (R_j + 1) / 2]; a sliding window of W bounds what one query sees. Embeddings,
+norms and the head are not counted. "Effective" is the same for the conversations unshared, each with its own prompt.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from rmcli.records import TokenGroup
+
+# Dense bf16 matrix FLOP/s, as the makers' data sheets have them (without sparsity).
+PEAK_FLOPS = {
+    r"H100 PCIe": 756e12,
+    r"H100 NVL": 835e12,
+    r"H100|H200|GH200": 989e12,
+    r"B200": 2250e12,
+    r"A100|A800": 312e12,
+    r"L40S": 362e12,
+    r"L40\b": 181e12,
+    r"\bL4\b": 121e12,
+    r"A10G?\b": 125e12,
+    r"RTX 4090": 165e12,
+    r"RTX 3090": 71e12,
+}
+
+
+def peak_flops(device_name: str) -> float | None:
+    """bf16 FLOP/s of a CUDA device by its name; None when it is not known."""
+    return next((peak for pattern, peak in PEAK_FLOPS.items() if re.search(pattern, device_name)), None)
+
+
+@dataclass(frozen=True)
+class FlopCounter:
+    """What the formula needs of a model. `windows` has one entry per layer, None where it sees everything.
+
+    `weights` are those of all layers; when the last layer is trimmed to the reward positions, `last_weights` of them
+    run there only, but for the `key_value_weights`, which every token needs.
+    """
+
+    weights: int
+    last_weights: int
+    key_value_weights: int
+    windows: tuple[int | None, ...]
+    num_heads: int
+    key_size: int
+    value_size: int
+    trimmed: bool
+
+    @staticmethod
+    def of(backbone: nn.Module, last_layer: nn.Module | None, config: Any, trimmed: bool) -> "FlopCounter":
+        """`config`: the text model's. `last_layer` is needed when it is trimmed."""
+        num_heads = config.num_attention_heads
+        head_size = getattr(config, "head_dim", None) or config.hidden_size // num_heads
+        rope_size = getattr(config, "qk_rope_head_dim", None)
+        nope_size = getattr(config, "qk_nope_head_dim", None)
+        num_kv_heads = getattr(config, "num_key_value_heads", None) or num_heads
+        value_size = getattr(config, "v_head_dim", None) or head_size
+        return FlopCounter(
+            weights=_matmul_weights(backbone, config),
+            last_weights=_matmul_weights(last_layer, config) if trimmed and last_layer is not None else 0,
+            key_value_weights=config.hidden_size * num_kv_heads * (head_size + value_size),
+            windows=_windows(config),
+            num_heads=num_heads,
+            key_size=nope_size + rope_size if nope_size and rope_size else head_size,
+            value_size=value_size,
+            trimmed=trimmed,
+        )
+
+    def of_groups(self, groups: Iterable[TokenGroup], shared: bool = True) -> float:
+        """Forward and backward FLOPs; with `shared=False` as if each conversation ran its own prompt."""
+        total = 0.0
+        for group in groups:
+            prefix, responses = len(group.prefix), [len(response) for response in group.responses]
+            if shared:
+                total += self._of_lengths(prefix, responses)
+            else:
+                total += sum(self._of_lengths(0, [prefix + response]) for response in responses)
+        return total
+
+    def _of_lengths(self, prefix: int, responses: list[int]) -> float:
+        tokens = prefix + sum(responses)
+        whole_layers = self.windows[:-1] if self.trimmed else self.windows
+        allowed = sum(
+            _pairs(prefix, window) + sum(_pairs(prefix + n, window) - _pairs(prefix, window) for n in responses)
+            for window in whole_layers
+        )
+        flops = 6.0 * (self.weights - self.last_weights) * tokens
+        if self.trimmed:
+            window = self.windows[-1]
+            allowed += sum(prefix + n if window is None else min(prefix + n, window) for n in responses)
+            flops += 6.0 * self.key_value_weights * tokens
+            flops += 6.0 * (self.last_weights - self.key_value_weights) * len(responses)
+        return flops + 6.0 * self.num_heads * (self.key_size + self.value_size) * allowed
+
+
+def _pairs(length: int, window: int | None) -> int:
+    """Allowed (query, key) pairs of a causal sequence."""
+    if window is None or length <= window:
+        return length * (length + 1) // 2
+    return window * (window + 1) // 2 + (length - window) * window
+
+
+def _matmul_weights(module: nn.Module, config: Any) -> int:
+    """Numbers in the matrices that one token meets; of E experts, stored as one tensor, the share that is active."""
+    embeddings = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    active = getattr(config, "num_experts_per_tok", None) or getattr(config, "moe_k", None)
+    total = 0
+    for name, parameter in module.named_parameters():
+        if id(parameter) in embeddings:
+            continue
+        if parameter.ndim == 2:
+            total += parameter.numel()
+        elif parameter.ndim == 3 and active and "expert" in name:
+            total += parameter.numel() * active // parameter.shape[0]
+    return total
+
+
+def _windows(config: Any) -> tuple[int | None, ...]:
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        applies = window is not None and getattr(config, "use_sliding_window", True)
+        return (window if applies else None,) * config.num_hidden_layers
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
