@@ -299,6 +299,9 @@ def train_command(
         str | None, typer.Option("--data", metavar="DIR|URL", help="Prepared data; default: the preset's own.")
     ] = None,
     out: Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR", help="Default: runs/PRESET-N.")] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Write a trace of a few steps, and where a step goes.")
+    ] = False,
     preset: Preset = None,
     config: ConfigFiles = None,
     set_: Settings = None,
@@ -320,7 +323,7 @@ def train_command(
     if dry_run:
         _show_config(job.resolved, train.describe(job), json)
         return
-    summary = train.run(job)
+    summary = train.run(job, profile)
     if json:
         output.answer_json(summary)
     else:

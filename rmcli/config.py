@@ -292,6 +292,9 @@ class TrainSection(Section):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to run; auto is cuda if there is one")
     activation_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
     check_memory: bool = Field(True, description="stop before loading when the estimate exceeds free memory")
+    peak_tflops: float | None = Field(
+        None, gt=0, description="what the device can do at most, for MFU; none is what its data sheet says, if known"
+    )
     log_every: int = Field(10, ge=1, description="steps between log lines")
     eval_steps: int | None = Field(None, ge=1, description="steps between evaluations; always one at the end")
     save_steps: int = Field(500, ge=1, description="steps between checkpoints")

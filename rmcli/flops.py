@@ -1,4 +1,4 @@
-"""Model FLOPs of a step: what the mathematics needs, whatever was recomputed or padded (PaLM's MFU, arXiv 2204.02311).
+"""Model FLOPs of a step: what the mathematics needs, whatever was recomputed or padded (MFU: PaLM, arXiv 2204.02311).
 
     F = 6 * N * T + 6 * H * (d_k + d_v) * A        per layer, forward and backward
 

@@ -67,14 +67,16 @@ def test_matmuls_of_a_trimmed_last_layer_are_those_that_torch_counts_but_for_unu
     counter = counter_of(network)
     assert counter.trimmed
     without_attention = FlopCounter(**{**counter.__dict__, "num_heads": 0})
-    # On its way to the keys the layer computes every token's query, and with the scores' queries their keys once more;
-    # nothing comes of either, so they are no model FLOPs.
+    # On its way to the keys the layer computes every token's query, and with the scores' queries their keys once
+    # more; nothing comes of either, so they are no model FLOPs.
     unused = 2 * network.model.layers[-1].self_attn.q_proj.weight.numel() * packed.num_tokens
     unused += 2 * counter.key_value_weights * len(packed.score_index)
     assert torchs.get_total_flops() == without_attention.of_groups(groups) + unused
 
 
-@pytest.mark.parametrize(("name", "trimmed"), [("llama", False), ("llama", True), ("mistral", False), ("mistral", True)])
+@pytest.mark.parametrize(
+    ("name", "trimmed"), [("llama", False), ("llama", True), ("mistral", False), ("mistral", True)]
+)
 def test_attention_is_that_of_the_pairs_that_a_mask_allows(name, trimmed):
     network, groups = tiny_network(name), uneven_groups()
     network.set_attn_implementation(attention.ATTENTION_NAME)

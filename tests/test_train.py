@@ -1,5 +1,7 @@
 """`rmcli train`: what it learns, what it writes, and what it refuses."""
 
+import gc
+import gzip
 import json
 import random
 import shutil
@@ -8,12 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import write_lines
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rmcli import checkpoint, model, model_folder, optim, store, tasks, tokenizer, train
 from rmcli.config import TrainSection, resolve
 from rmcli.errors import RmcliError
+from rmcli.plan import plan
+from rmcli.train import build_job, loop
 from rmcli.train import job as train_job
+from rmcli.train.feed import STEPS_AHEAD, ahead
 
 GOLDEN = Path(__file__).parent / "golden" / "tiny_losses.json"
 TINY = ("--preset", "tiny")
@@ -520,3 +526,100 @@ def test_training_goes_on_from_a_trained_head(tiny_run):
     )
     network = model.load_model(section, tokenizer.load_tokenizer(section))
     assert network.score.weight.abs().max() > 0
+
+
+# --- speed: the meter, the feed, the profile ---
+
+
+def test_the_meter_is_in_the_metrics(cli, tiny_run):
+    result = trained(cli, tiny_run.data, "run", "train.max_steps=3", "train.log_every=1", "train.peak_tflops=0.5")
+    lines = train_lines(Path("run"))
+    assert len(lines) == 3
+    for line in lines:
+        assert line["mfu"] == pytest.approx(line["flops_per_s"] / 0.5e12)
+        assert line["effective_mfu"] == pytest.approx(line["effective_flops_per_s"] / 0.5e12)
+        assert line["flops_per_s"] < line["effective_flops_per_s"]  # prompts are shared
+        # 6 FLOPs per weight and token, and attention: between the weights of all layers and twice that.
+        per_token = line["flops_per_s"] / line["tokens_per_s"]
+        assert 0.5 < per_token / 1e6 < 5
+    assert "MFU" in result.stderr
+
+
+def test_without_a_known_peak_there_is_no_mfu(tiny_run):
+    line = train_lines(tiny_run.run)[0]
+    assert line["flops_per_s"] > 0
+    assert "mfu" not in line
+
+
+def test_what_is_built_ahead_comes_in_order_and_one_at_a_time():
+    built = []
+
+    def build(number: int) -> int:
+        built.append(number)
+        return number * number
+
+    seen = []
+    for square in ahead(build, range(10)):
+        assert len(built) <= len(seen) + STEPS_AHEAD + 1
+        seen.append(square)
+    assert seen == [number * number for number in range(10)]
+    assert built == list(range(10))
+
+
+def test_what_building_ahead_raises_comes_out_at_its_place():
+    def build(number: int) -> int:
+        if number == 3:
+            raise RmcliError("no", "hint")
+        return number
+
+    fed = ahead(build, range(10))
+    assert [next(fed) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(RmcliError):
+        next(fed)
+
+
+def test_a_step_never_waits_for_the_device(tiny_run, tmp_path):
+    """Reading a number from a tensor, or a shape that depends on numbers, stops the host until the device is done."""
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            assert function.overloadpacket.__name__ not in ("_local_scalar_dense", "nonzero", "unique", "equal")
+            return function(*args, **(kwargs or {}))
+
+    job = build_job(resolve("tiny"), tiny_run.data, tmp_path / "run")
+    network = model.load_model(job.config.model, job.reward, 0, "packed")
+    trainer = loop._Trainer(job, network, "packed")
+    steps = plan(job.sizes, job.config.train, True, job.config.data.max_packed_length)
+    feeds = [trainer.feeder.build(step) for step, _ in zip(steps, range(2), strict=False)]
+    trainer.run_step(feeds[0])
+    with Watch():
+        skipped = trainer.run_step(feeds[1])
+        with pytest.raises(AssertionError):
+            float(skipped.flag)
+
+
+def test_the_collector_is_kept_out_of_steps(cli, tiny_run, monkeypatch):
+    seen = []
+    whole = loop._Trainer.run_step
+    monkeypatch.setattr(
+        loop._Trainer, "run_step", lambda self, feed: (seen.append(gc.isenabled()), whole(self, feed))[1]
+    )
+    trained(cli, tiny_run.data, "run", "train.max_steps=2")
+    assert seen == [False, False]
+    assert gc.isenabled()
+
+
+def test_a_profile_shows_where_a_step_goes(cli, tiny_run):
+    result = cli("train", "-p", "tiny", "--data", tiny_run.data, "-o", "run", "-s", "train.max_steps=6", "--profile")
+    assert result.code == 0, result.stderr
+    trace = json.loads(gzip.decompress(Path("run/profile/trace.json.gz").read_bytes()))
+    assert any(event.get("name") == "aten::mm" for event in trace["traceEvents"])
+    shares = {
+        line[:12].strip(): float(line.split()[-1].rstrip("%"))
+        for line in Path("run/profile/summary.txt").read_text().splitlines()
+    }
+    assert set(shares) == {"matmul", "attention", "optimizer", "moving data", "elementwise"}
+    assert sum(shares.values()) == pytest.approx(100, abs=0.5)
+    assert "of one step (3 profiled)" in result.stderr
+    few = cli("train", "-p", "tiny", "--data", tiny_run.data, "-o", "few", "-s", "train.max_steps=2", "--profile")
+    assert "2 steps are too few, no profile" in few.stderr

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from rmcli import model, model_folder, output, store
+from rmcli import flops, model, model_folder, output, store
 from rmcli.architectures import RowChoice, choose_rows
 from rmcli.batch import comparisons_of, trains_as_list
 from rmcli.config import Config, Resolved, SourceSection
@@ -41,6 +41,13 @@ class Job:
     @property
     def config(self) -> Config:
         return self.resolved.config
+
+    @property
+    def peak_flops(self) -> float | None:
+        """bf16 FLOP/s of the device, for MFU; None where it is not known (a CPU, say)."""
+        if self.config.train.peak_tflops is not None:
+            return self.config.train.peak_tflops * 1e12
+        return flops.peak_flops(torch.cuda.get_device_name(self.device)) if self.device.type == "cuda" else None
 
     @property
     def plans_packs(self) -> bool:

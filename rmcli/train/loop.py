@@ -1,8 +1,10 @@
 """The loop: plan -> forwards of this step -> backward -> clip -> step -> log -> evaluate -> checkpoint."""
 
+import gc
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -19,12 +21,17 @@ from rmcli.errors import RmcliError
 from rmcli.losses import objective
 from rmcli.metrics import PairMetrics
 from rmcli.plan import Slice, Step, plan
-from rmcli.records import Rows, TokenGroup
+from rmcli.records import Rows
+from rmcli.train.feed import Feeder, StepFeed, ahead, groups_of
 from rmcli.train.job import Job, check_memory, describe
+from rmcli.train.profile import profiled
 
 
-def run(job: Job) -> dict[str, Any]:
-    """Train, evaluate, export. Returns the summary; the run folder holds everything else."""
+def run(job: Job, with_profile: bool = False) -> dict[str, Any]:
+    """Train, evaluate, export. Returns the summary; the run folder holds everything else.
+
+    `with_profile` writes `profile/` into it.
+    """
     config = job.config
     _say_plan(describe(job))
     _say_use(job)
@@ -44,7 +51,7 @@ def run(job: Job) -> dict[str, Any]:
     folder = job.run_folder / "model"
     try:
         with (job.run_folder / "metrics.jsonl").open("w", encoding="utf-8") as metrics_file:
-            summary = trainer.fit(metrics_file)
+            summary = trainer.fit(metrics_file, job.run_folder / "profile" if with_profile else None)
         model_folder.export(network, job.reward, toml, folder)
     except (OSError, SafetensorError) as error:
         raise RmcliError(f"cannot write into {job.run_folder}: {error}", "is the disk full?") from error
@@ -100,21 +107,37 @@ class _Trainer:
         self.job, self.network, self.config = job, network, job.config
         self.rows: Rows = rows
         self.optimizer = optim.build_optimizer(network, model.score_head(network), job.config.train)
-        self.window = _Window()
+        self.feeder = Feeder(
+            split=job.train_split,
+            loss_type=job.config.loss.loss_type,
+            rows=rows,
+            pad_token_id=job.reward.pad_token_id,
+            device=job.device,
+            counter=model.flop_counter(network),
+        )
+        self.window = _Window(job.peak_flops)
 
-    def fit(self, metrics_file: TextIO) -> dict[str, Any]:
+    def fit(self, metrics_file: TextIO, profile_folder: Path | None = None) -> dict[str, Any]:
         """All steps. Returns the last log line joined with the last evaluation."""
         train, total = self.config.train, self.job.total_steps
         packed, limit = self.job.plans_packs, self.config.data.max_packed_length
         unread: _Skipped | None = None  # the flag of the last step, read one step later
         summary: dict[str, Any] = {}
-        with output.progress("train", total) as progress:
-            for step in plan(self.job.sizes, train, packed, limit):
+        steps = plan(self.job.sizes, train, packed, limit)
+        with (
+            output.progress("train", total) as progress,
+            _no_garbage_collection(),
+            profiled(profile_folder, self.job.device, total) as profiler,
+        ):
+            for feed in ahead(self.feeder.build, steps):
+                step = feed.step
                 share = optim.schedule(step.number, total, train.warmup_ratio, train.min_lr_ratio)
                 optim.set_rates(self.optimizer, share)
-                skipped = self.step(step)
+                skipped = self.run_step(feed)
                 _stop_if_skipped(unread)
                 unread = skipped
+                if profiler is not None:
+                    profiler.step()
                 progress.advance()
                 last = step.number == total
                 if step.number % train.log_every == 0 or step.number == 1 or last:
@@ -125,7 +148,8 @@ class _Trainer:
                         "lr": train.lr * share,
                         **self.window.result(),
                     }
-                    self.window = _Window()
+                    self.window = _Window(self.job.peak_flops)
+                    gc.collect()
                     _log(progress, metrics_file, summary)
                 if last or (train.eval_steps and step.number % train.eval_steps == 0):
                     summary |= self.evaluate_and_log(step.number, metrics_file, progress)
@@ -138,29 +162,26 @@ class _Trainer:
         return summary
 
     def step(self, step: Step) -> "_Skipped":
-        """One optimizer step over all forwards of this rank."""
+        """One optimizer step, its batches built first."""
+        return self.run_step(self.feeder.build(step))
+
+    def run_step(self, feed: StepFeed) -> "_Skipped":
+        """One optimizer step over all forwards of this rank. Nothing in it waits for the device."""
         self.network.train()
-        split, loss_type = self.job.train_split, self.config.loss.loss_type
-        rank_forwards = [[groups_of(split, forward, loss_type) for forward in forwards] for forwards in step.forwards]
-        # Counted over the whole step and all ranks before the first backward: every pair weighs the same.
-        everything = [group for forwards in rank_forwards for groups in forwards for group in groups]
-        total_weight = sum(group.weight for group in everything)
-        total_scores = sum(len(group.responses) for group in everything)
         loss = torch.zeros((), device=self.job.device)
-        if not everything:
-            return _Skipped(step.number, loss, ())  # nothing to learn from in this step
-        for groups in filter(None, rank_forwards[0]):
-            batch = batches.build(self.rows, groups, self.job.reward.pad_token_id, self.job.device)
-            targets = batches.build_targets(groups, loss_type, self.job.device)
-            scores_S = model.scores(self.network, batch, self.config.model.dtype)
-            preference_loss, penalty = objective(scores_S, targets, self.config.loss, total_weight, total_scores)
+        if not feed.row_ids:
+            return _Skipped(feed.step.number, loss, ())  # nothing to learn from in this step
+        for forward in feed.forwards:
+            scores_S = model.scores(self.network, forward.batch, self.config.model.dtype)
+            preference_loss, penalty = objective(
+                scores_S, forward.targets, self.config.loss, feed.total_weight, feed.total_scores
+            )
             (preference_loss + penalty).backward()
             loss += (preference_loss + penalty).detach()
-            self.window.metrics.add(scores_S, targets.better, targets.worse)
-            self.window.num_tokens += batch.num_tokens
+            self.window.metrics.add(scores_S, forward.targets.better, forward.targets.worse)
         norm, skipped = optim.clip_and_step(self.network, self.optimizer, self.config.train.max_norm, loss)
-        self.window.add_step(loss, norm)
-        return _Skipped(step.number, skipped, tuple(group.row_id for group in everything))
+        self.window.add_step(feed, loss, norm)
+        return _Skipped(feed.step.number, skipped, feed.row_ids)
 
     def evaluate_and_log(self, step: int, metrics_file: TextIO, progress: output.Progress) -> dict[str, Any]:
         pad_token_id = self.job.reward.pad_token_id
@@ -173,12 +194,6 @@ class _Trainer:
                 f"margin {result['eval_margin']:.3f}, {result['eval_pairs']} pairs"
             )
         return result
-
-
-def groups_of(split: store.PackedSplit, forward: Iterable[Slice], loss_type: str) -> list[TokenGroup]:
-    """The groups of one forward that this loss can learn from; job has counted the others."""
-    groups = [group for part in forward for group in split.groups(part.row, part.start, part.stop)]
-    return [group for group in groups if batches.is_used(group, loss_type)]
 
 
 @torch.no_grad()
@@ -215,6 +230,24 @@ def evaluate(network: Any, split: store.PackedSplit, config: Config, pad_token_i
     return {f"eval_{name}": value for name, value in values.items()}
 
 
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Python's collector stops all threads at moments of its own, on several ranks at different ones.
+
+    What lives now is kept out of it; the loop collects when it logs.
+    """
+    gc.collect()
+    gc.freeze()
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if was_enabled:
+            gc.enable()
+
+
 @dataclass(frozen=True)
 class _Skipped:
     step: int
@@ -234,9 +267,11 @@ def _stop_if_skipped(unread: _Skipped | None) -> None:
 class _Window:
     """What one log line is about: the steps since the last one."""
 
-    def __init__(self) -> None:
+    def __init__(self, peak_flops: float | None) -> None:
         self.metrics = PairMetrics()
+        self.peak_flops = peak_flops
         self.num_tokens = 0
+        self.flops = self.effective_flops = 0.0
         self.losses: list[Tensor] = []
         self.norms: list[Tensor] = []
         self.seconds = 0.0
@@ -245,7 +280,10 @@ class _Window:
     def restart_clock(self) -> None:
         self.started = time.perf_counter()
 
-    def add_step(self, loss: Tensor, norm: Tensor) -> None:
+    def add_step(self, feed: StepFeed, loss: Tensor, norm: Tensor) -> None:
+        self.num_tokens += feed.num_tokens
+        self.flops += feed.flops
+        self.effective_flops += feed.effective_flops
         self.losses.append(loss)
         self.norms.append(norm)
         self.seconds += time.perf_counter() - self.started
@@ -261,7 +299,16 @@ class _Window:
             "tokens": self.num_tokens,
             "tokens_per_s": self.num_tokens / seconds,
             "pairs_per_s": self.metrics.num_pairs / seconds,
+            **self._rates(seconds),
         }
+
+    def _rates(self, seconds: float) -> dict[str, float]:
+        """Model FLOP/s, and their share of what the device can do where that is known."""
+        rates = {"flops_per_s": self.flops / seconds, "effective_flops_per_s": self.effective_flops / seconds}
+        if self.peak_flops is not None:
+            rates["mfu"] = rates["flops_per_s"] / self.peak_flops
+            rates["effective_mfu"] = rates["effective_flops_per_s"] / self.peak_flops
+        return rates
 
 
 def _log(progress: output.Progress, metrics_file: TextIO, values: Mapping[str, Any]) -> None:
@@ -278,5 +325,6 @@ def _log(progress: output.Progress, metrics_file: TextIO, values: Mapping[str, A
             "lr": f"{values['lr']:.2e}",
             "tokens/s": f"{values['tokens_per_s']:,.0f}",
             "pairs/s": f"{values['pairs_per_s']:.2f}",
+            **({"MFU": f"{values['mfu']:.1%}"} if "mfu" in values else {}),
         }
     )

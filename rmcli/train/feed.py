@@ -1,0 +1,104 @@
+"""What each step needs, built ahead of it: while the device works on one step, a thread lays out the next."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+from rmcli import batch as batches
+from rmcli import store
+from rmcli.flops import FlopCounter
+from rmcli.losses import Targets
+from rmcli.plan import Slice, Step
+from rmcli.records import Rows, TokenGroup
+
+STEPS_AHEAD = 2
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Forward:
+    """One forward and backward of this rank, on the device."""
+
+    batch: Any  # PackedBatch, SingleBatch or PaddedBatch
+    targets: Targets
+
+
+@dataclass(frozen=True)
+class StepFeed:
+    """A step with its forwards of this rank, and what all ranks' forwards together hold.
+
+    `flops` are the model FLOPs of this rank's forwards as they run, `effective_flops` those of the same conversations
+    unshared.
+    """
+
+    step: Step
+    forwards: tuple[Forward, ...]
+    total_weight: float
+    total_scores: int
+    row_ids: tuple[int, ...]
+    num_tokens: int
+    flops: float
+    effective_flops: float
+
+
+@dataclass(frozen=True)
+class Feeder:
+    """Builds a step's feed; `rows` is how conversations are run."""
+
+    split: store.PackedSplit
+    loss_type: str
+    rows: Rows
+    pad_token_id: int
+    device: torch.device
+    counter: FlopCounter
+
+    def build(self, step: Step) -> StepFeed:
+        """Counted over the whole step and all ranks before the first backward: every pair weighs the same."""
+        ranks = [[groups_of(self.split, forward, self.loss_type) for forward in rank] for rank in step.forwards]
+        everything = [group for rank in ranks for groups in rank for group in groups]
+        own = [groups for groups in ranks[0] if groups]
+        forwards = tuple(self._forward(groups) for groups in own)
+        together = [group for groups in own for group in groups]
+        return StepFeed(
+            step=step,
+            forwards=forwards,
+            total_weight=sum(group.weight for group in everything),
+            total_scores=sum(len(group.responses) for group in everything),
+            row_ids=tuple(group.row_id for group in everything),
+            num_tokens=sum(forward.batch.num_tokens for forward in forwards),
+            flops=self.counter.of_groups(together, shared=self.rows == "packed"),
+            effective_flops=self.counter.of_groups(together, shared=False),
+        )
+
+    def _forward(self, groups: list[TokenGroup]) -> Forward:
+        return Forward(
+            batches.build(self.rows, groups, self.pad_token_id, self.device),
+            batches.build_targets(groups, self.loss_type, self.device),
+        )
+
+
+def groups_of(split: store.PackedSplit, forward: Iterable[Slice], loss_type: str) -> list[TokenGroup]:
+    """The groups of one forward that this loss can learn from; job has counted the others."""
+    groups = [group for part in forward for group in split.groups(part.row, part.start, part.stop)]
+    return [group for group in groups if batches.is_used(group, loss_type)]
+
+
+def ahead(build: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """`build` of each item in order, STEPS_AHEAD of them ahead in one thread. What it raises comes out here."""
+    with ThreadPoolExecutor(1, thread_name_prefix="feed") as pool:
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(build, item))
+                if len(waiting) > STEPS_AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
