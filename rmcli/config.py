@@ -66,7 +66,7 @@ class ModelSection(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description="precision of the backbone's arithmetic; auto is bfloat16 on CUDA, float32 on CPU. "
-        "Weights, head and loss stay float32",
+        "Weights (see train.master_weights), head and loss stay float32",
     )
 
 
@@ -282,6 +282,16 @@ class TrainSection(Section):
         None,
         gt=0,
         description="peak learning rate of the score head, which starts from zero; none is lr",
+    )
+    optimizer: Literal["adamw", "adamw_8bit"] = Field(
+        "adamw",
+        description="adamw keeps its two states per weight in float32; adamw_8bit in blocks of 8 bits (6 bytes less "
+        "per parameter, not the same steps)",
+    )
+    master_weights: Literal["float32", "split"] = Field(
+        "float32",
+        description="split trains bfloat16 weights whose exact float32 masters are 16 more bits beside them: 4 "
+        "bytes less per parameter, 2 where a step has several forwards. It needs bfloat16 arithmetic",
     )
     betas: list[float] = Field([0.9, 0.95], min_length=2, max_length=2, description="AdamW betas")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay, on matrices only")

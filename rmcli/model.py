@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
 from rmcli import architectures, attention, flops, internlm2, last_layer, output
-from rmcli.config import Config, ModelSection, pretrained_arguments
+from rmcli.config import Config, ModelSection, TrainSection, pretrained_arguments
 from rmcli.errors import ConfigError, RmcliError
 from rmcli.records import Rows
 from rmcli.tokenizer import RewardTokenizer, from_pretrained, load_model_config
@@ -187,9 +187,11 @@ def is_reduced(dtype: str, device: torch.device) -> bool:
     return dtype == "bfloat16" or (dtype == "auto" and device.type == "cuda")
 
 
-def arithmetic(dtype: str, device: torch.device) -> AbstractContextManager[Any]:
-    """The precision the backbone computes in; weights stay float32."""
-    return torch.autocast(device.type, torch.bfloat16) if is_reduced(dtype, device) else nullcontext()
+def arithmetic(network: PreTrainedModel, dtype: str, device: torch.device) -> AbstractContextManager[Any]:
+    """The precision the backbone computes in: float32 weights are cast; split ones are bfloat16 and need no cast."""
+    if network.dtype == torch.bfloat16 or not is_reduced(dtype, device):
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
 
 
 def hidden_at_scores(
@@ -214,7 +216,7 @@ def hidden_at_scores(
         )
     inputs = {"input_ids": batch.input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
     device = batch.input_ids.device
-    with arithmetic(dtype, device):
+    with arithmetic(network, dtype, device):
         if layout is not None:
             result = backbone(network)(
                 **inputs, position_ids=batch.position_ids, use_cache=False, packed_layout=layout
@@ -355,8 +357,18 @@ class MemoryEstimate:
         return self.states + self.activations
 
 
-def estimate_memory(config: Config, model_config: PreTrainedConfig, tokens_per_forward: int) -> MemoryEstimate:
-    """From the config alone: 16 bytes per parameter (float32 weight, gradient, two AdamW states) and activations.
+def bytes_per_parameter(train: TrainSection, reduced: bool, several_forwards: bool) -> int:
+    """Of weights, gradients and AdamW's two states, by `train.master_weights` and `train.optimizer`."""
+    states = 2 if train.optimizer == "adamw_8bit" else 8
+    if train.master_weights == "split":
+        return 2 + 2 + (4 if several_forwards else 2) + states  # gradients of several forwards are float32 sums
+    return 4 + (2 if reduced else 0) + 4 + states  # autocast keeps a bf16 copy of the weights
+
+
+def estimate_memory(
+    config: Config, model_config: PreTrainedConfig, tokens_per_forward: int, several_forwards: bool = True
+) -> MemoryEstimate:
+    """From the config alone: bytes_per_parameter and activations.
 
     Activations per token and layer, in numbers: about 10 of the hidden size, 5 of the MLP's, and the projections.
     With activation checkpointing one hidden state per layer is kept, and one whole layer at a time.
@@ -373,7 +385,7 @@ def estimate_memory(config: Config, model_config: PreTrainedConfig, tokens_per_f
     layers = text.num_hidden_layers
     recompute = config.train.activation_checkpointing
     per_token = layers * text.hidden_size + per_layer if recompute else layers * per_layer
-    states = num_parameters * (16 + (2 if reduced else 0))  # autocast keeps a bf16 copy of the weights
+    states = num_parameters * bytes_per_parameter(config.train, reduced, several_forwards)
     return MemoryEstimate(num_parameters, states, tokens_per_forward * per_token * bytes_per_number)
 
 

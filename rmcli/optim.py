@@ -5,13 +5,17 @@ import math
 import torch
 from torch import Tensor, nn
 
+from rmcli.compact_adamw import CompactAdamW
 from rmcli.config import TrainSection
 
+Optimizer = torch.optim.AdamW | CompactAdamW
 
-def build_optimizer(network: nn.Module, head: nn.Module, train: TrainSection) -> torch.optim.AdamW:
+
+def build_optimizer(network: nn.Module, head: nn.Module, train: TrainSection) -> Optimizer:
     """Fused AdamW; weight decay on matrices only (not on norms and biases), the head at its own rate.
 
-    Each group keeps its peak rate under `peak_lr`.
+    Each group keeps its peak rate under `peak_lr`. With `master_weights = "split"` every weight but the head's
+    becomes bfloat16 in place; `restore_float32` undoes it.
     """
     of_head = set(head.parameters())
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
@@ -23,7 +27,29 @@ def build_optimizer(network: nn.Module, head: nn.Module, train: TrainSection) ->
         {"params": list(head.parameters()), "weight_decay": train.weight_decay, "peak_lr": head_lr},
     ]
     groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=train.lr, betas=(train.betas[0], train.betas[1]), fused=True)
+    betas = (train.betas[0], train.betas[1])
+    if train.master_weights == "float32" and train.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=train.lr, betas=betas, fused=True)
+    for group in groups:
+        if group["params"][0] not in of_head:  # scores, head and loss are float32 in everything
+            group["split"] = train.master_weights == "split"
+            group["state_bits"] = 8 if train.optimizer == "adamw_8bit" else 32
+    return CompactAdamW(groups, lr=train.lr, betas=betas)
+
+
+def expect_gradients(optimizer: Optimizer, several: bool) -> None:
+    """Say before a step whether a weight gets more than one gradient in it: sums of them are float32 always.
+
+    One forward that uses a weight once leaves bfloat16 gradients to bfloat16 weights; torch rounds them in any case.
+    """
+    if isinstance(optimizer, CompactAdamW):
+        optimizer.keep_float32_gradients(several)
+
+
+def restore_float32(optimizer: Optimizer) -> None:
+    """After the last step: bfloat16 weights become the float32 masters they stand for, in place."""
+    if isinstance(optimizer, CompactAdamW):
+        optimizer.restore_masters()
 
 
 def schedule(step: int, total_steps: int, warmup_ratio: float, min_lr_ratio: float = 0.0) -> float:
@@ -41,15 +67,14 @@ def set_rates(optimizer: torch.optim.Optimizer, share: float) -> None:
         group["lr"] = group["peak_lr"] * share
 
 
-def clip_and_step(
-    network: nn.Module, optimizer: torch.optim.AdamW, max_norm: float, loss: Tensor
-) -> tuple[Tensor, Tensor]:
+def clip_and_step(network: nn.Module, optimizer: Optimizer, max_norm: float, loss: Tensor) -> tuple[Tensor, Tensor]:
     """One update, left out on the device when the loss or the gradient norm is not finite.
 
     Returns the gradient norm before clipping, and a flag that is 1.0 when the update was left out. Neither waits for
     the device: fused AdamW reads the flag itself (`found_inf`).
     """
-    norm = nn.utils.clip_grad_norm_(network.parameters(), max_norm)
+    clip = optimizer.clip if isinstance(optimizer, CompactAdamW) else nn.utils.clip_grad_norm_
+    norm = clip(network.parameters(), max_norm)
     skipped = (~(torch.isfinite(norm) & torch.isfinite(loss))).float()
     optimizer.found_inf = skipped  # pyright: ignore[reportAttributeAccessIssue] (read by the fused kernel)
     optimizer.grad_scale = None  # pyright: ignore[reportAttributeAccessIssue]

@@ -13,7 +13,7 @@ from rmcli.architectures import RowChoice, choose_rows
 from rmcli.batch import comparisons_of, trains_as_list
 from rmcli.config import Config, Resolved, SourceSection
 from rmcli.errors import ConfigError, RmcliError
-from rmcli.plan import RowSizes, num_steps
+from rmcli.plan import RowSizes, num_steps, plan
 from rmcli.records import Rows
 from rmcli.tokenizer import CHAT_TEMPLATE_HINT, RewardTokenizer, load_model_config, load_tokenizer
 
@@ -63,6 +63,7 @@ def build_job(resolved: Resolved, data_folder: Path, run_folder: Path | None) ->
     resolved = adopt_data_settings(resolved, manifest, data_folder)
     config = resolved.config
     device = model.pick_device(config)
+    check_master_weights(config, device)
     model_config = load_model_config(config.model)
     row_choice = choose_rows(config.model.use_varlen_attn, model_config, config.data.max_length)
     check_dropout(model_config, row_choice, device)
@@ -89,11 +90,26 @@ def build_job(resolved: Resolved, data_folder: Path, run_folder: Path | None) ->
         eval_split=store.PackedSplit(data_folder, "eval"),
         sizes=sizes,
         total_steps=num_steps(sizes, config.train, row_choice.rows != "padded"),
-        memory=model.estimate_memory(config, model_config, _largest_forward(config, sizes, row_choice.rows)),
+        memory=model.estimate_memory(
+            config,
+            model_config,
+            _largest_forward(config, sizes, row_choice.rows),
+            config.train.master_weights == "split" and _has_several_forwards(config, sizes, row_choice.rows),
+        ),
         row_choice=row_choice,
         use=count_use(train_split, config.loss.loss_type),
         device=device,
     )
+
+
+def check_master_weights(config: Config, device: torch.device) -> None:
+    """Split masters are bfloat16 weights: raise ConfigError where the arithmetic is float32."""
+    if config.train.master_weights == "split" and not model.is_reduced(config.model.dtype, device):
+        raise ConfigError(
+            f"train.master_weights = 'split' trains bfloat16 weights, but model.dtype = {config.model.dtype!r} is "
+            f"float32 arithmetic on {device.type}",
+            "set model.dtype=bfloat16, or train.master_weights=float32",
+        )
 
 
 def check_dropout(model_config: Any, choice: RowChoice, device: torch.device) -> None:
@@ -258,6 +274,13 @@ def _largest_forward(config: Config, sizes: RowSizes, rows: Rows) -> int:
     return times * sum(packs[: train.batch_size])
 
 
+def _has_several_forwards(config: Config, sizes: RowSizes, rows: Rows) -> bool:
+    """Whether some step adds up the gradients of more than one forward."""
+    one_epoch = config.train.model_copy(update={"max_epochs": 1})
+    steps = plan(sizes, one_epoch, rows != "padded", config.data.max_packed_length)
+    return rows == "single" or any(len(step.forwards[0]) > 1 for step in steps)
+
+
 def describe(job: Job) -> dict[str, Any]:
     """The plan in numbers, for --dry-run and the first lines of a run."""
     pairs = job.sizes.num_groups * job.config.train.max_epochs
@@ -287,10 +310,28 @@ def check_memory(job: Job) -> None:
     helps = (
         "fewer tokens per forward (data.max_packed_length) or train.activation_checkpointing=true"
         if job.memory.states < have
-        else "a smaller backbone: weights, gradients and optimizer alone do not fit"
+        else _what_needs_less(job, have)
     )
     raise RmcliError(
         f"not enough memory on {job.device}: need about {need:.1f} GiB ({states:.1f} for weights, gradients and "
         f"AdamW), have {have / GIB:.1f} GiB",
         f"what would fit: {helps}; train.check_memory=false tries anyway",
     )
+
+
+def _what_needs_less(job: Job, have: int) -> str:
+    """Where weights, gradients and optimizer alone do not fit: the first way to hold them that does, or none."""
+    train = job.config.train
+    several = _has_several_forwards(job.config, job.sizes, job.row_choice.rows)
+    reduced = model.is_reduced(job.config.model.dtype, job.device)
+    ways = [{"master_weights": "split"}] if reduced else []
+    ways.append({"optimizer": "adamw_8bit"})
+    ways += [ways[0] | ways[-1]] if reduced else []
+    for way in ways:
+        smaller = train.model_copy(update=way)
+        bytes_each = model.bytes_per_parameter(smaller, reduced, several)
+        needed = job.memory.num_parameters * bytes_each
+        if smaller != train and needed < min(have, job.memory.states):
+            keys = " with ".join(f"train.{key}={value}" for key, value in way.items())
+            return f"{keys} ({needed / GIB:.1f} GiB, {bytes_each} bytes per parameter)"
+    return "a smaller backbone: weights, gradients and optimizer alone do not fit"

@@ -44,14 +44,17 @@ def run(job: Job, with_profile: bool = False) -> dict[str, Any]:
     if architectures.loads_only_here(network.config):
         output.warn(f"transformers has no {type(network).__name__}: the model folder will load in rmcli only")
     network.to(job.device)
+    # Split weights become bfloat16 here: the self-test runs on what trains.
+    optimizer = optim.build_optimizer(network, model.score_head(network), config.train)
     rows = self_test.settle_rows(network, job.row_choice, config.model.dtype, config.train.seed).rows
     if config.train.activation_checkpointing:
         model.checkpoint_activations(network)
-    trainer = _Trainer(job, network, rows)
+    trainer = _Trainer(job, network, optimizer, rows)
     folder = job.run_folder / "model"
     try:
         with (job.run_folder / "metrics.jsonl").open("w", encoding="utf-8") as metrics_file:
             summary = trainer.fit(metrics_file, job.run_folder / "profile" if with_profile else None)
+        optim.restore_float32(optimizer)
         model_folder.export(network, job.reward, toml, folder)
     except (OSError, SafetensorError) as error:
         raise RmcliError(f"cannot write into {job.run_folder}: {error}", "is the disk full?") from error
@@ -103,10 +106,9 @@ def _make_run_folder(folder: Path) -> None:
 class _Trainer:
     """The loop and what it keeps between steps."""
 
-    def __init__(self, job: Job, network: Any, rows: Rows) -> None:
-        self.job, self.network, self.config = job, network, job.config
+    def __init__(self, job: Job, network: Any, optimizer: optim.Optimizer, rows: Rows) -> None:
+        self.job, self.network, self.optimizer, self.config = job, network, optimizer, job.config
         self.rows: Rows = rows
-        self.optimizer = optim.build_optimizer(network, model.score_head(network), job.config.train)
         self.feeder = Feeder(
             split=job.train_split,
             loss_type=job.config.loss.loss_type,
@@ -171,6 +173,8 @@ class _Trainer:
         loss = torch.zeros((), device=self.job.device)
         if not feed.row_ids:
             return _Skipped(feed.step.number, loss, ())  # nothing to learn from in this step
+        # Conversations run one by one are several forwards, too, though their backward is one.
+        optim.expect_gradients(self.optimizer, several=len(feed.forwards) > 1 or self.rows == "single")
         for forward in feed.forwards:
             scores_S = model.scores(self.network, forward.batch, self.config.model.dtype)
             preference_loss, penalty = objective(

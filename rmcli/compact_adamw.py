@@ -1,0 +1,228 @@
+"""AdamW in less memory: bfloat16 weights with exact float32 masters (16 + 16 bits), and states of 8 bits.
+
+A master is a bfloat16 weight, which the model computes with, and 16 low bits beside it:
+
+    bits(master) = (bits(weight) << 16) + low          low: int16, -32768 to 32767
+
+The weight is the master rounded to nearest as a cast would (exact ties go away from zero; a cast takes the even one),
+and the sum gives the master back bit by bit. The update runs in float32 on the master, through the kernel that
+torch.optim.AdamW(fused=True) runs, so a run is bitwise the one with float32 masters and the same gradients.
+
+8-bit states are those of arXiv 2110.02861: blocks of 256 values, each with its largest magnitude in float32, and one
+byte per value for its place in a dynamic map. Like bitsandbytes and torchao, weights of fewer than 4096 numbers keep
+float32 states. Their optimizers are not used: neither holds split masters or leaves a step out on the device.
+
+Axes: N numbers of one piece of a weight.
+"""
+
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+BLOCK = 256  # values that share a scale
+SMALLEST = 4096  # numbers of a weight whose states are worth 8 bits
+# Numbers updated at a time: temporary float32 memory stays below a gigabyte. A multiple of BLOCK and of every vector
+# width: the kernel must see the same vectors as in one go.
+PIECE = 2**24
+
+
+def round_bits(master: Tensor) -> tuple[Tensor, Tensor]:
+    """Float32 numbers as (bfloat16 weight, int16 low bits); `join_bits` gives back every bit, NaNs included."""
+    bits = master.view(torch.int32)
+    high = ((bits >> 15) + 1) >> 1  # (bits + 2**15) >> 16 without its overflow
+    low = bits - (high << 16)
+    return high.to(torch.int16).view(torch.bfloat16), low.to(torch.int16)
+
+
+def join_bits(weight: Tensor, low: Tensor) -> Tensor:
+    """The float32 numbers of `round_bits`."""
+    return ((weight.view(torch.int16).to(torch.int32) << 16) + low).view(torch.float32)
+
+
+class CompactAdamW(torch.optim.Optimizer):
+    """AdamW over groups that may have `split` (16 + 16 bit weights) and `state_bits` (32 or 8).
+
+    It takes split weights over as float32 and makes them bfloat16 in place. Steps are masked on the device by
+    `found_inf` (1.0 leaves weights and states bitwise as they were) and gradients are scaled by `gradient_factor`.
+    """
+
+    def __init__(
+        self, groups: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float = 1e-8
+    ) -> None:
+        self.found_inf: Tensor | None = None
+        self.gradient_factor: Tensor | None = None
+        super().__init__(
+            groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0, "split": False, "state_bits": 32}
+        )
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self._take_over(parameter, group["split"], group["state_bits"])
+
+    @torch.no_grad()
+    def _take_over(self, parameter: nn.Parameter, split: bool, state_bits: int) -> None:
+        assert parameter.dtype == torch.float32
+        state = self.state[parameter]
+        state["step"] = torch.zeros((), device=parameter.device)
+        if split:
+            parameter.data, state["master_low"] = round_bits(parameter.data.contiguous())
+        assert parameter.is_contiguous()
+        eight = state_bits == 8 and parameter.numel() >= SMALLEST and parameter.numel() % BLOCK == 0
+        for name in ("exp_avg", "exp_avg_sq"):
+            dtype = torch.uint8 if eight else torch.float32
+            state[name] = torch.zeros(parameter.shape, dtype=dtype, device=parameter.device)
+            if eight:  # a scale of zero makes every value zero
+                state[f"{name}_scale"] = torch.zeros(parameter.numel() // BLOCK, device=parameter.device)
+
+    def keep_float32_gradients(self, wanted: bool) -> None:
+        """Whether `.grad` of a bfloat16 weight is float32: exact sums of several contributions, 2 bytes more each."""
+        for parameter, _ in self._split_parameters():
+            parameter.grad_dtype = torch.float32 if wanted else torch.bfloat16
+
+    @torch.no_grad()
+    def restore_masters(self) -> None:
+        """Make every split weight the float32 master it stands for, in place; a later step goes on from there."""
+        for parameter, state in self._split_parameters():
+            parameter.grad = None
+            parameter.data = join_bits(parameter.data, state.pop("master_low"))
+            parameter.grad_dtype = torch.float32
+
+    def _split_parameters(self) -> list[tuple[nn.Parameter, dict[str, Tensor]]]:
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        return [(p, self.state[p]) for p in parameters if "master_low" in self.state[p]]
+
+    @torch.no_grad()
+    def clip(self, parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+        """The gradient norm in float32; the next step scales gradients by the formula of torch's clip_grad_norm_.
+
+        Bfloat16 gradients are not rounded again: they are scaled in float32, within the update.
+        """
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
+        norm = torch.linalg.vector_norm(torch.stack(norms))
+        self.gradient_factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        return norm
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One update, piece by piece."""
+        assert closure is None
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                step = state["step"]
+                for start in range(0, parameter.numel(), PIECE):
+                    step = self._update(parameter, state, group, slice(start, start + PIECE))
+                state["step"] = step
+
+    def _update(
+        self, parameter: nn.Parameter, state: dict[str, Tensor], group: dict[str, Any], piece: slice
+    ) -> Tensor:
+        """Update one piece; returns the number of the step that it has taken."""
+        assert parameter.grad is not None
+        weight_N = parameter.detach().view(-1)[piece]
+        low_N = state["master_low"].view(-1)[piece] if "master_low" in state else None
+        master_N = weight_N if low_N is None else join_bits(weight_N, low_N)
+        gradient_N = parameter.grad.reshape(-1)[piece].float()
+        if self.gradient_factor is not None:
+            gradient_N = gradient_N * self.gradient_factor
+        first, second = _State(state, "exp_avg", piece), _State(state, "exp_avg_sq", piece)
+        first_N, second_N = first.read(), second.read()
+        step = state["step"].clone()
+        adamw(
+            [master_N],
+            [gradient_N],
+            [first_N],
+            [second_N],
+            [],
+            [step],
+            fused=True,
+            found_inf=self.found_inf,
+            lr=group["lr"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+        )
+        if low_N is not None:
+            # A step that is left out leaves the master, and so both its halves, as they were.
+            high_N, new_low_N = round_bits(master_N)
+            weight_N.copy_(high_N)
+            low_N.copy_(new_low_N)
+        first.write(first_N, self.found_inf)
+        second.write(second_N, self.found_inf)
+        return step
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, but every state keeps its own type: torch would cast low bits and states to the weight's."""
+        super().load_state_dict({**state_dict, "state": {}})
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        for index, values in state_dict["state"].items():
+            parameter = parameters[index]
+            self.state[parameter] = {name: value.to(parameter.device, copy=True) for name, value in values.items()}
+
+
+class _State:
+    """One piece of a state: float32 in place, or 8 bits that are read and written back."""
+
+    def __init__(self, state: dict[str, Tensor], name: str, piece: slice) -> None:
+        self.signed = name == "exp_avg"
+        self.values_N = state[name].view(-1)[piece]
+        scale = state.get(f"{name}_scale")
+        self.scale = None if scale is None else scale[piece.start // BLOCK : piece.stop // BLOCK]
+
+    def read(self) -> Tensor:
+        return self.values_N if self.scale is None else dequantize(self.values_N, self.scale, self.signed)
+
+    def write(self, new_N: Tensor, found_inf: Tensor | None) -> None:
+        if self.scale is None:
+            return
+        codes, scale = quantize(new_N, self.signed)
+        if found_inf is not None:
+            # Reading and writing back is not the identity: the map ends at 1.0, but not at -1.0.
+            codes = torch.where(found_inf.bool(), self.values_N, codes)
+            scale = torch.where(found_inf.bool(), self.scale, scale)
+        self.values_N.copy_(codes)
+        self.scale.copy_(scale)
+
+
+def quantize(values_N: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
+    """Float32 numbers as (uint8 places in the dynamic map, one float32 scale per 256)."""
+    blocks = values_N.view(-1, BLOCK)
+    scale = blocks.abs().amax(dim=1)
+    scaled = blocks / scale.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(1)
+    codes = torch.bucketize(scaled, _midpoints(signed, values_N.device), out_int32=True, right=True)
+    return codes.to(torch.uint8).view(-1), scale
+
+
+def dequantize(codes_N: Tensor, scale: Tensor, signed: bool) -> Tensor:
+    """The float32 numbers that `quantize` stands for."""
+    values = dynamic_map(signed, codes_N.device)[codes_N.int()]
+    return (values.view(-1, BLOCK) * scale.unsqueeze(1)).view(-1)
+
+
+@cache
+def dynamic_map(signed: bool, device: torch.device) -> Tensor:
+    """The 256 rising values that a byte stands for: 0, 1, and seven decades with twice as many values in each next.
+
+    As bitsandbytes and torchao have it; the signed one ends at 1 but not at -1.
+    """
+    values = [torch.tensor([0.0, 1.0])]
+    for decade in range(7):
+        edges = torch.linspace(0.1, 1, 2**decade * (1 if signed else 2) + 1)
+        middles = 10 ** (decade - 6) * ((edges[:-1] + edges[1:]) / 2)
+        values += [middles, -middles] if signed else [middles]
+    return torch.cat(values).sort().values.to(device)
+
+
+@cache
+def _midpoints(signed: bool, device: torch.device) -> Tensor:
+    values = dynamic_map(signed, device)
+    return values[:-1] + (values[1:] - values[:-1]) * 0.5
