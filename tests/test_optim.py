@@ -2,12 +2,14 @@
 
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import random_group, tiny_model
+from conftest import REPOSITORY, random_group, tiny_model
+from tiny_backbones import tiny_config
 from transformers import AutoModelForSequenceClassification, LlamaConfig
 
 from rmcli import batch, checkpoint, compact_adamw, model, model_folder, optim
@@ -350,6 +352,28 @@ def test_train_ships_the_float32_masters(cli, tiny_run):
     assert json.loads(Path("small/model/config.json").read_text())["dtype"] == "float32"
     embedding = shipped.get_input_embeddings().weight.detach()
     assert not torch.equal(embedding, embedding.bfloat16().float())  # masters, not their upper halves
+
+
+def test_gradients_are_float32_where_a_step_has_several_forwards(cli, tiny_run, tmp_path, monkeypatch):
+    """One forward per step, several, and a backbone that runs one conversation per forward."""
+    seen = []
+    real = optim.expect_gradients
+    monkeypatch.setattr(optim, "expect_gradients", lambda opt, several: (seen.append(several), real(opt, several)))
+    tiny_config("qwen3_next", vocab_size=384).save_pretrained(tmp_path / "single")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(REPOSITORY / "presets" / "tiny" / file, tmp_path / "single")
+    levers = ("train.max_steps=2", "train.master_weights=split", "model.dtype=bfloat16", "train.check_memory=false")
+    runs = {
+        "one": ("train.pairs_per_step=8",),
+        "several": ("train.accumulative_counts=2", "train.batch_size=1"),
+        "single": ("train.pairs_per_step=4", f"model.pretrained_model_name_or_path={tmp_path / 'single'}"),
+    }
+    for name, settings in runs.items():
+        seen.clear()
+        options = [part for setting in (*levers, *settings) for part in ("-s", setting)]
+        result = cli("train", "--preset", "tiny", "--data", tiny_run.data, "-o", f"run_{name}", *options)
+        assert result.code == 0, result.stderr
+        assert seen == [name != "one"] * 2, name
 
 
 def test_split_masters_need_bfloat16_arithmetic(cli, tiny_run):
