@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import tomlkit
 from pydantic import (
@@ -300,7 +300,11 @@ class TrainSection(Section):
     max_norm: float = Field(1.0, gt=0, description="gradient norm is clipped to this")
     seed: int = Field(0, ge=0, description="seed of the data order, dropout and random weights")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to run; auto is cuda if there is one")
-    activation_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
+    activation_checkpointing: Literal["none", "selective", "full"] = Field(
+        "none",
+        description="recompute activations for less memory: selective keeps what matmuls and attention gave and "
+        "recomputes the rest (cheap), full keeps one hidden state per layer",
+    )
     check_memory: bool = Field(True, description="stop before loading when the estimate exceeds free memory")
     peak_tflops: float | None = Field(
         None, gt=0, description="what the device can do at most, for MFU; none is what its data sheet says, if known"
@@ -525,7 +529,10 @@ def parse_setting(setting: str) -> Layer:
     section, dot, key = dotted.strip().partition(".")
     if not equals or not dot or not key:
         raise ConfigError(f"--set {setting!r} is not of the form section.key=value", "e.g. --set train.lr=1e-5")
-    return Layer(f"--set {dotted.strip()}", {section: {key: _toml_value(text)}})
+    field = SECTIONS[section].model_fields.get(key) if section in SECTIONS else None
+    is_a_choice = field is not None and text.strip() in get_args(field.annotation)  # where `none` is one
+    value = text.strip() if is_a_choice else _toml_value(text)
+    return Layer(f"--set {dotted.strip()}", {section: {key: value}})
 
 
 def _toml_value(text: str) -> Any:

@@ -508,4 +508,4 @@ def _train_keys(config: "PreTrainedConfig") -> dict[str, Any]:
         return {"pairs_per_step": 32, "lr": 2e-5}
     if num_parameters < 4e9:
         return {"pairs_per_step": 64, "lr": 1e-5}
-    return {"pairs_per_step": 128, "lr": 5e-6, "activation_checkpointing": True}
+    return {"pairs_per_step": 128, "lr": 5e-6, "activation_checkpointing": "full"}

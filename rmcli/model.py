@@ -5,6 +5,7 @@ float32 at least (float64 when the model is).
 Axes: T tokens of the row, S scores, D hidden size, B conversations, L padded length.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
 from rmcli import architectures, attention, flops, internlm2, last_layer, output
@@ -257,10 +259,29 @@ def apply_head(network: PreTrainedModel, hidden_SD: Tensor) -> Tensor:
         return (hidden_SD.to(weight.dtype) @ weight.T).squeeze(-1)
 
 
-def checkpoint_activations(network: PreTrainedModel) -> None:
-    """Recompute activations in the backward pass. transformers renamed the switch in 5.23 (old name until v6)."""
+def checkpoint_activations(network: PreTrainedModel, kind: str) -> None:
+    """Recompute activations in the backward pass: all of a layer's ("full"), or what is cheap ("selective").
+
+    A trimmed last layer keeps its own, which are few. transformers renamed the switch in 5.23 (old name until v6).
+    """
+    arguments: dict[str, Any] = {"use_reentrant": False}
+    if kind == "selective":
+        arguments["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _keep_or_recompute)
     name = "activation_checkpointing_enable"
-    (getattr(network, name) if hasattr(network, name) else network.gradient_checkpointing_enable)()
+    (getattr(network, name) if hasattr(network, name) else network.gradient_checkpointing_enable)(arguments)
+    if is_trimmed(network):
+        layer: Any = _last_layer(network)
+        layer.gradient_checkpointing = False
+
+
+# Operators whose results cost more to compute again than to keep: matmuls and attention.
+KEPT_OPERATORS = ("mm", "addmm", "bmm", "_grouped_mm", "scaled_dot_product", "varlen", "flash", "flex_attention")
+
+
+def _keep_or_recompute(_context: Any, operator: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
+    name = str(operator).partition("::")[2] or str(operator).partition(".")[2]
+    kept = any(part in name for part in KEPT_OPERATORS)
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def use_stock_attention(network: PreTrainedModel) -> None:
@@ -371,7 +392,8 @@ def estimate_memory(
     """From the config alone: bytes_per_parameter and activations.
 
     Activations per token and layer, in numbers: about 10 of the hidden size, 5 of the MLP's, and the projections.
-    With activation checkpointing one hidden state per layer is kept, and one whole layer at a time.
+    With full activation checkpointing one hidden state per layer is kept, with selective what matmuls and attention
+    give (about 5 of the hidden size, 2 of the MLP's); in both one whole layer at a time.
     """
     text = model_config.get_text_config()
     architectures.ensure_classifier(model_config)
@@ -381,10 +403,14 @@ def estimate_memory(
     num_parameters = sum(parameter.numel() for parameter in network.parameters())
     reduced = is_reduced(config.model.dtype, pick_device(config))
     bytes_per_number = 2 if reduced else 4
-    per_layer = 10 * text.hidden_size + 5 * (getattr(text, "intermediate_size", None) or 4 * text.hidden_size)
+    intermediate_size = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    per_layer = 10 * text.hidden_size + 5 * intermediate_size
     layers = text.num_hidden_layers
-    recompute = config.train.activation_checkpointing
-    per_token = layers * text.hidden_size + per_layer if recompute else layers * per_layer
+    per_token = {
+        "none": layers * per_layer,
+        "selective": layers * (5 * text.hidden_size + 2 * intermediate_size) + per_layer,
+        "full": layers * text.hidden_size + per_layer,
+    }[config.train.activation_checkpointing]
     states = num_parameters * bytes_per_parameter(config.train, reduced, several_forwards)
     return MemoryEstimate(num_parameters, states, tokens_per_forward * per_token * bytes_per_number)
 

@@ -129,3 +129,8 @@ def test_hub_ids_keep_their_revision(name, expected):
 def test_paths_that_are_not_there(name):
     with pytest.raises(ConfigError, match="no such"):
         configs.pretrained_arguments(name)
+
+
+@pytest.mark.parametrize("setting", ["loss.penalty_type=none", 'loss.penalty_type="none"'])
+def test_none_is_a_text_where_it_is_one_of_the_choices(setting):
+    assert resolve("tiny", settings=[setting]).config.loss.penalty_type == "none"

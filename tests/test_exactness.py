@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import CONFIGS, random_group, single_batches, tiny_model
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from rmcli import attention, batch, model
 from rmcli.attention import PackedLayout, Segment
@@ -125,16 +127,40 @@ def test_bfloat16_computes_the_backbone_in_bfloat16_and_the_head_in_float32():
     torch.testing.assert_close(reduced, hidden.float() @ network.score.weight[0], atol=1e-6, rtol=0)
 
 
-def test_activation_checkpointing_changes_no_gradient():
+@pytest.mark.parametrize("trimmed", [False, True])
+@pytest.mark.parametrize("kind", ["selective", "full"])
+def test_activation_checkpointing_changes_no_gradient(kind, trimmed):
     network, groups = tiny_model("llama"), uneven_groups()
+    if trimmed:
+        model.trim(network)
     expected = gradients(network, model.scores(network, batch.build_packed(groups)))
     network.train()
-    model.checkpoint_activations(network)
+    model.checkpoint_activations(network, kind)
     calls = []
     network.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     actual = gradients(network, model.scores(network, batch.build_packed(groups)))
     assert len(calls) == 2  # once forward, once again for the backward
     assert largest_relative(actual, expected) < 1e-6
+
+
+def test_what_activation_checkpointing_keeps_and_computes_again():
+    """Bytes still held after the forward, and matmuls of a step: selective computes none of them again."""
+    held, matmuls = {}, {}
+    for kind in ("none", "selective", "full"):
+        network, packed = tiny_model("llama").train(), batch.build_packed(uneven_groups())
+        if kind != "none":
+            model.checkpoint_activations(network, kind)
+        model.scores(network, packed)  # what the first call alone allocates
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            scores = model.scores(network, packed)
+        held[kind] = sum(event.self_cpu_memory_usage for event in profiler.key_averages())
+        with FlopCounterMode(display=False) as counter:
+            model.scores(network, packed).sum().backward()
+        matmuls[kind] = counter.get_total_flops()
+        del scores
+    print(held)
+    assert held["full"] < 0.5 * held["selective"] < 0.5 * 0.8 * held["none"]
+    assert matmuls["selective"] == matmuls["none"] < matmuls["full"]
 
 
 def test_a_packed_batch_is_refused_under_a_stock_attention():

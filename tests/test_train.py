@@ -86,14 +86,17 @@ def test_forwards_of_a_step_may_be_cut_anywhere(cli, tiny_run, tmp_path):
 def test_activation_checkpointing_is_switched_on_and_changes_nothing(cli, tiny_run, monkeypatch):
     switched = []
     real = model.checkpoint_activations
-    monkeypatch.setattr(model, "checkpoint_activations", lambda network: (switched.append(1), real(network)))
+    monkeypatch.setattr(
+        model, "checkpoint_activations", lambda network, kind: (switched.append(kind), real(network, kind))
+    )
     steps = ("train.max_steps=3", "train.log_every=1")
     trained(cli, tiny_run.data, "plain", *steps)
     assert not switched
-    trained(cli, tiny_run.data, "recomputed", *steps, "train.activation_checkpointing=true")
-    assert switched
-    plain, recomputed = ([line["loss"] for line in train_lines(Path(run))] for run in ("plain", "recomputed"))
-    assert plain == pytest.approx(recomputed, rel=1e-6)
+    for kind in ("selective", "full"):
+        trained(cli, tiny_run.data, kind, *steps, f"train.activation_checkpointing={kind}")
+        plain, recomputed = ([line["loss"] for line in train_lines(Path(run))] for run in ("plain", kind))
+        assert plain == pytest.approx(recomputed, rel=1e-6)
+    assert switched == ["selective", "full"]
 
 
 def test_the_run_folder(tiny_run):

@@ -308,7 +308,7 @@ def check_memory(job: Job) -> None:
         return
     need, states = job.memory.total / GIB, job.memory.states / GIB
     helps = (
-        "fewer tokens per forward (data.max_packed_length) or train.activation_checkpointing=true"
+        "fewer tokens per forward (data.max_packed_length) or train.activation_checkpointing=full"
         if job.memory.states < have
         else _what_needs_less(job, have)
     )

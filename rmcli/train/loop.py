@@ -47,8 +47,8 @@ def run(job: Job, with_profile: bool = False) -> dict[str, Any]:
     # Split weights become bfloat16 here: the self-test runs on what trains.
     optimizer = optim.build_optimizer(network, model.score_head(network), config.train)
     rows = self_test.settle_rows(network, job.row_choice, config.model.dtype, config.train.seed).rows
-    if config.train.activation_checkpointing:
-        model.checkpoint_activations(network)
+    if config.train.activation_checkpointing != "none":
+        model.checkpoint_activations(network, config.train.activation_checkpointing)
     trainer = _Trainer(job, network, optimizer, rows)
     folder = job.run_folder / "model"
     try:
