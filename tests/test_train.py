@@ -581,7 +581,10 @@ def test_what_building_ahead_raises_comes_out_at_its_place():
         next(fed)
 
 
-def test_a_step_never_waits_for_the_device(tiny_run, tmp_path):
+@pytest.mark.parametrize(
+    "levers", [(), ("model.dtype=bfloat16", "train.master_weights=split", "train.optimizer=adamw_8bit")]
+)
+def test_a_step_never_waits_for_the_device(tiny_run, tmp_path, levers):
     """Reading a number from a tensor, or a shape that depends on numbers, stops the host until the device is done."""
 
     class Watch(TorchDispatchMode):
@@ -589,7 +592,7 @@ def test_a_step_never_waits_for_the_device(tiny_run, tmp_path):
             assert function.overloadpacket.__name__ not in ("_local_scalar_dense", "nonzero", "unique", "equal")
             return function(*args, **(kwargs or {}))
 
-    job = build_job(resolve("tiny"), tiny_run.data, tmp_path / "run")
+    job = build_job(resolve("tiny", settings=levers), tiny_run.data, tmp_path / "run")
     network = model.load_model(job.config.model, job.reward, 0, "packed")
     trainer = loop._Trainer(
         job, network, optim.build_optimizer(network, model.score_head(network), job.config.train), "packed"
