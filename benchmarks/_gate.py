@@ -16,7 +16,7 @@ TO_BYTES = 1 if sys.platform == "darwin" else 1024  # the unit of ru_maxrss
 
 
 class Gate:
-    """Make it before any heavy import. A crash is reported as {"error": "Type: first line"}."""
+    """Made where this file is imported, so import it first. A crash is reported as {"error": "Type: first line"}."""
 
     def __init__(self) -> None:
         self._channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -60,3 +60,6 @@ class Gate:
         first = (str(error).strip() or kind.__name__).splitlines()[0]
         self._say({"error": f"{kind.__name__}: {first}"})
         self._before(kind, error, trace)
+
+
+GATE = Gate()

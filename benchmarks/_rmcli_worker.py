@@ -7,10 +7,9 @@ The job holds `preset`, `settings` (as for --set) and `data` (a prepared folder)
 the end of one step to the end of the next, so planning, batches, logging and the optimizer are in it.
 """
 
-from _gate import Gate
+from _gate import GATE
 
-GATE = Gate()
-
+# isort: split
 import json
 import sys
 import tempfile

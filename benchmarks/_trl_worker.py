@@ -9,10 +9,9 @@ head zero as there. A span goes from `go` at the end of one step (`on_step_end`)
 collation, forwards, backwards, clipping, optimizer, TRL's own metrics and its logging.
 """
 
-from _gate import Gate
+from _gate import GATE
 
-GATE = Gate()
-
+# isort: split
 import json
 import sys
 import tempfile
