@@ -2,7 +2,7 @@
 
     python benchmarks/material.py REQUEST.json
 
-Train.py runs this in a process of its own, which keeps that one small (a child's largest memory counts from its
+train.py runs this in a process of its own, which keeps that one small (a child's largest memory counts from its
 parent's). The request holds what `Request` does; the answer, a JSON object, goes to stdout.
 """
 
