@@ -8,7 +8,8 @@ AdamW with the same rates and betas, clipping at 1.0. Each contender is a proces
 prepared everything before the first step; the driver lets them take one optimizer step each in turn, on the same
 pairs, so that noise hits all alike. Only one works at a time. A step's seconds hold everything from the end of one
 step to the end of the next: fetching, collation, forwards, backwards, clipping, optimizer, bookkeeping. Where the
-contenders do not fit into memory together (--at-once), they run in rounds, `rmcli` in each.
+contenders do not fit into memory together (--at-once), they run in rounds, `rmcli` in each; with --at-once 1 one runs
+all its steps after the other.
 
 Contenders: `rmcli` (packed, prompts shared), `rmcli-padded-B` (model.use_varlen_attn=false, B pairs a forward),
 `trl-B` (per_device_train_batch_size B, the rest of the step by gradient accumulation; no gradient checkpointing) and
@@ -194,9 +195,17 @@ def run_round(
                 found["not_run"][name] = f"not run: {error}"
                 del reports[name]
 
+        total = arguments.warmup + arguments.steps
+        if arguments.at_once == 1:
+            for name in names:
+                for _ in range(total + 1):
+                    if name in reports:
+                        attempt(name)
+                if name in workers:
+                    workers[name].close()
+            return reports
         for name in names:
             attempt(name)
-        total = arguments.warmup + arguments.steps
         for number in range(1, total + 1):
             for name in list(reports):
                 attempt(name)
@@ -256,11 +265,16 @@ def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         not_run=found["not_run"],
         first_loss_is_ln_2=True,
         largest_loss_difference_to_rmcli=differences,
-        rounds=rounds,
+        rounds=[{name: columns(reports) for name, reports in reports_of.items()} for reports_of in rounds],
     )
     if any(name.endswith("liger") for name in names):
         result["liger"] = next((text for name, text in found["not_run"].items() if "liger" in name), "run")
     return result
+
+
+def columns(reports: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """The reports of one contender, warm-up included, as one list per figure."""
+    return {key: [report[key] for report in reports] for key in ("seconds", "loss", "real_tokens", "computed_tokens")}
 
 
 def device_name(arguments: argparse.Namespace) -> str | None:
