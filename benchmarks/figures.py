@@ -34,7 +34,7 @@ def shown_command(script: str, arguments: Sequence[str]) -> str:
     """The command as another reader would type it: absolute paths by their last part."""
     shown, option = [], ""
     for argument in arguments:
-        name, equals, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
+        name, equals, value = argument.rpartition("=")
         if os.path.isabs(value) or (name or option) in OF_OTHERS:
             value = OF_OTHERS.get(name or option, Path(value).name)
         shown.append(name + equals + value)

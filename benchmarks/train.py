@@ -47,7 +47,7 @@ import material
 FOLDER = Path(__file__).parent
 OURS = "rmcli"
 LR = 2e-5
-TRL_BATCHES = (16, 4, 1)
+TRL_BATCHES = (16, 4, 2, 1)
 TOLERANCE = {"cpu": 1e-5, "cuda": 5e-3}  # of losses of rmcli and rmcli-padded: float32 and bfloat16
 
 

@@ -92,14 +92,22 @@ def test_rmcli_is_in_every_round():
     assert train.split_rounds(names, 3) == [["rmcli", "rmcli-padded-16", "trl-16"], ["rmcli", "trl-4", "trl-1"]]
     assert train.split_rounds(["rmcli"], 3) == [["rmcli"]]
     arguments = train.parse(["--against", "trl", "--trl-python", "python", "--pairs-per-step", "8"])
-    expected = ["rmcli", "rmcli-padded-8", "rmcli-padded-4", "trl-8", "trl-4", "trl-1", "trl-8-liger"]
+    expected = ["rmcli", "rmcli-padded-8", "rmcli-padded-4", "trl-8", "trl-4", "trl-2", "trl-1", "trl-8-liger"]
     assert train.default_contenders(arguments) == expected
 
 
 def test_a_written_command_names_no_place_on_this_machine():
-    typed = ["--trl-python", "/opt/env/bin/python", "--data=/srv/hh.jsonl.gz", "--model", "/m/x.gguf", "--steps", "3"]
+    typed = [
+        "--trl-python",
+        "/opt/env/bin/python",
+        "--data=/srv/hh.jsonl.gz",
+        "--model",
+        "/m/x.gguf",
+        "-s",
+        "a.b=/c/d",
+    ]
     shown = figures.shown_command("train.py", typed)
-    assert shown == ("python benchmarks/train.py --trl-python TRL_PYTHON --data=hh.jsonl.gz --model x.gguf --steps 3")
+    assert shown == ("python benchmarks/train.py --trl-python TRL_PYTHON --data=hh.jsonl.gz --model x.gguf -s a.b=d")
 
 
 def test_the_shapes_are_those_of_the_presets_backbones():
