@@ -359,7 +359,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max-packed-length", type=int, help="tokens of one packed forward; default: the preset's")
     parser.add_argument("--steps", type=int, default=10, help="timed steps (starts, with --startup)")
     parser.add_argument("--warmup", type=int, default=2, help="steps (starts) before them")
-    parser.add_argument("--at-once", type=int, default=3, help="contenders in memory together")
+    parser.add_argument("--at-once", type=int, default=2, help="contenders in memory together")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("-s", "--set", action="append", default=[], help="one more key of rmcli's configuration")
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
