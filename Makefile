@@ -1,11 +1,12 @@
 # Everything sets itself up in .venv and does nothing twice.
 VENV := .venv
+TRL := .venv-trl
 PYTHON ?= python3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-slow lint docs clean
+.PHONY: demo test test-slow lint docs bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
@@ -24,6 +25,13 @@ lint: $(VENV)/.lint
 docs: $(VENV)/.test $(VENV)/.tokenizers
 	$(BIN)/python docs/generate.py
 	$(BIN)/python docs/inspect_page.py
+	$(BIN)/python docs/performance_page.py
+
+# Prints; a figure that counts is taken on a machine that does nothing else (--output FILE). TRL has its own environment.
+bench: $(VENV)/.test $(TRL)/.installed
+	$(BIN)/python benchmarks/train.py --against trl --trl-python $(TRL)/bin/python
+	$(BIN)/python benchmarks/train.py --startup --steps 5 --warmup 1
+	$(BIN)/python benchmarks/score.py
 
 clean:
 	rm -rf $(VENV) demo
@@ -47,6 +55,11 @@ $(VENV)/.tokenizers: tests/fetch_tokenizers.py | $(VENV)/.test
 
 $(VENV)/.tokenizers-large: tests/fetch_tokenizers.py | $(VENV)/.test
 	@if $(BIN)/python tests/fetch_tokenizers.py $(VENV)/tokenizers --large; then touch $@; else test "$$CI" != true; fi
+
+$(TRL)/.installed: constraints.txt
+	test -x $(TRL)/bin/python || $(PYTHON) -m venv $(TRL)
+	$(TRL)/bin/python -m pip install --quiet -c constraints.txt trl==1.16.0 liger-kernel
+	touch $@
 
 $(VENV)/.lint: $(VENV)/.test
 	$(PIP) -e '.[lint]'

@@ -1,0 +1,63 @@
+"""rmcli's worker: `rmcli train` as it is, stopped between optimizer steps.
+
+python benchmarks/_rmcli_worker.py JOB.json
+
+The job holds `preset`, `settings` (as for --set) and `data` (a prepared folder). Everything runs through
+`rmcli.train.run`; only the trainer's `fit` and `step` are wrapped, to wait and to report. A span goes from `go` at
+the end of one step to the end of the next, so planning, batches, logging and the optimizer are in it.
+"""
+
+from _gate import GATE
+
+# isort: split
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+import rmcli
+from rmcli.config import resolve
+from rmcli.train import build_job, loop
+
+
+class GatedTrainer(loop._Trainer):
+    """The real trainer, one step at a time."""
+
+    def fit(self, *arguments: Any) -> dict[str, Any]:
+        versions = {"rmcli": rmcli.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
+        GATE.ready(versions=versions, threads=torch.get_num_threads(), rows=self.rows)
+        return super().fit(*arguments)
+
+    def step(self, step: Any) -> Any:
+        before = self.window.num_tokens
+        skipped = super().step(step)
+        loss = float(self.window.losses[-1])
+        seconds = GATE.stop()
+        groups = [
+            group
+            for forward in step.forwards[0]
+            for part in forward
+            for group in self.job.train_split.groups(part.row, part.start, part.stop)
+        ]
+        GATE.report(
+            step=step.number,
+            seconds=seconds,
+            loss=loss,
+            real_tokens=sum(group.num_unshared_tokens for group in groups),
+            computed_tokens=self.window.num_tokens - before,
+            row_ids=sorted(group.row_id for group in groups),
+        )
+        GATE.wait()
+        return skipped
+
+
+if __name__ == "__main__":
+    description = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    loop._Trainer = GatedTrainer  # type: ignore[misc]
+    with tempfile.TemporaryDirectory() as folder:
+        resolved = resolve(description["preset"], settings=description["settings"])
+        loop.run(build_job(resolved, Path(description["data"]), Path(folder) / "run"))

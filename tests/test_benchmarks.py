@@ -1,0 +1,194 @@
+"""The benchmarks' own reckoning, that contenders get the same pairs, and the page their figures go to. No timing."""
+
+import importlib.util
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, write_lines
+
+sys.path.append(str(REPOSITORY / "benchmarks"))
+
+import figures
+import material
+import train
+
+BENCHMARKS = REPOSITORY / "benchmarks"
+
+SETTINGS = ("train.pairs_per_step=4", "train.max_steps=5", "train.max_epochs=9", "data.max_packed_length=300")
+
+
+def performance_page():
+    spec = importlib.util.spec_from_file_location("performance_page", REPOSITORY / "docs" / "performance_page.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def report(seconds: float, loss: float = figures.LN_2, **values: object) -> dict[str, object]:
+    fixed = {"step": 1, "real_tokens": 100, "computed_tokens": 60, "peak_rss": figures.GIB, "peak_device": 0}
+    return {**fixed, "seconds": seconds, "loss": loss, "row_ids": [1, 2], **values}
+
+
+def without_ids(*reports: dict[str, object]) -> list[dict[str, object]]:
+    return [{key: value for key, value in one.items() if key != "row_ids"} for one in reports]
+
+
+def test_the_page_says_what_the_newest_figures_say():
+    page = performance_page()
+    assert (REPOSITORY / "docs" / "performance.md").read_text(encoding="utf-8") == page.page(), (
+        "run: python docs/performance_page.py"
+    )
+
+
+def test_the_page_says_what_is_not_measured(tmp_path):
+    page = performance_page()
+    assert page.page(tmp_path).count("Not yet measured.") == 5
+    for day, seconds in (("2026-01-02", 2.0), ("2026-01-10", 3.0)):
+        result = {"command": "python x", "machine": {"processor": "P", "cores": 2}, "model": "m.gguf", "layers": 8}
+        result |= {"starts": 3, "seconds": {"rmcli": seconds, "bare": 1.0}, "rmcli_over_bare": seconds}
+        (tmp_path / f"startup-{day}.json").write_text(json.dumps(result))
+    text = page.page(tmp_path)
+    assert text.count("Not yet measured.") == 4
+    assert "2026-01-10: P, 2 cores ([figures](../benchmarks/results/startup-2026-01-10.json))." in text
+    assert "| **rmcli over bare** | **3.00x** |" in text
+
+
+def test_ratios_are_taken_step_by_step_after_the_warm_up_and_within_a_round():
+    first = {
+        "rmcli": [report(9), report(1), report(2), report(4)],
+        "trl-16": [report(1), report(4), report(8), report(8, peak_rss=4 * figures.GIB)],
+    }
+    second = {"rmcli": [report(9), report(10), report(20), report(40)], "trl-1": [report(1)] + [report(30)] * 3}
+    table = figures.summarize([first, second], "rmcli", warmup=1, pairs_per_step=16)
+    assert table["trl-16"]["rmcli_is_faster"] == 4  # of 4, 4 and 2
+    assert table["trl-16"]["rmcli_is_faster_in_all"] == pytest.approx(20 / 7)
+    assert table["trl-16"]["rmcli_peak_share"] == 0.25
+    assert table["trl-1"]["rmcli_is_faster"] == 1.5  # of 3, 1.5 and 0.75
+    assert table["rmcli"]["seconds_per_step"] == 7  # of 1, 2, 4, 10, 20 and 40: both rounds
+    assert table["trl-16"]["pairs_per_s"] == 2
+    assert figures.best_of(table, "trl") == "trl-16"
+    assert figures.best_of(table, "verl") is None
+
+
+def test_a_wrong_first_loss_other_pairs_and_other_losses_are_noticed():
+    good = {"rmcli": [report(1), report(1, 0.6)], "trl-1": without_ids(report(1, real_tokens=96), report(1, 0.5))}
+    assert figures.check_steps([good], "rmcli", 1e-5) == {"trl-1": pytest.approx(0.1)}
+    for name, reports, problem in (
+        ("trl-1", without_ids(report(1, 0.5), report(1, 0.6)), "first loss"),
+        ("trl-1", without_ids(report(1), report(1, 0.6, real_tokens=91)), "different pairs in step 1"),
+        ("rmcli-padded-4", [report(1), report(1, 0.6, row_ids=[1, 3])], "different pairs in step 1"),
+        ("rmcli-padded-4", [report(1), report(1, 0.6001)], "differ by"),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            figures.check_steps([{"rmcli": good["rmcli"], name: reports}], "rmcli", 1e-5)
+
+
+def test_rmcli_is_in_every_round():
+    names = ["rmcli", "rmcli-padded-16", "trl-16", "trl-4", "trl-1"]
+    assert train.split_rounds(names, 3) == [["rmcli", "rmcli-padded-16", "trl-16"], ["rmcli", "trl-4", "trl-1"]]
+    assert train.split_rounds(["rmcli"], 3) == [["rmcli"]]
+    arguments = train.parse(["--against", "trl", "--trl-python", "python", "--pairs-per-step", "8"])
+    expected = ["rmcli", "rmcli-padded-8", "rmcli-padded-4", "trl-8", "trl-4", "trl-2", "trl-1", "trl-8-liger"]
+    assert train.default_contenders(arguments) == expected
+
+
+def test_a_written_command_names_no_place_on_this_machine():
+    typed = [
+        "--trl-python",
+        "/opt/env/bin/python",
+        "--data=/srv/hh.jsonl.gz",
+        "--model",
+        "/m/x.gguf",
+        "-s",
+        "a.b=/c/d",
+    ]
+    shown = figures.shown_command("train.py", typed)
+    assert shown == ("python benchmarks/train.py --trl-python TRL_PYTHON --data=hh.jsonl.gz --model x.gguf -s a.b=d")
+
+
+def test_the_shapes_are_those_of_the_presets_backbones():
+    rows = {name: json.dumps(shape["vocab_size"]) for name, shape in material.SHAPES.items()}
+    for name, preset in (("internlm2-1.8b", "internlm2-1_8b"), ("llama3-8b", "llama3-8b")):
+        assert f"embedding_rows = {rows[name]}" in (REPOSITORY / "presets" / f"{preset}.toml").read_text()
+    assert tuple(material.SHAPES) == performance_page().SHAPES
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """Material of the tiny preset: twelve pairs of different lengths, packs of two or three."""
+    folder = tmp_path_factory.mktemp("material")
+    rows = [{"prompt": f"{n}?", "chosen": "yes " * (n + 1), "rejected": "no " * (2 * n + 1)} for n in range(12)]
+    request = material.Request(
+        folder=str(folder),
+        model=str(REPOSITORY / "presets" / "tiny"),
+        layers=1,
+        shape=None,
+        preset="tiny",
+        data=str(write_lines(folder / "rows.jsonl", rows)),
+        map_fn="canonical",
+        settings=(f"model.pretrained_model_name_or_path={folder / 'model'}", "model.random_weights=false", *SETTINGS),
+    )
+    answer = material.make(request)
+    assert (answer["pairs"], answer["steps"]) == (12, 5)
+    return folder
+
+
+def test_every_contender_gets_the_pairs_of_rmclis_own_plan(made):
+    from rmcli.config import resolve
+    from rmcli.plan import plan
+    from rmcli.train import build_job
+
+    pairs = [json.loads(line) for line in (made / "pairs.jsonl").read_text().splitlines()]
+    steps = [json.loads(line) for line in (made / "steps.jsonl").read_text().splitlines()]
+    model = (f"model.pretrained_model_name_or_path={made / 'model'}", "model.random_weights=false")
+    for padded in ((), ("model.use_varlen_attn=false", "train.batch_size=2")):
+        job = build_job(resolve("tiny", settings=[*model, *SETTINGS, *padded]), made / "data", made / "run")
+        planned = []
+        for step in plan(job.sizes, job.config.train, job.plans_packs, job.config.data.max_packed_length):
+            parts = [part for forward in step.forwards[0] for part in forward]
+            planned.append([
+                pairs[group.row_id]
+                for part in parts
+                for group in job.train_split.groups(part.row, part.start, part.stop)
+            ])  # fmt: skip
+        assert planned == steps
+    assert [len(step) for step in steps] == [4] * 5
+    assert pairs[3]["chosen"] == [{"role": "user", "content": "3?"}, {"role": "assistant", "content": "yes " * 4}]
+
+
+def test_the_model_is_cut_to_its_first_layers(made):
+    config = json.loads((made / "model" / "config.json").read_text())
+    assert config["num_hidden_layers"] == 1
+    assert (made / "model" / "model.safetensors").is_file()
+
+
+def test_a_crashed_worker_is_an_error_in_one_line(tmp_path):
+    script = tmp_path / "worker.py"
+    script.write_text("from _gate import GATE\nprint('noise')\nGATE.ready(threads=1)\nraise OSError('gone\\nmore')\n")
+    environment = {"PYTHONPATH": str(BENCHMARKS)}
+    worker = train.Worker("x", [sys.executable, str(script)], environment, tmp_path / "log")
+    assert worker.facts == {"threads": 1}
+    with pytest.raises(train.Crashed, match=r"^OSError: gone$"):
+        worker.step()
+    assert "noise" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.slow
+def test_packed_and_padded_take_the_same_steps(made, tmp_path):
+    command = ["train.py", "--model", REPOSITORY / "presets" / "tiny", "--layers", "1", "--preset", "tiny"]
+    command += ["--data", made / "rows.jsonl", "--map-fn", "canonical", "--pairs-per-step", "4", "--steps", "3"]
+    command += ["--warmup", "1", "--contenders", "rmcli,rmcli-padded-2", "--output", tmp_path / "figures.json"]
+    subprocess.run([sys.executable, *map(str, command)], check=True, cwd=BENCHMARKS)
+    found = json.loads((tmp_path / "figures.json").read_text())
+    assert (
+        found["contenders"]["rmcli"]["real_tokens_per_step"]
+        > found["contenders"]["rmcli"]["computed_tokens_per_step"]
+    )
+    assert found["largest_loss_difference_to_rmcli"]["rmcli-padded-2"] < 1e-5
+    losses = found["rounds"][0]["rmcli"]["loss"]
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-6)
+    assert len(set(losses)) == 4
