@@ -133,4 +133,4 @@ def test_paths_that_are_not_there(name):
 
 @pytest.mark.parametrize("setting", ["loss.penalty_type=none", 'loss.penalty_type="none"'])
 def test_none_is_a_text_where_it_is_one_of_the_choices(setting):
-    assert resolve("tiny", settings=[setting]).config.loss.penalty_type == "none"
+    assert configs.resolve("tiny", settings=[setting]).config.loss.penalty_type == "none"
