@@ -58,7 +58,7 @@ def build_job(resolved: Resolved, data_folder: Path, run_folder: Path | None) ->
     device = model.pick_device(config)
     model_config = load_model_config(config.model)
     row_choice = choose_rows(config.model.use_varlen_attn, model_config, config.data.max_length)
-    check_dropout(model_config, row_choice, device)
+    model.check_attention(config, model_config, row_choice.rows, device)
     reward = load_tokenizer(config.model)
     if reward.tokenizer.chat_template is None:
         raise ConfigError(
@@ -87,17 +87,6 @@ def build_job(resolved: Resolved, data_folder: Path, run_folder: Path | None) ->
         use=count_use(train_split, config.loss.loss_type),
         device=device,
     )
-
-
-def check_dropout(model_config: Any, choice: RowChoice, device: torch.device) -> None:
-    """The varlen kernel has no dropout: raise ConfigError before anything is loaded, not in the first step."""
-    text = model_config.get_text_config()
-    for key in ("attention_dropout", "attn_pdrop"):
-        if choice.rows == "packed" and device.type == "cuda" and getattr(text, key, 0):
-            raise ConfigError(
-                f"config.json has {key} = {getattr(text, key)}, which the varlen kernel does not have",
-                f"set {key} to 0 there, or model.use_varlen_attn=false",
-            )
 
 
 @dataclass(frozen=True)
