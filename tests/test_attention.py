@@ -5,12 +5,13 @@ FlexAttention runs in torch's own dense form, whose backward torch keeps from CP
 """
 
 import sys
+import tomllib
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import REPOSITORY, tiny_model
 from test_architectures import backbone_scores, tiny_network
 from test_exactness import gradients, largest_relative, uneven_groups
 
@@ -278,6 +279,12 @@ def test_flash_names_the_package_it_misses_and_the_version_it_cannot_use(monkeyp
             checked("flash", CUDA)
     monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(__version__="2.7.4.post1"))
     checked("flash", CUDA)
+
+
+def test_nothing_but_its_own_extra_asks_for_flash_attn():
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert [name for name, packages in extras.items() if any("flash" in package for package in packages)] == ["flash"]
+    assert "flash" not in (REPOSITORY / "constraints.txt").read_text()
 
 
 def test_a_choice_without_effect_is_said(capsys):

@@ -15,6 +15,8 @@ from rmcli.attention import by_segment
 from rmcli.attention.call import Call
 from rmcli.attention.layout import PackedLayout, ScoreLayout
 
+RECOMPILE_LIMIT = 64
+
 
 def attend(call: Call) -> Tensor:
     """Queries at the reward positions alone are few: they run segment by segment."""
@@ -23,7 +25,8 @@ def attend(call: Call) -> Tensor:
         return by_segment.attend(call)
     from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
-    kernel = _compiled(flex_attention) if call.query.is_cuda else flex_attention
+    on_its_own = call.query.is_cuda and not torch.compiler.is_compiling()
+    kernel = _compiled(flex_attention) if on_its_own else flex_attention
     output, auxiliary = kernel(
         call.query,
         call.key,
@@ -44,7 +47,15 @@ def attend(call: Call) -> Tensor:
 
 @functools.cache
 def _compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(kernel)
+    """Never the dense form instead, which a full cache would bring without an error: T x T scores per head."""
+    compiled = torch.compile(kernel, fullgraph=True)
+
+    def run(*arguments: Any, **options: Any) -> Any:
+        # One graph per kind of layer, training or not, fixed or varying length: more than dynamo's eight.
+        with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT):
+            return compiled(*arguments, **options)
+
+    return run
 
 
 def _soft_capping(softcap: float | None) -> Callable[..., Tensor] | None:
@@ -71,7 +82,8 @@ def _block_mask(layout: PackedLayout, window: int | None) -> Any:
 
 def _sees(layout: PackedLayout, window: int | None) -> Callable[..., Tensor]:
     """A query sees its segment up to itself and its group's prefix, as far as the window reaches back."""
-    start, prefix_start, prefix_stop, position = layout.token_table
+    # Tensors of their own: a compiled kernel may want its inputs aligned, which rows of one table are not.
+    start, prefix_start, prefix_stop, position = (column.clone() for column in layout.token_table)
 
     def mask_mod(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         own = (key >= start[query]) & (key <= query)

@@ -20,11 +20,17 @@ from rmcli.losses import objective
 from rmcli.metrics import PairMetrics
 from rmcli.plan import Slice, Step, plan
 from rmcli.records import Rows, TokenGroup
+from rmcli.train.determinism import deterministic
 from rmcli.train.job import Job, check_memory, describe
 
 
 def run(job: Job) -> dict[str, Any]:
     """Train, evaluate, export. Returns the summary; the run folder holds everything else."""
+    with deterministic(job.config.train.deterministic):
+        return _run(job)
+
+
+def _run(job: Job) -> dict[str, Any]:
     config = job.config
     _say_plan(describe(job))
     _say_use(job)
