@@ -60,6 +60,12 @@ class ModelSection(Section):
     use_varlen_attn: bool = Field(
         True, description="packed rows with shared prompts; false runs padded conversations (slow, the reference)"
     )
+    attention: Literal["auto", "varlen", "flash", "sdpa", "flex"] = Field(
+        "auto",
+        description="what computes attention over packed rows (docs/attention.md): varlen is torch's kernel, flash "
+        "the package flash-attn 2 (the extra `flash`), flex FlexAttention, all on CUDA; sdpa is torch anywhere. "
+        "auto is sdpa on CPU and in float32, varlen on CUDA, flex there for soft-capping and sinks",
+    )
     trim_last_layer: bool = Field(
         True, description="compute the last layer at the reward positions only, where that is proven exact"
     )
@@ -300,6 +306,9 @@ class TrainSection(Section):
     max_norm: float = Field(1.0, gt=0, description="gradient norm is clipped to this")
     seed: int = Field(0, ge=0, description="seed of the data order, dropout and random weights")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to run; auto is cuda if there is one")
+    deterministic: bool = Field(
+        False, description="the same weights, bit by bit, from the same data, config and machine; slower on CUDA"
+    )
     activation_checkpointing: Literal["none", "selective", "full"] = Field(
         "none",
         description="recompute activations for less memory: selective keeps what matmuls and attention gave and "

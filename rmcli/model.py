@@ -67,9 +67,34 @@ def load_model(model: ModelSection, reward: RewardTokenizer, seed: int = 0, rows
     if rows == "packed":
         network.set_attn_implementation(attention.ATTENTION_NAME)
         assert network.config._attn_implementation == attention.ATTENTION_NAME  # choose_rows has seen to it
+        set_attention(network, model.attention)
         if model.trim_last_layer and architectures.trims_last_layer(config):
             trim(network)
     return network.eval()
+
+
+def set_attention(network: Any, backend: str) -> None:
+    """Let packed rows be run by this backend, a value of `model.attention`; a network never told runs auto."""
+    network.packed_backend = backend
+
+
+def check_attention(config: Config, model_config: PreTrainedConfig, rows: Rows, device: torch.device) -> None:
+    """Raise ConfigError when `model.attention` cannot run this model here, before its weights are loaded."""
+    backend = config.model.attention
+    if rows != "packed":
+        if backend != "auto":
+            output.warn(f"model.attention = {backend!r} has no effect: it is for packed rows, and these are {rows}")
+        return
+    reduced = is_reduced(config.model.dtype, device)
+    attention.check_backend(backend, device, reduced)
+    text = model_config.get_text_config()
+    no_dropout = backend in ("varlen", "flex") or (backend == "auto" and device.type == "cuda" and reduced)
+    for key in ("attention_dropout", "attn_pdrop"):
+        if no_dropout and getattr(text, key, 0):
+            raise ConfigError(
+                f"config.json has {key} = {getattr(text, key)}, and model.attention = {backend!r} has no dropout",
+                f"set {key} to 0 there, or model.attention=sdpa",
+            )
 
 
 def _last_layer(network: PreTrainedModel) -> nn.Module | None:
@@ -221,7 +246,11 @@ def hidden_at_scores(
     with arithmetic(network, dtype, device):
         if layout is not None:
             result = backbone(network)(
-                **inputs, position_ids=batch.position_ids, use_cache=False, packed_layout=layout
+                **inputs,
+                position_ids=batch.position_ids,
+                use_cache=False,
+                packed_layout=layout,
+                packed_backend=getattr(network, "packed_backend", "auto"),
             )
             hidden = result.last_hidden_state[0]
             return hidden if is_trimmed(network) else hidden.index_select(0, batch.score_index)

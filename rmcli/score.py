@@ -54,6 +54,7 @@ def run(config: Config, source: str, target: str) -> Summary:
     device = model.pick_device(config)
     model_config = model.load_model_config(config.model)
     choice = choose_rows(config.model.use_varlen_attn, model_config, config.data.max_length)
+    model.check_attention(config, model_config, choice.rows, device)
     lines = _read(source)
     network: Any = model.load_model(config.model, reward, rows=choice.rows)
     network.to(device)

@@ -6,7 +6,7 @@ import torch
 
 from rmcli import architectures, batch, model, output
 from rmcli.architectures import RowChoice
-from rmcli.errors import RmcliError
+from rmcli.errors import ConfigError, RmcliError
 from rmcli.records import TokenGroup
 
 
@@ -47,6 +47,8 @@ def _problem(network: Any, dtype: str, seed: int) -> str | None:
             positions,
             dtype,
         )
+    except ConfigError:
+        raise  # the attention that was asked for lacks what this model needs
     except RmcliError as error:
         return error.message
     verdict = "ok" if result.passed else "FAILED"

@@ -7,7 +7,7 @@ from conftest import CONFIGS, random_group, single_batches, tiny_model
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from rmcli import attention, batch, model
+from rmcli import batch, model
 from rmcli.attention import PackedLayout, Segment
 from rmcli.errors import RmcliError
 from rmcli.records import TokenGroup
@@ -189,78 +189,6 @@ def test_the_self_test_passes_and_finds_a_broken_attention(monkeypatch):
     assert good.gradient_error < 1e-4
     monkeypatch.setattr(PackedLayout, "mask", lambda self, q, k, window, device: torch.ones(q, k, dtype=torch.bool))
     assert not model.compare_with_alone(network, packed, alone, positions).passed
-
-
-# --- the varlen kernel's call, against fakes of its published signatures ---
-
-
-def reference_varlen(query, key, value, cu_seq_q, cu_seq_k, scale, window_size):
-    """What the kernel computes, written out per segment: causal at the bottom right, grouped queries repeated."""
-    key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], dim=1) for t in (key, value))
-    outputs = []
-    for n in range(len(cu_seq_q) - 1):
-        q = query[cu_seq_q[n] : cu_seq_q[n + 1]].transpose(0, 1)
-        k, v = (t[cu_seq_k[n] : cu_seq_k[n + 1]].transpose(0, 1) for t in (key, value))
-        logits = q @ k.transpose(1, 2) * scale
-        rows, columns = logits.shape[1:]
-        distance = torch.arange(rows)[:, None] + columns - rows - torch.arange(columns)
-        allowed = (distance >= 0) & (distance <= (window_size[0] if window_size[0] >= 0 else columns))
-        outputs.append((logits.masked_fill(~allowed, float("-inf")).softmax(-1) @ v).transpose(0, 1))
-    return torch.cat(outputs)
-
-
-def varlen_2_11(
-    query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1)
-):
-    assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
-    assert max_q == cu_seq_q.diff().max()
-    assert max_k == cu_seq_k.diff().max()
-    assert window_size[1] == 0
-    return reference_varlen(query, key, value, cu_seq_q, cu_seq_k, scale, window_size)
-
-
-def varlen_2_13(
-    query,
-    key,
-    value,
-    cu_seq_q,
-    cu_seq_k,
-    max_q,
-    max_k,
-    *,
-    return_aux=None,
-    scale=None,
-    window_size=(-1, -1),
-    enable_gqa=False,
-    seqused_k=None,
-    block_table=None,
-    num_splits=None,
-):
-    assert enable_gqa == (query.shape[1] != key.shape[1])
-    return varlen_2_11(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=window_size)
-
-
-@pytest.mark.parametrize("kernel", [varlen_2_11, varlen_2_13])
-@pytest.mark.parametrize("window", [None, 6])
-@pytest.mark.parametrize("kv_heads", [2, 6])
-def test_the_varlen_call_equals_the_loop_over_segments(kernel, window, kv_heads, monkeypatch):
-    from torch.nn.attention import varlen
-
-    monkeypatch.setattr(varlen, "varlen_attn", kernel)
-    layout = batch.build_packed(uneven_groups()).layout
-    length = int(layout.cu_seq_q[-1])
-    torch.manual_seed(0)
-    query = torch.randn(1, 6, length, 8, requires_grad=True)
-    key, value = (torch.randn(1, kv_heads, length, 8, requires_grad=True) for _ in range(2))
-    results = []
-    for run in (
-        lambda: attention._varlen(query, key, value, layout, 0.3, 0.0, window),
-        lambda: attention._by_segment(query, key, value, layout, 0.3, 0.0, window, None, None),
-    ):
-        output = run()
-        results.append((output, *torch.autograd.grad(output.square().sum(), (query, key, value))))
-    for by_kernel, by_loop in zip(*results, strict=True):
-        torch.testing.assert_close(by_kernel, by_loop, atol=2e-5, rtol=1e-5)
 
 
 def test_the_layout_of_two_groups_by_hand():

@@ -66,7 +66,7 @@ def build_job(resolved: Resolved, data_folder: Path, run_folder: Path | None) ->
     check_master_weights(config, device)
     model_config = load_model_config(config.model)
     row_choice = choose_rows(config.model.use_varlen_attn, model_config, config.data.max_length)
-    check_dropout(model_config, row_choice, device)
+    model.check_attention(config, model_config, row_choice.rows, device)
     reward = load_tokenizer(config.model)
     if reward.tokenizer.chat_template is None:
         raise ConfigError(
@@ -110,17 +110,6 @@ def check_master_weights(config: Config, device: torch.device) -> None:
             f"float32 arithmetic on {device.type}",
             "set model.dtype=bfloat16, or train.master_weights=float32",
         )
-
-
-def check_dropout(model_config: Any, choice: RowChoice, device: torch.device) -> None:
-    """The varlen kernel has no dropout: raise ConfigError before anything is loaded, not in the first step."""
-    text = model_config.get_text_config()
-    for key in ("attention_dropout", "attn_pdrop"):
-        if choice.rows == "packed" and device.type == "cuda" and getattr(text, key, 0):
-            raise ConfigError(
-                f"config.json has {key} = {getattr(text, key)}, which the varlen kernel does not have",
-                f"set {key} to 0 there, or model.use_varlen_attn=false",
-            )
 
 
 @dataclass(frozen=True)

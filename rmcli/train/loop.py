@@ -22,6 +22,7 @@ from rmcli.losses import objective
 from rmcli.metrics import PairMetrics
 from rmcli.plan import Slice, Step, plan
 from rmcli.records import Rows
+from rmcli.train.determinism import deterministic
 from rmcli.train.feed import Feeder, StepFeed, ahead, groups_of
 from rmcli.train.job import Job, check_memory, describe
 from rmcli.train.profile import profiled
@@ -32,6 +33,11 @@ def run(job: Job, with_profile: bool = False) -> dict[str, Any]:
 
     `with_profile` writes `profile/` into it.
     """
+    with deterministic(job.config.train.deterministic):
+        return _run(job, with_profile)
+
+
+def _run(job: Job, with_profile: bool) -> dict[str, Any]:
     config = job.config
     _say_plan(describe(job))
     _say_use(job)
