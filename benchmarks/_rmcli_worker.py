@@ -3,8 +3,9 @@
 python benchmarks/_rmcli_worker.py JOB.json
 
 The job holds `preset`, `settings` (as for --set) and `data` (a prepared folder). Everything runs through
-`rmcli.train.run`; only the trainer's `fit` and `step` are wrapped, to wait and to report. A span goes from `go` at
-the end of one step to the end of the next, so planning, batches, logging and the optimizer are in it.
+`rmcli.train.run`; only the trainer's `fit` and `run_step` are wrapped, to wait and to report. A span goes from `go`
+at the end of one step to the end of the next, so planning, batches, logging and the optimizer are in it: batches are not
+built ahead here, where they would be built while others have their turn.
 """
 
 from _gate import GATE
@@ -32,9 +33,10 @@ class GatedTrainer(loop._Trainer):
         GATE.ready(versions=versions, threads=torch.get_num_threads(), rows=self.rows)
         return super().fit(*arguments)
 
-    def step(self, step: Any) -> Any:
+    def run_step(self, feed: Any) -> Any:
+        step = feed.step
         before = self.window.num_tokens
-        skipped = super().step(step)
+        skipped = super().run_step(feed)
         loss = float(self.window.losses[-1])
         seconds = GATE.stop()
         groups = [
@@ -58,6 +60,7 @@ class GatedTrainer(loop._Trainer):
 if __name__ == "__main__":
     description = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     loop._Trainer = GatedTrainer  # type: ignore[misc]
+    loop.ahead = map  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as folder:
         resolved = resolve(description["preset"], settings=description["settings"])
         loop.run(build_job(resolved, Path(description["data"]), Path(folder) / "run"))

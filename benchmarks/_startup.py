@@ -20,7 +20,7 @@ def start_rmcli() -> None:
     from rmcli import cli
     from rmcli.train import loop
 
-    loop._Trainer.step = stop  # type: ignore[assignment]
+    loop._Trainer.run_step = stop  # type: ignore[assignment]
     cli.main()
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rmcli.attention import PackedLayout, Segment
+from rmcli.attention import PackedLayout, RowShape, Segment, to_device
 from rmcli.losses import Targets
 from rmcli.records import Comparison, Rows, TokenGroup
 
@@ -27,10 +27,7 @@ class PackedBatch:
     position_ids: Tensor
     score_index: Tensor
     layout: PackedLayout
-
-    @property
-    def num_tokens(self) -> int:
-        return self.input_ids.numel()
+    num_tokens: int  # without those that fill the row up
 
 
 @dataclass(frozen=True)
@@ -60,12 +57,16 @@ class SingleBatch:
         return sum(one.num_tokens for one in self.conversations)
 
 
-def build_packed(groups: Sequence[TokenGroup], device: torch.device | str = "cpu") -> PackedBatch:
-    """Lay the groups end to end: P1 C1 R1 P2 C2 R2 ..."""
+def build_packed(
+    groups: Sequence[TokenGroup], device: torch.device | str = "cpu", shape: RowShape | None = None
+) -> PackedBatch:
+    """Lay the groups end to end: P1 C1 R1 P2 C2 R2 ...
+
+    With a `shape` the row is filled up to it, or to a larger one where it is too small: `layout.shape`.
+    """
     tokens: list[np.ndarray] = []
     positions: list[np.ndarray] = []
     segments: list[Segment] = []
-    score_index: list[int] = []
     start = 0
     for group in groups:
         prefix_start, prefix_length = start, len(group.prefix)
@@ -80,12 +81,18 @@ def build_packed(groups: Sequence[TokenGroup], device: torch.device | str = "cpu
             else:
                 segments.append(Segment(start, len(response), prefix_start, prefix_length))
             start += len(response)
-            score_index.append(start - 1)
+    if shape is not None:
+        shape = shape.grown_for(segments)
+        for filling in shape.filling(start):
+            tokens.append(np.zeros(filling.length))
+            positions.append(np.arange(filling.length))
+    layout = PackedLayout.from_segments(tuple(segments), device, shape)
     return PackedBatch(
-        input_ids=torch.from_numpy(np.concatenate(tokens).astype(np.int64))[None].to(device),
-        position_ids=torch.from_numpy(np.concatenate(positions).astype(np.int64))[None].to(device),
-        score_index=torch.tensor(score_index, device=device),
-        layout=PackedLayout.from_segments(tuple(segments), device),
+        input_ids=to_device(torch.from_numpy(np.concatenate(tokens).astype(np.int64))[None], device),
+        position_ids=to_device(torch.from_numpy(np.concatenate(positions).astype(np.int64))[None], device),
+        score_index=layout.score_index,
+        layout=layout,
+        num_tokens=start,
     )
 
 
@@ -112,11 +119,15 @@ def build_single(groups: Sequence[TokenGroup], device: torch.device | str = "cpu
 
 
 def build(
-    rows: Rows, groups: Sequence[TokenGroup], pad_token_id: int, device: torch.device | str = "cpu"
+    rows: Rows,
+    groups: Sequence[TokenGroup],
+    pad_token_id: int,
+    device: torch.device | str = "cpu",
+    shape: RowShape | None = None,
 ) -> PackedBatch | SingleBatch | PaddedBatch:
-    """The batch for `rows`: packed, single or padded."""
+    """The batch for `rows`: packed (to a shape, if one is given), single or padded."""
     if rows == "packed":
-        return build_packed(groups, device)
+        return build_packed(groups, device, shape)
     return build_single(groups, device) if rows == "single" else build_padded(groups, pad_token_id, device)
 
 
@@ -165,7 +176,7 @@ def build_targets(groups: Sequence[TokenGroup], loss_type: str, device: torch.de
     orders = [order + [-1] * (longest - len(order)) for order, _ in lists]
 
     def column(values: Sequence[float], dtype: torch.dtype) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=device)
+        return to_device(torch.tensor(values, dtype=dtype), device)
 
     return Targets(
         first=column([pair[0] for pair in pairs], torch.int64),
@@ -173,7 +184,7 @@ def build_targets(groups: Sequence[TokenGroup], loss_type: str, device: torch.de
         labels=column([pair[2] for pair in pairs], torch.float32),
         margins=column([pair[3] for pair in pairs], torch.float32),
         weights=column([pair[4] for pair in pairs], torch.float32),
-        orders=torch.tensor(orders, dtype=torch.int64, device=device).reshape(len(orders), longest),
+        orders=to_device(torch.tensor(orders, dtype=torch.int64).reshape(len(orders), longest), device),
         order_weights=column([weight for _, weight in lists], torch.float32),
         better=column([better for better, _ in judged], torch.int64),
         worse=column([worse for _, worse in judged], torch.int64),

@@ -314,6 +314,11 @@ class TrainSection(Section):
         description="recompute activations for less memory: selective keeps what matmuls and attention gave and "
         "recomputes the rest (cheap), full keeps one hidden state per layer",
     )
+    kernels: Literal["torch", "compile", "liger"] = Field(
+        "torch",
+        description="compile: layers through torch.compile, rows laid out to fixed shapes (CUDA); liger: Liger's "
+        "kernels for norms, rotations and MLPs (CUDA, the extra `liger`)",
+    )
     check_memory: bool = Field(True, description="stop before loading when the estimate exceeds free memory")
     peak_tflops: float | None = Field(
         None, gt=0, description="what the device can do at most, for MFU; none is what its data sheet says, if known"

@@ -15,10 +15,15 @@ from rmcli.attention import KeysFound, KeysWanted, PackedLayout, ScoresWanted
 from rmcli.errors import RmcliError
 
 
-def find(backbone: nn.Module, num_layers: int) -> nn.Module | None:
-    """The last decoder layer: of the first list of `num_layers` modules; None without such a list."""
+def find_layers(backbone: nn.Module, num_layers: int) -> nn.ModuleList | None:
+    """The decoder layers: the first list of `num_layers` modules; None without such a list."""
     lists = (m for m in backbone.modules() if isinstance(m, nn.ModuleList) and len(m) == num_layers)
-    layers = next(lists, None)
+    return next(lists, None)
+
+
+def find(backbone: nn.Module, num_layers: int) -> nn.Module | None:
+    """The last decoder layer."""
+    layers = find_layers(backbone, num_layers)
     return None if layers is None else layers[-1]
 
 

@@ -117,6 +117,13 @@ def is_trimmed(network: PreTrainedModel) -> bool:
     return last_layer.is_trimmed(_last_layer(network))
 
 
+def whole_row_layers(network: PreTrainedModel) -> list[nn.Module]:
+    """The decoder layers that run on every token of a row: all, or all but a trimmed last one."""
+    layers = last_layer.find_layers(backbone(network), network.config.get_text_config().num_hidden_layers)
+    whole = list(layers or ())
+    return whole[:-1] if is_trimmed(network) else whole
+
+
 def flop_counter(network: PreTrainedModel) -> flops.FlopCounter:
     """What counts the model FLOPs of groups on this network, trimmed as it is."""
     text = network.config.get_text_config()

@@ -15,7 +15,16 @@ from torch import Tensor, nn
 
 from rmcli.attention import by_segment, flex, varlen
 from rmcli.attention.call import Call
-from rmcli.attention.layout import KeysFound, KeysWanted, PackedLayout, ScoreLayout, ScoresWanted, Segment
+from rmcli.attention.layout import (
+    KeysFound,
+    KeysWanted,
+    PackedLayout,
+    RowShape,
+    ScoreLayout,
+    ScoresWanted,
+    Segment,
+    to_device,
+)
 from rmcli.errors import ConfigError, RmcliError
 
 __all__ = [
@@ -25,12 +34,14 @@ __all__ = [
     "KeysFound",
     "KeysWanted",
     "PackedLayout",
+    "RowShape",
     "ScoreLayout",
     "ScoresWanted",
     "Segment",
     "check_backend",
     "register",
     "shared_prefix_attention",
+    "to_device",
 ]
 
 # transformers builds no mask for an attention name its mask table does not know: all masking happens here.

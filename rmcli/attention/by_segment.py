@@ -14,10 +14,9 @@ def attend(call: Call) -> Tensor:
     Splitting, not slicing: the backward of a slice fills a whole row with zeros.
     """
     layout, window = call.layout, call.window
-    lengths = [segment.length for segment in layout.segments]
     starts = {segment.start: index for index, segment in enumerate(layout.segments)}
     queries = call.query.split(layout.q_lengths, dim=2)
-    keys, values = (tensor.split(lengths, dim=2) for tensor in (call.key, call.value))
+    keys, values = (tensor.split(layout.row_lengths, dim=2) for tensor in (call.key, call.value))
 
     def with_prefix(parts: tuple[Tensor, ...], index: int) -> Tensor:
         segment = layout.segments[index]
@@ -26,7 +25,7 @@ def attend(call: Call) -> Tensor:
         first = starts[segment.prefix_start]  # the segment the prefix rides with
         return torch.cat([parts[first][:, :, : segment.prefix_length], parts[index]], dim=2)
 
-    outputs: list[Tensor] = [call.query] * len(lengths)
+    outputs: list[Tensor] = [call.query] * len(layout.segments)
     for (length, prefix_length), members in layout.shapes.items():
         shape_query = torch.cat([queries[index] for index in members])
         shape_key = torch.cat([with_prefix(keys, index) for index in members])

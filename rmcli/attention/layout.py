@@ -5,6 +5,8 @@ Axes: T tokens of the row, K keys of all segments end to end, C copies of a toke
 
 import functools
 import itertools
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -22,6 +24,49 @@ class Segment(NamedTuple):
 
 
 @dataclass(frozen=True)
+class RowShape:
+    """Sizes that rows are filled up to, so that all of them run through one compiled graph.
+
+    `num_keys` of all segments, `num_segments` with those that fill up, `num_copies` further ones of a prefix;
+    no segment has more than `longest` keys.
+    """
+
+    num_tokens: int
+    longest: int
+    num_keys: int = 0
+    num_segments: int = 0
+    num_copies: int = 0
+
+    def grown_for(self, segments: Sequence[Segment]) -> "RowShape":
+        """This shape where it holds the segments, else one that does: a step larger, so that few graphs are built."""
+        num_tokens = sum(segment.length for segment in segments)
+        num_keys = sum(segment.prefix_length + segment.length for segment in segments)
+        longest = max(segment.prefix_length + segment.length for segment in segments)
+        num_copies = max(Counter(s.prefix_start for s in segments if s.prefix_length).values(), default=0)
+        longest = self.longest if longest <= self.longest else _power_of_two(longest)
+        whole = self.num_tokens if num_tokens <= self.num_tokens else num_tokens + -num_tokens % 1024
+        missing = whole - num_tokens
+        num_segments = len(segments) + -(-missing // longest)
+        num_keys += missing
+        return RowShape(
+            num_tokens=whole,
+            longest=longest,
+            num_keys=self.num_keys if num_keys <= self.num_keys else num_keys + -num_keys % max(whole // 4, 1),
+            num_segments=self.num_segments if num_segments <= self.num_segments else _power_of_two(num_segments),
+            num_copies=max(self.num_copies, num_copies),
+        )
+
+    def filling(self, num_tokens: int) -> tuple[Segment, ...]:
+        """Segments of their own over the tokens that are missing: nothing sees them."""
+        starts = range(num_tokens, self.num_tokens, self.longest)
+        return tuple(Segment(start, min(self.longest, self.num_tokens - start), start, 0) for start in starts)
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << (number - 1).bit_length()
+
+
+@dataclass(frozen=True)
 class PackedLayout:
     """Which tokens of a packed row see which. Segments lie side by side and cover the row.
 
@@ -30,6 +75,8 @@ class PackedLayout:
 
     `kv_index`: (sum of keys,) the row position of each segment's keys, one segment after the other;
     `cu_seq_q`, `cu_seq_k`: (segments + 1,) int32 offsets. These are what a varlen kernel reads.
+    With a `shape` the last segments fill the row up, and offsets and indices are filled up too; the first
+    `num_scores` segments are the responses.
     """
 
     segments: tuple[Segment, ...]
@@ -38,6 +85,8 @@ class PackedLayout:
     cu_seq_k: Tensor
     max_q: int
     max_k: int
+    num_scores: int
+    shape: RowShape | None = None
     # Masks are the same in every layer: one forward builds each shape, and each window of FlexAttention's, once.
     masks: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict, repr=False, compare=False)
     block_masks: dict[int | None, Any] = field(default_factory=dict, repr=False, compare=False)
@@ -47,14 +96,20 @@ class PackedLayout:
         """Queries of each segment, side by side in the query tensor."""
         return [segment.length for segment in self.segments]
 
+    @functools.cached_property
+    def row_lengths(self) -> list[int]:
+        """Tokens of each segment of the whole row, side by side in the key tensor."""
+        return [segment.length for segment in self.segments]
+
     @property
     def num_tokens(self) -> int:
-        return sum(segment.length for segment in self.segments)
+        """Of the row, what fills it up included."""
+        return sum(self.row_lengths)
 
     @functools.cached_property
     def score_index(self) -> Tensor:
-        """(segments,) the row position of each segment's last token: every segment ends at a reward position."""
-        return self.cu_seq_q[1:].long() - 1
+        """(num_scores,) the row position of each response's last token, the reward position."""
+        return self.cu_seq_q[1 : self.num_scores + 1].long() - 1
 
     @functools.cached_property
     def copies(self) -> Tensor:
@@ -66,7 +121,8 @@ class PackedLayout:
         for segment in self.segments:
             if segment.prefix_length:
                 counts[segment.prefix_start] = counts.get(segment.prefix_start, 0) + 1
-        copies = torch.full((1 + max(counts.values(), default=0), self.num_tokens), -1)
+        further = max(counts.values(), default=0) if self.shape is None else self.shape.num_copies
+        copies = torch.full((1 + further, self.num_tokens), -1)
         counts, at = {}, 0
         for start, length, prefix_start, prefix_length in self.segments:
             if prefix_length:
@@ -75,7 +131,7 @@ class PackedLayout:
             at += prefix_length
             copies[0, start : start + length] = torch.arange(at, at + length)
             at += length
-        return copies.to(self.kv_index.device)
+        return to_device(copies, self.kv_index.device)
 
     @functools.cached_property
     def token_table(self) -> Tensor:
@@ -101,7 +157,13 @@ class PackedLayout:
         return ScoreLayout.of(self)
 
     @staticmethod
-    def from_segments(segments: tuple[Segment, ...], device: torch.device | str = "cpu") -> "PackedLayout":
+    def from_segments(
+        segments: tuple[Segment, ...], device: torch.device | str = "cpu", shape: RowShape | None = None
+    ) -> "PackedLayout":
+        """`shape` must hold the segments (see grown_for)."""
+        num_scores = len(segments)
+        if shape is not None:
+            segments += shape.filling(sum(segment.length for segment in segments))
         q_lengths = [segment.length for segment in segments]
         k_lengths = [segment.prefix_length + segment.length for segment in segments]
         kv_index = [
@@ -112,13 +174,19 @@ class PackedLayout:
                 (segment.start, segment.length),
             )
         ]
+        if shape is not None:
+            kv_index.append(torch.zeros(shape.num_keys - sum(k_lengths), dtype=torch.int64))
+            empty = [0] * (shape.num_segments - len(segments))
+            q_lengths, k_lengths = q_lengths + empty, k_lengths + empty
         return PackedLayout(
             segments=segments,
-            kv_index=torch.cat(kv_index).to(device),
+            kv_index=to_device(torch.cat(kv_index), device),
             cu_seq_q=_offsets(q_lengths, device),
             cu_seq_k=_offsets(k_lengths, device),
-            max_q=max(q_lengths),
-            max_k=max(k_lengths),
+            max_q=max(q_lengths) if shape is None else shape.longest,
+            max_k=max(k_lengths) if shape is None else shape.longest,
+            num_scores=num_scores,
+            shape=shape,
         )
 
     @functools.cached_property
@@ -149,16 +217,21 @@ class ScoreLayout(PackedLayout):
 
     @staticmethod
     def of(layout: PackedLayout) -> "ScoreLayout":
-        num_segments = len(layout.segments)
+        number = layout.num_scores
         return ScoreLayout(
-            segments=layout.segments,
+            segments=layout.segments[:number],
             kv_index=layout.kv_index,
-            cu_seq_q=torch.arange(num_segments + 1, dtype=torch.int32, device=layout.cu_seq_q.device),
-            cu_seq_k=layout.cu_seq_k,
+            cu_seq_q=torch.arange(number + 1, dtype=torch.int32, device=layout.cu_seq_q.device),
+            cu_seq_k=layout.cu_seq_k[: number + 1],
             max_q=1,
             max_k=layout.max_k,
+            num_scores=number,
             row=layout,
         )
+
+    @functools.cached_property
+    def row_lengths(self) -> list[int]:
+        return self.row.row_lengths
 
     @functools.cached_property
     def copies(self) -> Tensor:
@@ -191,4 +264,11 @@ class ScoresWanted(NamedTuple):
 
 
 def _offsets(lengths: list[int], device: torch.device | str) -> Tensor:
-    return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
+    return to_device(torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32), device)
+
+
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """Without waiting for what the device still works on: from pinned memory, in its queue."""
+    if torch.device(device).type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import varlen
 from torch.nn.functional import pad
 
 from rmcli.attention.call import Call
@@ -71,10 +72,8 @@ def _torch_kernel(query_THD: Tensor, key_KHD: Tensor, value_KHD: Tensor, call: C
     counts the query itself is (W - 1, 0). Its backward is deterministic when torch is told to be
     (`_flash_attention_backward` in torch's attention_backward.cu).
     """
-    from torch.nn.attention import varlen
-
     arguments: dict[str, Any] = {"window_size": _kernel_window(call.window), "scale": call.scale}
-    if call.is_grouped and "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters:
+    if call.is_grouped and _wants_enable_gqa():
         arguments["enable_gqa"] = True
     layout = call.layout
     output = varlen.varlen_attn(
@@ -89,6 +88,14 @@ def _torch_kernel(query_THD: Tensor, key_KHD: Tensor, value_KHD: Tensor, call: C
     )
     assert isinstance(output, Tensor)
     return output
+
+
+def _wants_enable_gqa() -> bool:
+    return "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters
+
+
+# As torch.compiler.assume_constant_result marks it, whose import of dynamo every start would pay for.
+_wants_enable_gqa._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def _flash_kernel(query_THD: Tensor, key_KHD: Tensor, value_KHD: Tensor, call: Call) -> Tensor:

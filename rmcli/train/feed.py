@@ -10,6 +10,7 @@ import torch
 
 from rmcli import batch as batches
 from rmcli import store
+from rmcli.attention import RowShape
 from rmcli.flops import FlopCounter
 from rmcli.losses import Targets
 from rmcli.plan import Slice, Step
@@ -47,9 +48,12 @@ class StepFeed:
     effective_flops: float
 
 
-@dataclass(frozen=True)
+@dataclass
 class Feeder:
-    """Builds a step's feed; `rows` is how conversations are run."""
+    """Builds a step's feed; `rows` is how conversations are run.
+
+    `shape` is what packed rows are filled up to, None where they keep their own size; it grows when it must.
+    """
 
     split: store.PackedSplit
     loss_type: str
@@ -57,6 +61,7 @@ class Feeder:
     pad_token_id: int
     device: torch.device
     counter: FlopCounter
+    shape: RowShape | None = None
 
     def build(self, step: Step) -> StepFeed:
         """Counted over the whole step and all ranks before the first backward: every pair weighs the same."""
@@ -77,10 +82,11 @@ class Feeder:
         )
 
     def _forward(self, groups: list[TokenGroup]) -> Forward:
-        return Forward(
-            batches.build(self.rows, groups, self.pad_token_id, self.device),
-            batches.build_targets(groups, self.loss_type, self.device),
-        )
+        batch = batches.build(self.rows, groups, self.pad_token_id, self.device, self.shape)
+        if isinstance(batch, batches.PackedBatch):
+            self.shape = batch.layout.shape
+            _ = batch.layout.copies, batch.layout.at_scores  # here, not in the first layer
+        return Forward(batch, batches.build_targets(groups, self.loss_type, self.device))
 
 
 def groups_of(split: store.PackedSplit, forward: Iterable[Slice], loss_type: str) -> list[TokenGroup]:

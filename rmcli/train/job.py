@@ -13,6 +13,7 @@ from rmcli.architectures import RowChoice, choose_rows
 from rmcli.batch import comparisons_of, trains_as_list
 from rmcli.config import Config, Resolved, SourceSection
 from rmcli.errors import ConfigError, RmcliError
+from rmcli.kernels import check_kernels
 from rmcli.plan import RowSizes, num_steps, plan
 from rmcli.records import Rows
 from rmcli.tokenizer import CHAT_TEMPLATE_HINT, RewardTokenizer, load_model_config, load_tokenizer
@@ -67,6 +68,7 @@ def build_job(resolved: Resolved, data_folder: Path, run_folder: Path | None) ->
     model_config = load_model_config(config.model)
     row_choice = choose_rows(config.model.use_varlen_attn, model_config, config.data.max_length)
     model.check_attention(config, model_config, row_choice.rows, device)
+    check_kernels(config.train.kernels, row_choice.rows, config.model.attention, device)
     reward = load_tokenizer(config.model)
     if reward.tokenizer.chat_template is None:
         raise ConfigError(

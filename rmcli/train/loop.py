@@ -4,7 +4,7 @@ import gc
 import json
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -14,8 +14,9 @@ from accelerate.utils import set_seed
 from safetensors import SafetensorError
 from torch import Tensor
 
-from rmcli import architectures, checkpoint, model, model_folder, optim, output, self_test, store
+from rmcli import architectures, checkpoint, kernels, model, model_folder, optim, output, self_test, store
 from rmcli import batch as batches
+from rmcli.attention import RowShape
 from rmcli.config import Config
 from rmcli.errors import RmcliError
 from rmcli.losses import objective
@@ -50,15 +51,22 @@ def _run(job: Job, with_profile: bool) -> dict[str, Any]:
     if architectures.loads_only_here(network.config):
         output.warn(f"transformers has no {type(network).__name__}: the model folder will load in rmcli only")
     network.to(job.device)
+    if config.train.kernels == "liger":
+        kernels.use_liger(network)
     # Split weights become bfloat16 here: the self-test runs on what trains.
     optimizer = optim.build_optimizer(network, model.score_head(network), config.train)
     rows = self_test.settle_rows(network, job.row_choice, config.model.dtype, config.train.seed).rows
     if config.train.activation_checkpointing != "none":
         model.checkpoint_activations(network, config.train.activation_checkpointing)
+    if config.train.kernels == "compile":
+        kernels.compile_layers(model.whole_row_layers(network))
     trainer = _Trainer(job, network, optimizer, rows)
     folder = job.run_folder / "model"
     try:
-        with (job.run_folder / "metrics.jsonl").open("w", encoding="utf-8") as metrics_file:
+        with (
+            (job.run_folder / "metrics.jsonl").open("w", encoding="utf-8") as metrics_file,
+            kernels.explained() if config.train.kernels == "compile" else nullcontext(),
+        ):
             summary = trainer.fit(metrics_file, job.run_folder / "profile" if with_profile else None)
         optim.restore_float32(optimizer)
         model_folder.export(network, job.reward, toml, folder)
@@ -122,8 +130,15 @@ class _Trainer:
             pad_token_id=job.reward.pad_token_id,
             device=job.device,
             counter=model.flop_counter(network),
+            shape=self._row_shape(),
         )
         self.window = _Window(job.peak_flops)
+
+    def _row_shape(self) -> RowShape | None:
+        """What rows are filled up to, so that layers are compiled once; None where they are not compiled."""
+        if self.config.train.kernels != "compile":
+            return None
+        return RowShape(num_tokens=self.config.data.max_packed_length, longest=self.config.data.max_length)
 
     def fit(self, metrics_file: TextIO, profile_folder: Path | None = None) -> dict[str, Any]:
         """All steps. Returns the last log line joined with the last evaluation."""
@@ -206,9 +221,17 @@ class _Trainer:
         return result
 
 
-@torch.no_grad()
 def evaluate(network: Any, split: store.PackedSplit, config: Config, pad_token_id: int, rows: Rows) -> dict[str, Any]:
     """Loss (as in training), accuracy, margin and score range over all held-out pairs; empty without any."""
+    # Rows keep their own sizes here: compiled layers would be built again and again.
+    compiled = config.train.kernels == "compile"
+    with torch.no_grad(), torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+        return _evaluate(network, split, config, pad_token_id, rows)
+
+
+def _evaluate(
+    network: Any, split: store.PackedSplit, config: Config, pad_token_id: int, rows: Rows
+) -> dict[str, Any]:
     forwards = [[Slice(row, 0, count)] for row, count in enumerate(split.groups_per_row)]
     if rows == "padded":
         single = [Slice(row, g, g + 1) for row, count in enumerate(split.groups_per_row) for g in range(count)]

@@ -1,0 +1,230 @@
+"""Rows of one shape, layers compiled into one graph, Liger: exact, counted, refused where they cannot run."""
+
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_group, tiny_model
+from test_exactness import gradients, largest_relative, uneven_groups
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn.attention import varlen as torch_varlen
+
+from rmcli import batch, kernels, model
+from rmcli.attention import RowShape, Segment
+from rmcli.errors import ConfigError, RmcliError
+from rmcli.records import TokenGroup
+
+SHAPE = RowShape(num_tokens=192, longest=32)
+
+
+def segments(query, key, value, cu_seq_q, cu_seq_k):
+    """(H, Q, D), (H, K, D), (H, K, D) and what is allowed, of each segment that has queries."""
+    key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], dim=1) for t in (key, value))
+    for n in range(len(cu_seq_q) - 1):
+        at_q, at_k = slice(cu_seq_q[n], cu_seq_q[n + 1]), slice(cu_seq_k[n], cu_seq_k[n + 1])
+        rows, columns = at_q.stop - at_q.start, at_k.stop - at_k.start
+        allowed = torch.ones(rows, columns, dtype=torch.bool).tril(int(columns - rows))
+        yield at_q, at_k, *(t.transpose(0, 1) for t in (query[at_q], key[at_k], value[at_k])), allowed
+
+
+def weights_of(q, k, allowed, scale):
+    return (q @ k.transpose(1, 2) * scale).masked_fill(~allowed, float("-inf")).softmax(-1)
+
+
+@torch.library.custom_op("rmcli_tests::varlen", mutates_args=())
+def varlen_kernel(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seq_q: torch.Tensor,
+    cu_seq_k: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    output = torch.zeros_like(query)
+    for at_q, _, q, k, v, allowed in segments(query, key, value, cu_seq_q, cu_seq_k):
+        output[at_q] = (weights_of(q, k, allowed, scale) @ v).transpose(0, 1)
+    return output
+
+
+@torch.library.custom_op("rmcli_tests::varlen_backward", mutates_args=())
+def varlen_backward(
+    above: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seq_q: torch.Tensor,
+    cu_seq_k: torch.Tensor,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    heads = query.shape[1]
+    to_query, to_key, to_value = (torch.zeros(len(t), heads, t.shape[2]) for t in (query, key, value))
+    for at_q, at_k, q, k, v, allowed in segments(query, key, value, cu_seq_q, cu_seq_k):
+        weights, over = weights_of(q, k, allowed, scale), above[at_q].transpose(0, 1)
+        to_weights = over @ v.transpose(1, 2)
+        to_logits = weights * (to_weights - (to_weights * weights).sum(-1, keepdim=True)) * scale
+        to_query[at_q] = (to_logits @ k).transpose(0, 1)
+        to_key[at_k] = (to_logits.transpose(1, 2) @ q).transpose(0, 1)
+        to_value[at_k] = (weights.transpose(1, 2) @ over).transpose(0, 1)
+    # As a kernel that allocates without filling: rows that no segment has must never be read.
+    to_key[int(cu_seq_k[-1]) :] = to_value[int(cu_seq_k[-1]) :] = float("nan")
+    return to_query, *(t.unflatten(1, (key.shape[1], -1)).sum(2) for t in (to_key, to_value))
+
+
+varlen_kernel.register_fake(lambda query, *_: torch.empty_like(query))
+varlen_backward.register_fake(lambda above, query, key, value, *_: tuple(map(torch.empty_like, (query, key, value))))
+varlen_kernel.register_autograd(
+    lambda ctx, above: (*varlen_backward(above, *ctx.saved_tensors, ctx.scale), None, None, None),
+    setup_context=lambda ctx, inputs, output: (ctx.save_for_backward(*inputs[:5]), setattr(ctx, "scale", inputs[5])),
+)
+
+
+@pytest.fixture
+def varlen_on_cpu(monkeypatch):
+    """torch's kernel as one opaque operator, as it is on CUDA."""
+
+    def varlen_attn(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa=False):
+        assert window_size == (-1, 0)
+        assert max_q >= (cu_seq_q[1:] - cu_seq_q[:-1]).max() if not torch.compiler.is_compiling() else True
+        return varlen_kernel(query, key, value, cu_seq_q, cu_seq_k, scale)
+
+    monkeypatch.setattr(torch_varlen, "varlen_attn", varlen_attn)
+
+
+def packs() -> list[list[TokenGroup]]:
+    """Rows of 3 to 6 groups, with pairs and with three responses."""
+    generator = np.random.default_rng(3)
+    groups = uneven_groups()
+    others = [
+        random_group(generator, prefix, lengths) for prefix, lengths in [(12, (3, 9)), (2, (2, 2)), (20, (5, 6))]
+    ]
+    return [groups, groups[::-1], others, [*others, *groups[:2]]]
+
+
+# --- rows of one shape ---
+
+
+def test_what_fills_a_row_up_changes_no_score_and_no_gradient():
+    network = tiny_model("llama")
+    for groups in packs():
+        plain, filled = batch.build_packed(groups), batch.build_packed(groups, shape=SHAPE)
+        assert filled.num_tokens == plain.num_tokens == plain.input_ids.shape[1] < filled.input_ids.shape[1] == 192
+        expected = model.scores(network, plain)
+        expected_gradients = gradients(network, expected)
+        actual = model.scores(network, filled)
+        torch.testing.assert_close(actual, expected, atol=1e-6, rtol=0)
+        assert largest_relative(gradients(network, actual), expected_gradients) < 1e-5
+
+
+def test_rows_of_one_shape_have_tensors_of_one_size():
+    shape, sizes = SHAPE, []
+    for groups in packs():  # the largest sizes are known after the first pass
+        shape = batch.build_packed(groups, shape=shape).layout.shape
+    for groups in packs():
+        built = batch.build_packed(groups, shape=shape)
+        layout = built.layout
+        assert layout.shape == shape
+        tensors = (
+            built.input_ids,
+            built.position_ids,
+            layout.kv_index,
+            layout.cu_seq_q,
+            layout.cu_seq_k,
+            layout.copies,
+        )
+        sizes.append((layout.max_q, layout.max_k, *(tensor.shape for tensor in tensors)))
+    assert len(set(sizes)) == 1
+
+
+def test_a_shape_grows_where_it_must_and_never_shrinks():
+    small = RowShape(num_tokens=8, longest=4).grown_for([Segment(0, 5, 0, 0), Segment(5, 3, 0, 2)])
+    assert small == RowShape(num_tokens=8, longest=8, num_keys=10, num_segments=2, num_copies=1)
+    assert small.grown_for([Segment(0, 2, 0, 0)]) == small
+    large = small.grown_for([Segment(0, 9, 0, 0)])
+    assert (large.num_tokens, large.longest) == (1024, 16)
+
+
+# --- compiled layers ---
+
+
+@pytest.mark.parametrize("trimmed", [False, True])
+def test_one_graph_runs_different_rows_exactly(trimmed, varlen_on_cpu):
+    torch._dynamo.reset()
+    network = tiny_model("llama").train()
+    model.set_attention(network, "varlen")
+    if trimmed:
+        model.trim(network)
+    shape = SHAPE
+    for groups in packs():
+        shape = batch.build_packed(groups, shape=shape).layout.shape
+    rows = [batch.build_packed(groups, shape=shape) for groups in packs()]
+    expected = []
+    for row in rows:
+        scores = model.scores(network, row)
+        expected.append((scores.detach(), gradients(network, scores)))
+    counter = CompileCounterWithBackend("aot_eager")
+    kernels.compile_layers(model.whole_row_layers(network), backend=counter)
+    for row, (scores, whole) in zip(rows, expected, strict=True):
+        actual = model.scores(network, row)
+        torch.testing.assert_close(actual, scores, atol=1e-5, rtol=0)
+        assert largest_relative(gradients(network, actual), whole) < 1e-5
+    assert counter.frame_count == 1
+    torch._dynamo.reset()
+
+
+def test_what_cannot_be_compiled_is_one_line():
+    torch._dynamo.reset()
+    network = tiny_model("llama").train()
+    kernels.compile_layers(model.whole_row_layers(network), backend="eager")
+    network.model.layers[0].mlp.register_forward_pre_hook(lambda *_: torch._dynamo.graph_break())
+    with pytest.raises(RmcliError, match="cannot take this model"), kernels.explained():
+        model.scores(network, batch.build_packed(uneven_groups()))
+    torch._dynamo.reset()
+
+
+# --- what is asked for and cannot run ---
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (("compile", "packed", "auto", "cpu"), "train.kernels = 'compile' is for CUDA, and the device is cpu"),
+        (("liger", "packed", "auto", "cpu"), "train.kernels = 'liger' is for CUDA, and the device is cpu"),
+        (
+            ("compile", "padded", "auto", "cuda"),
+            "needs packed rows and attention in one kernel call; rows are padded",
+        ),
+        (("compile", "packed", "sdpa", "cuda"), "model.attention = 'sdpa'"),
+    ],
+)
+def test_kernels_that_cannot_run_are_refused(asked, message):
+    *choice, device = asked
+    with pytest.raises(ConfigError, match=message):
+        kernels.check_kernels(*choice, torch.device(device))
+
+
+def test_train_refuses_them_before_loading(cli, tiny_run):
+    result = cli("train", "-p", "tiny", "--data", tiny_run.data, "-o", "run", "-s", "train.kernels=compile")
+    assert result.code == 2
+    assert result.stderr.startswith("error: train.kernels = 'compile' is for CUDA")
+
+
+def test_liger_is_called_as_it_is_published_and_missing_in_one_line(monkeypatch):
+    with pytest.raises(ConfigError, match="liger-kernel cannot be imported"):
+        kernels.check_kernels("liger", "packed", "auto", torch.device("cuda"))
+    called = []
+
+    def apply(model, **switches):  # liger_kernel 0.8: _apply_liger_kernel_to_instance(model, **kwargs)
+        called.append((model, switches))
+
+    fake = SimpleNamespace(MODEL_TYPE_TO_APPLY_LIGER_FN={"llama": None}, _apply_liger_kernel_to_instance=apply)
+    monkeypatch.setitem(sys.modules, "liger_kernel", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers.monkey_patch", fake)
+    kernels.check_kernels("liger", "packed", "auto", torch.device("cuda"))
+    network = tiny_model("llama")
+    kernels.use_liger(network)
+    assert called == [(network, {"cross_entropy": False, "fused_linear_cross_entropy": False})]
+    with pytest.raises(RmcliError, match="Liger has no kernels for qwen3"):
+        kernels.use_liger(tiny_model("qwen3"))
