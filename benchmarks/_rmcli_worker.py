@@ -4,8 +4,8 @@ python benchmarks/_rmcli_worker.py JOB.json
 
 The job holds `preset`, `settings` (as for --set) and `data` (a prepared folder). Everything runs through
 `rmcli.train.run`; only the trainer's `fit` and `run_step` are wrapped, to wait and to report. A span goes from `go`
-at the end of one step to the end of the next, so planning, batches, logging and the optimizer are in it: batches are not
-built ahead here, where they would be built while others have their turn.
+at the end of one step to the end of the next, so planning, batches, logging and the optimizer are in it: batches are
+not built ahead here, where they would be built while others have their turn.
 """
 
 from _gate import GATE

@@ -51,7 +51,7 @@ def compute_seconds(model: str, lengths: str, pairs: int) -> float:
 
 def communication_seconds(model: str, gpus: int) -> float:
     """Weights gathered for forward and backward and gradients scattered inside a machine, 2 bytes each (FSDP2 with
-    one pack per step); between machines each GPU's eighth of the gradients is summed (hybrid sharding): twice its bytes.
+    one pack per step); between machines the gradients of each GPU's eighth are summed (hybrid sharding): twice those.
     """
     size = 2 * SHAPES[model].parameters
     inside = 3 * size * (GPUS_PER_MACHINE - 1) / GPUS_PER_MACHINE / NVLINK
