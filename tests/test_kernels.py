@@ -148,8 +148,11 @@ def test_a_shape_grows_where_it_must_and_never_shrinks():
 # --- compiled layers ---
 
 
-# torch's own, while it traces a layer whose input is no leaf.
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+# torch's own, while it traces a layer: its input is no leaf, and of an autograd function it makes an instance.
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning",
+    "ignore:.*should not be instantiated:DeprecationWarning",
+)
 @pytest.mark.parametrize("trimmed", [False, True])
 def test_one_graph_runs_different_rows_exactly(trimmed, varlen_on_cpu):
     torch._dynamo.reset()
