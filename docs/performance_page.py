@@ -2,7 +2,7 @@
 
     python docs/performance_page.py
 
-Results are named KIND-YYYY-MM-DD.json: train, startup, score, gpu-SHAPE. What has none is "not yet measured".
+Results are named KIND-YYYY-MM-DD.json: train, levers, startup, score, gpu-SHAPE. What has none is "not yet measured".
 """
 
 import json
@@ -31,6 +31,15 @@ Same model, pairs, pairs per step, float32, fused AdamW and clipping; a step is 
 optimizer. `trl-B` is TRL's `RewardTrainer` with B pairs a forward and gradient accumulation up to a step, without
 gradient checkpointing; `rmcli-padded-B` is rmcli with `model.use_varlen_attn = false`. Heads start at zero, so all
 first losses are ln 2, which is checked. Memory is the largest resident size of each process.
+"""
+
+LEVERS = """## Levers
+
+rmcli against itself, one switch away from the first line: "rmcli is faster" above 1 is what the switch costs (or, for
+`trim_last_layer=false`, what trimming brings), "peak over it" above 1 is memory that the switch saves. Each is shown
+exact by a test: `tests/test_architectures.py` (the last layer), `tests/test_exactness.py` (activation checkpointing),
+`tests/test_optim.py`, `tests/test_kernels.py` (one compiled graph), `tests/test_determinism.py`. Compiled layers,
+Liger, split weights and flash-attn are for CUDA.
 """
 
 STARTUP = """## Start-up
@@ -67,6 +76,7 @@ def page(results: Path = RESULTS) -> str:
     parts = [HEAD]
     for kind, text, section in (
         ("train", TRAINING, training),
+        ("levers", LEVERS, training),
         ("startup", STARTUP, startup),
         ("score", SCORING, scoring),
     ):
@@ -183,7 +193,7 @@ def draw(results: Path, folder: Path) -> None:
     matplotlib.use("svg")
     # Text as text and fixed ids: small, and the same bytes for the same figures.
     matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "rmcli", "font.size": 9})
-    for kind in ("train", *(f"gpu-{shape}" for shape in SHAPES)):
+    for kind in ("train", "levers", *(f"gpu-{shape}" for shape in SHAPES)):
         if found := newest(results, kind):
             table = found[1]["contenders"]
             memory = "peak_device_gib" if "peak_device_gib" in table["rmcli"] else "peak_rss_gib"

@@ -14,6 +14,7 @@ sys.path.append(str(REPOSITORY / "benchmarks"))
 
 import figures
 import material
+import scaling
 import train
 
 BENCHMARKS = REPOSITORY / "benchmarks"
@@ -46,15 +47,21 @@ def test_the_page_says_what_the_newest_figures_say():
 
 def test_the_page_says_what_is_not_measured(tmp_path):
     page = performance_page()
-    assert page.page(tmp_path).count("Not yet measured.") == 5
+    assert page.page(tmp_path).count("Not yet measured.") == 6
     for day, seconds in (("2026-01-02", 2.0), ("2026-01-10", 3.0)):
         result = {"command": "python x", "machine": {"processor": "P", "cores": 2}, "model": "m.gguf", "layers": 8}
         result |= {"starts": 3, "seconds": {"rmcli": seconds, "bare": 1.0}, "rmcli_over_bare": seconds}
         (tmp_path / f"startup-{day}.json").write_text(json.dumps(result))
     text = page.page(tmp_path)
-    assert text.count("Not yet measured.") == 4
+    assert text.count("Not yet measured.") == 5
     assert "2026-01-10: P, 2 cores ([figures](../benchmarks/results/startup-2026-01-10.json))." in text
     assert "| **rmcli over bare** | **3.00x** |" in text
+
+
+def test_the_scaling_page_has_the_tables_of_its_script():
+    page = (REPOSITORY / "docs" / "scaling.md").read_text(encoding="utf-8")
+    assert scaling.table() in page
+    assert scaling.sharing_table() in page
 
 
 def test_ratios_are_taken_step_by_step_after_the_warm_up_and_within_a_round():
