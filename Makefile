@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-slow lint docs bench clean
+.PHONY: demo test test-slow lint docs bench bench-short clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
@@ -32,6 +32,12 @@ bench: $(VENV)/.test $(TRL)/.installed
 	$(BIN)/python benchmarks/train.py --against trl --trl-python $(TRL)/bin/python
 	$(BIN)/python benchmarks/train.py --startup --steps 5 --warmup 1
 	$(BIN)/python benchmarks/score.py
+
+# A few steps of each: ratios to look at, not to keep.
+bench-short: $(VENV)/.test $(TRL)/.installed
+	$(BIN)/python benchmarks/train.py --against trl --trl-python $(TRL)/bin/python \
+	    --contenders rmcli,trl-16,trl-1 --steps 2 --warmup 1
+	$(BIN)/python benchmarks/score.py --pairs 32 --groups 4 --rounds 1
 
 clean:
 	rm -rf $(VENV) demo
