@@ -90,7 +90,8 @@ def summarize(
             own = [report["seconds"] for report in against[name][warmup:]]
             row["rmcli_is_faster"] = ratio_of_medians_by_step(seconds, own)
             row["rmcli_is_faster_in_all"] = sum(seconds) / sum(own)
-            row["rmcli_peak_share"] = peaks[ours] / peaks[name]
+            measured = on_device if on_device[name] else peaks
+            row["rmcli_peak_share"] = measured[ours] / measured[name]
         table[name] = row
     return table
 

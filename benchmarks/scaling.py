@@ -17,6 +17,7 @@ NVLINK = 370e9  # bytes/s per GPU and direction that collectives reach inside on
 NETWORK = 40e9  # bytes/s per GPU between machines (one 400 Gbit/s link each)
 GPUS_PER_MACHINE = 8
 PAIRS_PER_GPU = 64
+TOKENS_PER_PACK = 16384
 LENGTHS = {"hh": (149, 47), "long": (600, 800)}  # tokens of prompt and of each response
 
 
@@ -49,12 +50,17 @@ def compute_seconds(model: str, lengths: str, pairs: int) -> float:
     return pairs * SHAPES[model].counter.of_groups([pair]) / (PEAK * MFU[model])
 
 
-def communication_seconds(model: str, gpus: int) -> float:
-    """Weights gathered for forward and backward and gradients scattered inside a machine, 2 bytes each (FSDP2 with
-    one pack per step); between machines the gradients of each GPU's eighth are summed (hybrid sharding): twice those.
+def packs(lengths: str, pairs: int) -> int:
+    prompt, response = LENGTHS[lengths]
+    return -(-pairs * (prompt + 2 * response) // TOKENS_PER_PACK)
+
+
+def communication_seconds(model: str, lengths: str, gpus: int) -> float:
+    """For every pack weights gathered for forward and backward and gradients scattered inside a machine, 2 bytes each
+    (FSDP2); between machines the gradients of each GPU's eighth summed once a step (hybrid sharding): twice those.
     """
     size = 2 * SHAPES[model].parameters
-    inside = 3 * size * (GPUS_PER_MACHINE - 1) / GPUS_PER_MACHINE / NVLINK
+    inside = packs(lengths, PAIRS_PER_GPU) * 3 * size * (GPUS_PER_MACHINE - 1) / GPUS_PER_MACHINE / NVLINK
     machines = gpus // GPUS_PER_MACHINE
     between = 2 * size / GPUS_PER_MACHINE * (machines - 1) / machines / NETWORK
     return inside + between
@@ -70,7 +76,7 @@ def table() -> str:
         for lengths in LENGTHS:
             for gpus in (1, 8, 64):
                 compute = compute_seconds(model, lengths, PAIRS_PER_GPU)
-                communication = communication_seconds(model, gpus) if gpus > 1 else 0.0
+                communication = communication_seconds(model, lengths, gpus) if gpus > 1 else 0.0
                 pairs = PAIRS_PER_GPU * gpus
                 slow, fast = pairs / (compute + communication), pairs / max(compute, communication)
                 lines.append(

@@ -36,10 +36,12 @@ first losses are ln 2, which is checked. Memory is the largest resident size of 
 LEVERS = """## Levers
 
 rmcli against itself, one switch away from the first line: "rmcli is faster" above 1 is what the switch costs (or, for
-`trim_last_layer=false`, what trimming brings), "peak over it" above 1 is memory that the switch saves. Each is shown
-exact by a test: `tests/test_architectures.py` (the last layer), `tests/test_exactness.py` (activation checkpointing),
-`tests/test_optim.py`, `tests/test_kernels.py` (one compiled graph), `tests/test_determinism.py`. Compiled layers,
-Liger, split weights and flash-attn are for CUDA.
+`trim_last_layer=false`, what trimming brings), "peak over it" above 1 is memory that the switch saves. Tests show
+exact: the trimmed last layer (`tests/test_architectures.py`), activation checkpointing (`tests/test_exactness.py`),
+split weights (`tests/test_optim.py`), rows of one shape through one compiled graph (`tests/test_kernels.py`, traced
+on a CPU), and that a deterministic run repeats (`tests/test_determinism.py`). 8-bit states are not exact by nature.
+Compiled layers, Liger, split weights and flash-attn are for CUDA and have not been run there; of Liger and flash-attn
+only the call is tested.
 """
 
 STARTUP = """## Start-up

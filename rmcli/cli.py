@@ -15,7 +15,7 @@ from rmcli import __version__, output
 from rmcli.errors import ConfigError, RmcliError
 
 if TYPE_CHECKING:
-    from rmcli.config import Layer, Resolved
+    from rmcli.config import Layer, ModelSection, Resolved
 
 app = typer.Typer(
     name="rmcli",
@@ -174,9 +174,12 @@ def prepare_command(
     if report is not None:
         audit.check_plots()
     if merge:
-        if any((map_fn, keep_duplicates, chat_template, show, preset, config, set_, dry_run, pairs, max_rejects)):
-            raise ConfigError("--merge goes with folders, -o and --overwrite alone: parts carry their configuration")
-        _merge(source or [], out, overwrite, json)
+        others = (map_fn, keep_duplicates, chat_template, show, preset, config, set_, dry_run, pairs, max_rejects)
+        if any((*others, source_, decontaminate, shard)):
+            raise ConfigError(
+                "--merge goes with folders, -o, --overwrite and --report alone: parts carry their configuration"
+            )
+        _merge(source or [], out, overwrite, json, with_audit, report)
         return
     asked = [*(source or ()), *map(configs.parse_source, source_ or ())]
     limit = int(max_rejects) if max_rejects is not None and max_rejects.isdecimal() else max_rejects
@@ -205,13 +208,7 @@ def prepare_command(
     if url and report is not None:
         raise ConfigError("--report needs a folder to audit, and -o is a URL", "rmcli audit on a local copy")
     manifest = prepare.run_to_url(plan, url, overwrite, show) if url else prepare.run(plan, overwrite, show)
-    audited: dict[str, Any] = {}
-    if (with_audit or report is not None) and not url:
-        audited = {"audit": audit.run(plan.folder, resolved.config.model)}
-        audit.show(audited["audit"], brief=True)
-    if report is not None:
-        audit.write_page(audited["audit"], report)
-        output.say(f"audit in {report}")
+    audited = {} if url else _audit_prepared(plan.folder, resolved.config.model, with_audit, report)
     if json:
         output.answer_json({"folder": target, **manifest, **audited})
     else:
@@ -221,15 +218,37 @@ def prepare_command(
     _say_next("train", *_same_configuration(preset, config, set_), *template, *data)
 
 
-def _merge(parts: list[str], out: str | None, overwrite: bool, as_json: bool) -> None:
+def _audit_prepared(
+    folder: Path, model: "ModelSection", with_audit: bool, report: Path | None
+) -> dict[str, dict[str, Any]]:
+    """The audit of what was just written, shown in brief; as the entry of the JSON answer."""
+    from rmcli import audit
+
+    if not with_audit and report is None:
+        return {}
+    figures = audit.run(folder, model)
+    audit.show(figures, brief=True)
+    if report is not None:
+        audit.write_page(figures, report)
+        output.say(f"audit in {report}")
+    return {"audit": figures}
+
+
+def _merge(
+    parts: list[str], out: str | None, overwrite: bool, as_json: bool, with_audit: bool, report: Path | None
+) -> None:
     from rmcli import config as configs
     from rmcli import prepare
 
     if not parts or out is None:
         raise ConfigError("--merge joins prepared folders into a new one", "rmcli prepare --merge DIR... -o DIR")
+    if url := next((place for place in (*parts, out) if "://" in place), None):
+        raise ConfigError(f"--merge joins local folders, and {url} is a URL", "copy the parts here first")
     manifest = prepare.merge([Path(part) for part in parts], Path(out), overwrite)
+    model = configs.ModelSection.model_validate(manifest["config"]["model"])
+    audited = _audit_prepared(Path(out), model, with_audit, report)
     if as_json:
-        output.answer_json({"folder": out, **manifest})
+        output.answer_json({"folder": out, **manifest, **audited})
     else:
         output.answer(out)
     preset = ["--preset", manifest["preset"]] if manifest["preset"] in configs.preset_names() else []

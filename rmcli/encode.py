@@ -119,6 +119,8 @@ class Encoder:
     def _shorten(self, token_ids: list[np.ndarray], group: PreferenceGroup) -> TokenGroup | str:
         """Apply the length policy. Raises nothing; returns the reason when the group cannot be kept."""
         excess = max(len(ids) for ids in token_ids) - self.max_length
+        if _compares_equals(token_ids, group):
+            return "chosen_equals_rejected"
         if excess > 0 and self.overlong == "drop":
             return "overlong"
         if excess > 0 and self.overlong == "truncate_right":
@@ -132,8 +134,8 @@ class Encoder:
             if common_prefix_length(token_ids) - keep < excess:
                 return "overlong"
             token_ids = [np.concatenate([ids[:keep], ids[keep + excess :]]) for ids in token_ids]
-        if len(token_ids) > 1 and all(np.array_equal(ids, token_ids[0]) for ids in token_ids[1:]):
-            return "chosen_equals_rejected" if excess <= 0 else "identical_after_truncation"
+        if excess > 0 and _compares_equals(token_ids, group):
+            return "identical_after_truncation"
         shared = common_prefix_length(token_ids) if len(token_ids) > 1 else 0
         return TokenGroup(
             prefix=token_ids[0][:shared],
@@ -143,6 +145,16 @@ class Encoder:
             comparisons=select_pairs(group.comparisons, len(token_ids), self.pairs),
             ordered=is_ordered(group.comparisons, len(token_ids)),
         )
+
+
+def _compares_equals(token_ids: Sequence[np.ndarray], group: PreferenceGroup) -> bool:
+    """Whether one response is called better than another that is the same, token for token."""
+    if len(token_ids) < 2:
+        return False
+    return any(
+        not comparison.is_tie and np.array_equal(token_ids[comparison.first], token_ids[comparison.second])
+        for comparison in group.comparisons
+    )
 
 
 def common_prefix_length(token_ids: Sequence[np.ndarray]) -> int:

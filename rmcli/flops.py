@@ -21,13 +21,15 @@ from rmcli.records import TokenGroup
 PEAK_FLOPS = {
     r"H100 PCIe": 756e12,
     r"H100 NVL": 835e12,
+    r"H200 NVL": 835e12,
     r"H100|H200|GH200": 989e12,
     r"B200": 2250e12,
     r"A100|A800": 312e12,
     r"L40S": 362e12,
     r"L40\b": 181e12,
     r"\bL4\b": 121e12,
-    r"A10G?\b": 125e12,
+    r"A10G\b": 70e12,
+    r"A10\b": 125e12,
     r"RTX 4090": 165e12,
     r"RTX 3090": 71e12,
 }
@@ -67,7 +69,7 @@ class FlopCounter:
         return FlopCounter(
             weights=_matmul_weights(backbone, config),
             last_weights=_matmul_weights(last_layer, config) if trimmed and last_layer is not None else 0,
-            key_value_weights=config.hidden_size * num_kv_heads * (head_size + value_size),
+            key_value_weights=_key_value_weights(config, num_kv_heads, head_size, value_size),
             windows=_windows(config),
             num_heads=num_heads,
             key_size=nope_size + rope_size if nope_size and rope_size else head_size,
@@ -109,17 +111,29 @@ def _pairs(length: int, window: int | None) -> int:
     return window * (window + 1) // 2 + (length - window) * window
 
 
+def _key_value_weights(config: Any, num_kv_heads: int, head_size: int, value_size: int) -> int:
+    """Of the projections that give one layer's keys and values; in multi-head latent attention by way of a rank."""
+    rank = getattr(config, "kv_lora_rank", None)
+    if not rank:
+        return config.hidden_size * num_kv_heads * (head_size + value_size)
+    nope_size, rope_size = config.qk_nope_head_dim, config.qk_rope_head_dim
+    return config.hidden_size * (rank + rope_size) + rank * config.num_attention_heads * (nope_size + value_size)
+
+
+ACTIVE_EXPERTS = ("num_experts_per_tok", "moe_k", "moe_topk")  # what configs call the experts of one token
+
+
 def _matmul_weights(module: nn.Module, config: Any) -> int:
     """Numbers in the matrices that one token meets; of E experts, stored as one tensor, the share that is active."""
     embeddings = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    active = getattr(config, "num_experts_per_tok", None) or getattr(config, "moe_k", None)
+    active = next((getattr(config, name) for name in ACTIVE_EXPERTS if getattr(config, name, None)), None)
     total = 0
     for name, parameter in module.named_parameters():
-        if id(parameter) in embeddings:
+        if id(parameter) in embeddings or name.endswith("bias"):
             continue
         if parameter.ndim == 2:
             total += parameter.numel()
-        elif parameter.ndim == 3 and active and "expert" in name:
+        elif parameter.ndim == 3 and active:
             total += parameter.numel() * active // parameter.shape[0]
     return total
 

@@ -10,6 +10,8 @@ from torch import nn
 
 from rmcli.errors import ConfigError, RmcliError
 
+RECOMPILE_LIMIT = 64  # one per kind of layer and step of a row's shape; dynamo's own is 8
+
 
 def check_kernels(kernels: str, rows: str, attention: str, device: torch.device) -> None:
     """Raise ConfigError when this value of train.kernels cannot run: before a weight is loaded."""
@@ -41,12 +43,15 @@ def compile_layers(layers: Sequence[nn.Module], backend: Any = "inductor") -> No
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Say in one line what torch.compile could not take."""
-    from torch._dynamo.exc import TorchDynamoException
+    """Room for the graphs of a run, and in one line what torch.compile could not take."""
+    from torch._dynamo import config, exc
 
+    # A class of its own: too many graphs with fullgraph.
+    refused = (exc.TorchDynamoException, getattr(exc, "FailOnRecompileLimitHit", exc.TorchDynamoException))
     try:
-        yield
-    except TorchDynamoException as error:
+        with config.patch(recompile_limit=RECOMPILE_LIMIT):
+            yield
+    except refused as error:
         reason = str(error).strip().splitlines()[0]
         raise RmcliError(f"torch.compile cannot take this model: {reason}", "set train.kernels=torch") from error
 

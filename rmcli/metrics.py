@@ -30,8 +30,11 @@ class PairMetrics:
         self.correct += (difference > 0).sum() + 0.5 * (difference == 0).sum()
         self.margin += difference.sum()
         self.score_sum += scores_S.sum()
-        self.score_min = torch.minimum(torch.as_tensor(self.score_min, device=scores_S.device), scores_S.min())
-        self.score_max = torch.maximum(torch.as_tensor(self.score_max, device=scores_S.device), scores_S.max())
+        smallest, largest = scores_S.aminmax()
+        # Tensors from the first batch on: a plain number would have to be brought to the device.
+        first = not isinstance(self.score_min, Tensor) or not isinstance(self.score_max, Tensor)
+        self.score_min = smallest if first else torch.minimum(self.score_min, smallest)
+        self.score_max = largest if first else torch.maximum(self.score_max, largest)
 
     def result(self) -> dict[str, float]:
         """Means and range as plain numbers; NaN where nothing was added to take a mean of."""

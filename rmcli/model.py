@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rmcli import architectures, attention, flops, internlm2, last_layer, output
 from rmcli.config import Config, ModelSection, TrainSection, pretrained_arguments
@@ -68,6 +69,7 @@ def load_model(model: ModelSection, reward: RewardTokenizer, seed: int = 0, rows
         network.set_attn_implementation(attention.ATTENTION_NAME)
         assert network.config._attn_implementation == attention.ATTENTION_NAME  # choose_rows has seen to it
         set_attention(network, model.attention)
+        keep_rope_still(network)
         if model.trim_last_layer and architectures.trims_last_layer(config):
             trim(network)
     return network.eval()
@@ -267,6 +269,16 @@ def hidden_at_scores(
         return result.last_hidden_state[rows, batch.score_index]
 
 
+def keep_rope_still(network: PreTrainedModel) -> None:
+    """Packed rows stay below the switch of a dynamic rope (see architectures): let it not look for one.
+
+    transformers compares a number on the device in every forward, for which the host would wait.
+    """
+    for module in network.modules():
+        if getattr(module, "rope_type", None) == "dynamic":
+            cast(Any, module).rope_type = "default"
+
+
 def forget_longest_row(network: PreTrainedModel) -> None:
     """Set dynamic rope back to its start: transformers keeps the frequencies of the longest row it has seen.
 
@@ -310,12 +322,29 @@ def checkpoint_activations(network: PreTrainedModel, kind: str) -> None:
         layer.gradient_checkpointing = False
 
 
+def check_compilable(config: Config, model_config: PreTrainedConfig) -> None:
+    """Raise ConfigError where compiled layers would be wrong or dense: before a weight is loaded."""
+    text = model_config.get_text_config()
+    if getattr(text, "attn_logit_softcapping", None) or text.model_type == "gpt_oss":
+        raise ConfigError(
+            f"train.kernels = 'compile' cannot take {text.model_type}: its attention has soft-capping or sinks",
+            "set train.kernels=torch",
+        )
+    # Until transformers 5.18 the checkpoint lies around the compiled layer and would see into it while it runs.
+    around = "__call__" in GradientCheckpointingLayer.__dict__
+    if around and config.train.activation_checkpointing == "selective":
+        raise ConfigError(
+            "train.kernels = 'compile' with selective activation checkpointing needs a newer transformers",
+            "set train.activation_checkpointing=full, or none",
+        )
+
+
 # Operators whose results cost more to compute again than to keep: matmuls and attention.
 KEPT_OPERATORS = ("mm", "addmm", "bmm", "_grouped_mm", "scaled_dot_product", "varlen", "flash", "flex_attention")
 
 
 def _keep_or_recompute(_context: Any, operator: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
-    name = str(operator).partition("::")[2] or str(operator).partition(".")[2]
+    name = str(operator).partition("::")[2] or str(operator).partition(".")[2] or str(operator)
     kept = any(part in name for part in KEPT_OPERATORS)
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 

@@ -12,7 +12,7 @@ from rmcli import accounting, chat_templates, decontaminate, engines, map_fns, o
 from rmcli.config import DataSection, Layer, Resolved, SourceSection, relayer
 from rmcli.duplicates import Seen
 from rmcli.encode import Encoder, group_key, is_held_out, prompt_of
-from rmcli.errors import RmcliError, Skip
+from rmcli.errors import ConfigError, RmcliError, Skip
 from rmcli.pack import WINDOW, pack
 from rmcli.records import PAIR, Conversation, Message, PreferenceGroup, RawRow, Reject, TokenGroup
 from rmcli.tokenizer import RewardTokenizer, load_tokenizer
@@ -52,6 +52,7 @@ def plan(resolved: Resolved, folder: Path | None) -> Plan:
     if not named:
         named = _default_sources(resolved)
     sources.check_sources(named)
+    _check_caps(named, data)
     mapped = tuple(_with_map_function(source, data) for source in named)
     functions = {source.map_fn for source in mapped}
     if data.dataset_map_fn == map_fns.AUTO and len(functions) == 1:
@@ -65,6 +66,16 @@ def plan(resolved: Resolved, folder: Path | None) -> Plan:
         shard = f"-shard-{data.shard_number}-of-{data.num_shards}" if data.shard else ""
         folder = Path("data") / f"{Path(name.rpartition(':')[0] or name).stem}-{resolved.name}{shard}"
     return Plan(resolved, mapped, folder)
+
+
+def _check_caps(named: Sequence[SourceSection], data: DataSection) -> None:
+    """Each shard would count a cap for itself, and stop a streamed source at a place of its own."""
+    capped = next((source for source in named if source.max_rows is not None), None)
+    if data.shard is not None and capped is not None:
+        raise ConfigError(
+            f"max_rows = {capped.max_rows} of {capped.label} caps all rows, but shard {data.shard} sees only its own",
+            "prepare without --shard, or without the cap",
+        )
 
 
 def _default_sources(resolved: Resolved) -> list[SourceSection]:
@@ -237,6 +248,7 @@ class _Filling:
 
     def run(self) -> None:
         total = sources.count_rows([source.section for source in self.plan.sources]) if output.draws_bar() else None
+        total = None if total is None else total // self.data.num_shards
         with output.progress("prepare", total, unit="rows") as progress:
             for source_id, source in enumerate(self.plan.sources):
                 self._fill_from(source_id, source, progress)
@@ -255,7 +267,10 @@ class _Filling:
             return self.encoder.encode([fate.group for fate in item[1] if isinstance(fate, _Waiting)])
 
         settled = lambda: self.encoder.engine.is_settled  # noqa: E731
-        for (chunk, fates), encoded in engines.in_order(encode, looked_at, self.data.num_proc, settled):
+        # What is looked at ahead of a stream that is about to stop would count as seen.
+        stops_early = source.section.streaming and source.section.max_rows is not None
+        num_threads = 1 if stops_early else self.data.num_proc
+        for (chunk, fates), encoded in engines.in_order(encode, looked_at, num_threads, settled):
             num_rows = sum(len(unit.rows) for unit in chunk)
             account.rows_in += num_rows
             self._add(chunk, fates, iter(encoded), source, account)
@@ -420,7 +435,7 @@ def _units(rows: Iterator[RawRow], map_function: map_fns.MapFunction, row_id: in
 
     for row in rows:
         row, key = _with_key(row, map_function)
-        if key is None or key != last_key:
+        if key is None or key != last_key or (together and row.file != together[-1].file):
             yield from finished()
         together.append(row)
         last_key = key

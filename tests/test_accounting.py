@@ -115,6 +115,86 @@ def test_streaming_ends_at_the_cap(cli, monkeypatch):
     assert (source["in"], source["kept"], source["not_taken"], source["read_to_end"]) == (1024, 600, 424, False)
 
 
+def test_a_stream_left_at_its_cap_leaves_nothing_seen_behind(cli, tmp_path, monkeypatch):
+    """With threads, chunks are looked at ahead: what the stream never gave must be no original of a duplicate."""
+    import datasets
+
+    rows = [pair(n) for n in range(3000)]
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, **options: iter(rows))
+    write_lines(tmp_path / "again.jsonl", rows[1024:])
+    outcomes = []
+    for threads in (1, 2):
+        capped = ("--source", "path=org/name,streaming=true,max_rows=600", "again.jsonl")
+        manifest = prepared(cli, *capped, *CANONICAL, "--overwrite", "-s", f"data.num_proc={threads}")
+        hashes = [shard["sha256"] for shard in manifest["shards"].values()]
+        outcomes.append((manifest["rows"]["kept"], manifest["rows"]["duplicates"], hashes))
+    assert outcomes[0] == outcomes[1]
+    assert outcomes[0][:2] == (600 + 3000 - 1024, 0)
+
+
+def test_a_cap_with_a_shard_is_refused(cli, tmp_path):
+    write_lines(tmp_path / "rows.jsonl", [pair(n) for n in range(9)])
+    result = cli("prepare", "--source", "path=rows.jsonl,max_rows=5", *CANONICAL, *TINY, "--shard", "1/2")
+    assert result.code == 2
+    assert "caps all rows, but shard 1/2 sees only its own" in result.stderr
+
+
+def test_shards_merged_hold_what_one_run_holds(cli, tmp_path):
+    write_lines(tmp_path / "rows.jsonl", [*(pair(n) for n in range(100)), {"prompt": 1}, pair(3)])
+    whole = prepared(cli, "rows.jsonl", *CANONICAL)["rows"]
+    rows_of_whole = sorted(group.row_id for split in store.SPLITS for group in groups(split))
+    for number in (1, 2, 3):
+        part = ("-p", "tiny", "-o", f"part{number}", "--shard", f"{number}/3")
+        assert cli("prepare", "rows.jsonl", *CANONICAL, *part).code == 0
+    merged = cli("prepare", "--merge", "part1", "part2", "part3", "-o", "out", "--overwrite", "--json")
+    assert merged.code == 0, merged.stderr
+    answer = json.loads(merged.stdout)
+    assert (whole["in"], whole["kept"], whole["duplicates"]) == (102, 100, 1)
+    assert (answer["rows"]["in"], answer["rows"]["kept"], answer["rows"]["duplicates"]) == (102, 101, 0)
+    assert answer["audit"]["duplicates"]["rows"] == [[3, 101]]  # in two shards, so neither saw it
+    merged_rows = sorted(group.row_id for split in store.SPLITS for group in groups(split))
+    assert merged_rows == [*rows_of_whole, 101]
+    for option in (("--decontaminate", "rows.jsonl"), ("--shard", "1/2"), ("--source", "path=rows.jsonl")):
+        assert cli("prepare", "--merge", "part1", "part2", "-o", "no", *option).code == 2
+    refused = cli("prepare", "--merge", "part1", "part2", "-o", "memory://x")
+    assert (refused.code, "memory://x is a URL" in refused.stderr) == (2, True)
+
+
+def test_a_row_that_its_weight_repeats_is_no_duplicate(cli, tmp_path):
+    write_lines(tmp_path / "rows.jsonl", [pair(n) for n in range(40)])
+    result = cli("prepare", "--source", "path=rows.jsonl,weight=2", *CANONICAL, *TINY, "--json")
+    assert json.loads(result.stdout)["audit"]["duplicates"] == {"groups": 0, "in_both_splits": 0, "rows": []}
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": "q", "responses": ["a"], "ranks": [1]}, "single_response"),
+        ({**pair(0), "weight": 10**310}, "bad_weight"),
+        ({**pair(0), "weight": 1e39}, "bad_weight"),  # more than float32 holds
+        ({**pair(0), "weight": 1e-50}, "bad_weight"),
+        ({**pair(0), "margin": 10**400}, "bad_margin"),
+    ],
+)
+def test_one_odd_row_never_ends_the_run(cli, tmp_path, row, reason):
+    write_lines(tmp_path / "rows.jsonl", [pair(1), row, pair(2)])
+    rows = prepared(cli, "rows.jsonl", *CANONICAL)["rows"]
+    assert (rows["kept"], rows["reasons"]) == (2, {reason: 1})
+
+
+def test_a_list_in_which_two_compared_answers_are_the_same_is_left_out(cli, tmp_path):
+    """Tied ones may be: nothing is learned from them."""
+    answers = ["w", "x " * 60 + "1", "x " * 60 + "2", "z"]
+    strict = {"prompt": "q", "responses": answers, "ranks": [1, 2, 3, 4]}
+    tied = {"prompt": "r", "responses": ["a", "b", "b", "c"], "ranks": [1, 2, 2, 3]}
+    same = {"prompt": "s", "responses": ["a", "b", "b", "c"], "ranks": [1, 2, 3, 4]}
+    write_lines(tmp_path / "rows.jsonl", [strict, tied, same])
+    short = ("-s", "data.max_length=40", "-s", "data.overlong=truncate_right")
+    rows = prepared(cli, "rows.jsonl", *CANONICAL, *short)["rows"]
+    assert rows["kept"] == 1
+    assert rows["reasons"] == {"identical_after_truncation": 1, "chosen_equals_rejected": 1}
+
+
 def test_each_source_has_its_own_function_and_the_manifest_repeats_them(cli, tmp_path):
     write_lines(tmp_path / "a.jsonl", PAIRS[:50])
     lines = [{"system": "", "question": f"Q {n}", "chosen": f"yes {n}", "rejected": f"no {n}"} for n in range(30)]
@@ -286,6 +366,11 @@ def test_every_reason_is_given_by_a_row(cli, tmp_path):
     )
     template = ("--chat-template", "strict.jinja")
     assert also({**pair(0), "prompt": "no"}, *template) == {"template_error"}
+    (tmp_path / "open.jinja").write_text(
+        "{% for m in messages %}{{ m.content }}{% if m.content != 'open' %}<|im_end|>{% endif %}{% endfor %}"
+    )
+    natural = ("--chat-template", "open.jinja", "-s", "model.reward_token=natural")
+    assert also({"prompt": "open", "chosen": "open", "rejected": "b"}, *natural) == {"no_end_of_turn"}
     listed = {*encode.REASONS, *readers.PROBLEMS, "missing_column NAME", "bad_weight", "unsupported_tool_call"}
     listed |= {"longer_than_pack", "any other"}
     in_test_map_fns = {"bad_label", "bad_margin", "bad_comparisons", "tie", "single_response"}
@@ -293,8 +378,8 @@ def test_every_reason_is_given_by_a_row(cli, tmp_path):
     page = (REPOSITORY / "docs" / "format.md").read_text().split("## Why a row is rejected")[1]
     documented = {line.split("|")[1].strip().strip("`") for line in page.splitlines() if line.startswith("| ")}
     assert documented - {"reason"} == listed
-    provoked = {*reasons, "identical_after_truncation", "longer_than_pack", "template_error"}
-    elsewhere = {"no_end_of_turn", "in_evaluation_file", "any other", "missing_column NAME"}
+    provoked = {*reasons, "identical_after_truncation", "longer_than_pack", "template_error", "no_end_of_turn"}
+    elsewhere = {"in_evaluation_file", "any other", "missing_column NAME"}
     assert listed - provoked == elsewhere | in_test_map_fns
 
 

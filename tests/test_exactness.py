@@ -38,6 +38,8 @@ def gradients(network: torch.nn.Module, scores: torch.Tensor) -> dict[str, torch
 def largest_relative(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
     """Of the gradients of all parameters; one that is all but zero is held against the largest."""
     assert actual.keys() == expected.keys()
+    # max() passes over a NaN that is not its first item.
+    assert all(torch.isfinite(gradient).all() for found in (actual, expected) for gradient in found.values())
     rounding = 1e-4 * max(float(gradient.norm()) for gradient in expected.values())
     return max(
         float((actual[name] - expected[name]).norm()) / max(float(expected[name].norm()), rounding)

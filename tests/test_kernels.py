@@ -153,25 +153,29 @@ def test_a_shape_grows_where_it_must_and_never_shrinks():
     "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning",
     "ignore:.*should not be instantiated:DeprecationWarning",
 )
-@pytest.mark.parametrize("trimmed", [False, True])
-def test_one_graph_runs_different_rows_exactly(trimmed, varlen_on_cpu):
+@pytest.mark.parametrize(
+    ("trimmed", "recomputed"), [(False, "none"), (True, "none"), (True, "full"), (True, "selective")]
+)
+def test_one_graph_runs_different_rows_exactly(trimmed, recomputed, varlen_on_cpu):
+    """Against rows of their own size, segment by segment and not compiled."""
     torch._dynamo.reset()
     network = tiny_model("llama").train()
+    expected = []
+    for groups in packs():
+        scores = model.scores(network, batch.build_packed(groups))
+        expected.append((scores.detach(), gradients(network, scores)))
     model.set_attention(network, "varlen")
     if trimmed:
         model.trim(network)
+    if recomputed != "none":
+        model.checkpoint_activations(network, recomputed)
     shape = SHAPE
     for groups in packs():
         shape = batch.build_packed(groups, shape=shape).layout.shape
-    rows = [batch.build_packed(groups, shape=shape) for groups in packs()]
-    expected = []
-    for row in rows:
-        scores = model.scores(network, row)
-        expected.append((scores.detach(), gradients(network, scores)))
     counter = CompileCounterWithBackend("aot_eager")
     kernels.compile_layers(model.whole_row_layers(network), backend=counter)
-    for row, (scores, whole) in zip(rows, expected, strict=True):
-        actual = model.scores(network, row)
+    for groups, (scores, whole) in zip(packs(), expected, strict=True):
+        actual = model.scores(network, batch.build_packed(groups, shape=shape))
         torch.testing.assert_close(actual, scores, atol=1e-5, rtol=0)
         assert largest_relative(gradients(network, actual), whole) < 1e-5
     assert counter.frame_count == 1
@@ -201,6 +205,7 @@ def test_what_cannot_be_compiled_is_one_line():
             "needs packed rows and attention in one kernel call; rows are padded",
         ),
         (("compile", "packed", "sdpa", "cuda"), "model.attention = 'sdpa'"),
+        (("compile", "packed", "flex", "cuda"), "model.attention = 'flex'"),
     ],
 )
 def test_kernels_that_cannot_run_are_refused(asked, message):

@@ -115,6 +115,8 @@ def shared_prefix_attention(
     query, key, value = (_in_working_precision(tensor) for tensor in (query, key, value))
     call = Call(query, key, value, packed_layout, scaling, dropout, sliding_window, softcap, s_aux)
     backend = _choose(call) if packed_backend == "auto" else packed_backend
+    if backend == "flex" and torch.compiler.is_compiling():
+        raise ConfigError("soft-capped or sink attention is not for compiled layers", "set train.kernels=torch")
     return BACKENDS[backend](call), None
 
 

@@ -53,7 +53,7 @@ class RowShape:
             longest=longest,
             num_keys=self.num_keys if num_keys <= self.num_keys else num_keys + -num_keys % max(whole // 4, 1),
             num_segments=self.num_segments if num_segments <= self.num_segments else _power_of_two(num_segments),
-            num_copies=max(self.num_copies, num_copies),
+            num_copies=self.num_copies if num_copies <= self.num_copies else _power_of_two(num_copies),
         )
 
     def filling(self, num_tokens: int) -> tuple[Segment, ...]:
@@ -105,6 +105,11 @@ class PackedLayout:
     def num_tokens(self) -> int:
         """Of the row, what fills it up included."""
         return sum(self.row_lengths)
+
+    @property
+    def num_gathered(self) -> int:
+        """The first tokens of the row, whose keys `kv_index` names."""
+        return self.num_tokens
 
     @functools.cached_property
     def score_index(self) -> Tensor:
@@ -218,9 +223,10 @@ class ScoreLayout(PackedLayout):
     @staticmethod
     def of(layout: PackedLayout) -> "ScoreLayout":
         number = layout.num_scores
+        segments = layout.segments[:number]
         return ScoreLayout(
-            segments=layout.segments[:number],
-            kv_index=layout.kv_index,
+            segments=segments,
+            kv_index=layout.kv_index[: sum(segment.prefix_length + segment.length for segment in segments)],
             cu_seq_q=torch.arange(number + 1, dtype=torch.int32, device=layout.cu_seq_q.device),
             cu_seq_k=layout.cu_seq_k[: number + 1],
             max_q=1,
@@ -233,9 +239,14 @@ class ScoreLayout(PackedLayout):
     def row_lengths(self) -> list[int]:
         return self.row.row_lengths
 
+    @property
+    def num_gathered(self) -> int:
+        """What fills the row up is in no segment here: its keys must not be gathered, or it would get gradients."""
+        return sum(segment.length for segment in self.segments)
+
     @functools.cached_property
     def copies(self) -> Tensor:
-        return self.row.copies
+        return self.row.copies[:, : self.num_gathered]
 
     @functools.cached_property
     def q_lengths(self) -> list[int]:

@@ -140,6 +140,8 @@ def gather_keys(tensor_THD: Tensor, layout: PackedLayout) -> Tensor:
 
     `index_select` alone adds a prefix token's gradients in an order that changes from run to run on CUDA.
     """
+    if layout.num_gathered < len(tensor_THD):
+        tensor_THD = tensor_THD[: layout.num_gathered]
     result = _GatherKeys.apply(tensor_THD, layout.kv_index, layout.copies)
     assert isinstance(result, Tensor)
     return result

@@ -446,16 +446,24 @@ def _duplicates(gathered: Sequence[_Gathered]) -> Figures:
     parts = [one.group_hashes.array() for one in gathered]
     hashes = np.concatenate(parts)
     repeated = _repeated(hashes)
-    members = np.flatnonzero(near_duplicates.is_in(hashes, repeated))
-    rows = np.concatenate([one.group_rows.array() for one in gathered])[members]
+    members = near_duplicates.is_in(hashes, repeated)
+    keys, rows = hashes[members], np.concatenate([one.group_rows.array() for one in gathered])[members]
+    order = np.lexsort((rows, keys))
+    keys, rows = keys[order], rows[order]
+    # A row that its source's weight takes several times is no duplicate of itself.
+    other = np.ones(len(keys), dtype=bool)
+    other[1:] = (keys[1:] != keys[:-1]) | (rows[1:] != rows[:-1])
+    keys, rows = keys[other], rows[other]
+    repeated = _repeated(keys)
+    several = near_duplicates.is_in(keys, repeated)
     sets: dict[int, list[int]] = {}
-    for key, row in zip(hashes[members].tolist(), rows.tolist(), strict=True):
+    for key, row in zip(keys[several].tolist(), rows[several].tolist(), strict=True):
         sets.setdefault(key, []).append(row)
     train, held_out = (np.unique(part[near_duplicates.is_in(part, repeated)]) for part in parts)
     return {
-        "groups": len(members) - len(repeated),
+        "groups": int(several.sum()) - len(repeated),
         "in_both_splits": len(np.intersect1d(train, held_out, assume_unique=True)),
-        "rows": sorted(sorted(members) for members in sets.values())[:MAX_LISTED],
+        "rows": sorted(sets.values())[:MAX_LISTED],
     }
 
 

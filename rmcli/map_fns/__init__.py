@@ -114,8 +114,8 @@ def apply(
     """Map one row, or the rows of one group, to K >= 2 conversations and their comparisons, checked.
 
     With `best_first` the conversations stand best first where the comparisons leave one order. Raises Skip with a
-    reason when the row does not fit the function, RmcliError with `where` when the function itself is broken or gives
-    fewer than two conversations.
+    reason when the row does not fit the function (single_response when it holds fewer than two), RmcliError with
+    `where` when a user's function is broken or gives fewer than two conversations.
     """
     if map_function.rows_key is not None and not isinstance(row, Sequence):
         row = [row]
@@ -133,14 +133,19 @@ def apply(
         raise Skip("wrong_type") from error
     except (NameError, AssertionError, ArithmeticError, RuntimeError, ImportError) as error:
         raise RmcliError(f"the map function failed on {where}: {type(error).__name__}: {error}") from error
+    if map_function in NAMED.values():
+        raise Skip("single_response")
     raise RmcliError(
         f"the map function gave {len(conversations)} conversations for {where}; a group has at least 2",
         "return chosen and rejected, or raise Skip(reason)",
     )
 
 
+SMALLEST_WEIGHT = 1.2e-38  # below, float32 on disk has fewer digits, then none
+
+
 def _weight(value: Any) -> float:
     weight = number(value, "bad_weight")
-    if weight <= 0:
+    if weight < SMALLEST_WEIGHT:
         raise Skip("bad_weight")
     return weight

@@ -108,7 +108,7 @@ NAMED: dict[str, MapFunction] = {
         data_sets.helpsteer2,
         ("prompt", "response", *_RATINGS),
         "nvidia/HelpSteer2",
-        rows_key=lambda row: row.get("prompt"),
+        rows_key=lambda row: row["prompt"],
         description="one response per row, rows of one prompt together; margin from NVIDIA's weights, ties left out",
         schema=_columns(_is_text, "prompt", "response") | _columns(_is_number, *_RATINGS),
     ),

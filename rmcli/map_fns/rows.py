@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any
 
 from rmcli.errors import Skip
@@ -30,6 +29,9 @@ class MapFunction:
     schema: Mapping[str, Callable[[Any], bool]] | None = None
 
 
+LARGEST = 3.4e38  # of float32, in which numbers are stored
+
+
 def text(value: Any) -> str:
     """The value, if it is text that can be encoded. Raises Skip."""
     if not isinstance(value, str):
@@ -43,8 +45,8 @@ def text(value: Any) -> str:
 
 
 def number(value: Any, reason: str) -> float:
-    """The value as a finite float; true and false are no numbers. Raises Skip(reason)."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+    """The value as a float that float32 can hold; true and false are no numbers. Raises Skip(reason)."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -LARGEST <= value <= LARGEST:
         raise Skip(reason)
     return float(value)
 

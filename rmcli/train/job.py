@@ -69,6 +69,8 @@ def build_job(resolved: Resolved, data_folder: Path, run_folder: Path | None) ->
     row_choice = choose_rows(config.model.use_varlen_attn, model_config, config.data.max_length)
     model.check_attention(config, model_config, row_choice.rows, device)
     check_kernels(config.train.kernels, row_choice.rows, config.model.attention, device)
+    if config.train.kernels == "compile":
+        model.check_compilable(config, model_config)
     reward = load_tokenizer(config.model)
     if reward.tokenizer.chat_template is None:
         raise ConfigError(

@@ -5,7 +5,6 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -138,7 +137,15 @@ class _Trainer:
         """What rows are filled up to, so that layers are compiled once; None where they are not compiled."""
         if self.config.train.kernels != "compile":
             return None
-        return RowShape(num_tokens=self.config.data.max_packed_length, longest=self.config.data.max_length)
+        train, packed = self.config.train, self.job.plans_packs
+        tokens = self.job.sizes.group_tokens
+        forwards = (
+            sum(int(tokens[part.row][part.start : part.stop].sum()) for part in forward)
+            for step in plan(self.job.sizes, train, packed, self.config.data.max_packed_length)
+            for forward in step.forwards[0]
+        )
+        largest = max(forwards, default=1)
+        return RowShape(num_tokens=largest + -largest % 128, longest=self.config.data.max_length)
 
     def fit(self, metrics_file: TextIO, profile_folder: Path | None = None) -> dict[str, Any]:
         """All steps. Returns the last log line joined with the last evaluation."""
@@ -281,15 +288,28 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-@dataclass(frozen=True)
 class _Skipped:
-    step: int
-    flag: Tensor
-    row_ids: tuple[int, ...]
+    """Whether a step's update was left out, to be read one step later.
+
+    The flag is on its way to the host when the step is queued: reading it waits for its own step, not for the next.
+    """
+
+    def __init__(self, step: int, flag: Tensor, row_ids: tuple[int, ...]) -> None:
+        self.step, self.row_ids = step, row_ids
+        self._flag, self._copied = flag, None
+        if flag.is_cuda:
+            self._flag = torch.empty((), dtype=flag.dtype, pin_memory=True).copy_(flag, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def read(self) -> bool:
+        if self._copied is not None:
+            self._copied.synchronize()
+        return bool(self._flag)
 
 
 def _stop_if_skipped(unread: _Skipped | None) -> None:
-    if unread is not None and float(unread.flag):
+    if unread is not None and unread.read():
         rows = ", ".join(map(str, unread.row_ids[:8])) + (", ..." if len(unread.row_ids) > 8 else "")
         raise RmcliError(
             f"loss or gradient of step {unread.step} is not finite (input rows {rows}); the weights were not changed",
