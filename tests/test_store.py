@@ -267,13 +267,13 @@ def test_a_damaged_part_and_a_missing_one_are_refused(tmp_path):
 
 def test_merge_through_the_command_line(cli, tmp_path):
     parts = [part(tmp_path / f"p{n}", f"{n}/2", 100 * n, config={"data": {"max_packed_length": 128}}) for n in (1, 2)]
-    result = cli("prepare", "--merge", *parts, "-o", "whole")
+    result = cli("prepare", "--merge", *parts, "-o", "whole", "--no-audit")
     assert (result.code, result.stdout) == (0, "whole\n"), result.stderr
     assert "rows: 102 in = 100 kept + 2 rejected + 0 duplicates + 0 not taken" in result.stderr
     assert "next: rmcli train --preset tiny --data whole" in result.stderr
-    again = cli("prepare", "--merge", *parts, "-o", "whole")
+    again = cli("prepare", "--merge", *parts, "-o", "whole", "--no-audit")
     assert (again.code, "output folder whole is not empty" in again.stderr) == (1, True)
-    assert cli("prepare", "--merge", *parts, "-o", "whole", "--overwrite", "--json").code == 0
+    assert cli("prepare", "--merge", *parts, "-o", "whole", "--overwrite", "--json", "--no-audit").code == 0
     assert cli("prepare", "--merge", *parts).code == 2
     refused = cli("prepare", "--merge", *parts, "-o", "other", "--dry-run")
     assert (refused.code, "--merge goes with folders" in refused.stderr) == (2, True)

@@ -106,11 +106,6 @@ class PackedLayout:
         """Of the row, what fills it up included."""
         return sum(self.row_lengths)
 
-    @property
-    def num_gathered(self) -> int:
-        """The first tokens of the row, whose keys `kv_index` names."""
-        return self.num_tokens
-
     @functools.cached_property
     def score_index(self) -> Tensor:
         """(num_scores,) the row position of each response's last token, the reward position."""
@@ -183,7 +178,7 @@ class PackedLayout:
             kv_index.append(torch.zeros(shape.num_keys - sum(k_lengths), dtype=torch.int64))
             empty = [0] * (shape.num_segments - len(segments))
             q_lengths, k_lengths = q_lengths + empty, k_lengths + empty
-        return PackedLayout(
+        layout = PackedLayout(
             segments=segments,
             kv_index=to_device(torch.cat(kv_index), device),
             cu_seq_q=_offsets(q_lengths, device),
@@ -193,6 +188,9 @@ class PackedLayout:
             num_scores=num_scores,
             shape=shape,
         )
+        if shape is not None:
+            _ = layout.copies  # a compiled layer only looks it up
+        return layout
 
     @functools.cached_property
     def shapes(self) -> dict[tuple[int, int], list[int]]:

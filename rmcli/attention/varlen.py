@@ -16,7 +16,7 @@ from torch.nn.attention import varlen
 from torch.nn.functional import pad
 
 from rmcli.attention.call import Call
-from rmcli.attention.layout import PackedLayout
+from rmcli.attention.layout import PackedLayout, ScoreLayout
 from rmcli.errors import ConfigError
 
 LARGEST_HEAD = 256  # of both kernels
@@ -140,7 +140,7 @@ def gather_keys(tensor_THD: Tensor, layout: PackedLayout) -> Tensor:
 
     `index_select` alone adds a prefix token's gradients in an order that changes from run to run on CUDA.
     """
-    if layout.num_gathered < len(tensor_THD):
+    if isinstance(layout, ScoreLayout):
         tensor_THD = tensor_THD[: layout.num_gathered]
     result = _GatherKeys.apply(tensor_THD, layout.kv_index, layout.copies)
     assert isinstance(result, Tensor)
