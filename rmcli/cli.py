@@ -245,8 +245,9 @@ def _merge(
     if url := next((place for place in (*parts, out) if "://" in place), None):
         raise ConfigError(f"--merge joins local folders, and {url} is a URL", "copy the parts here first")
     manifest = prepare.merge([Path(part) for part in parts], Path(out), overwrite)
-    model = configs.ModelSection.model_validate(manifest["config"]["model"])
-    audited = _audit_prepared(Path(out), model, with_audit, report)
+    audited = {}
+    if with_audit or report is not None:
+        audited = _audit_prepared(Path(out), configs.ModelSection(**manifest["config"]["model"]), with_audit, report)
     if as_json:
         output.answer_json({"folder": out, **manifest, **audited})
     else:

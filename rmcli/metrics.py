@@ -32,9 +32,9 @@ class PairMetrics:
         self.score_sum += scores_S.sum()
         smallest, largest = scores_S.aminmax()
         # Tensors from the first batch on: a plain number would have to be brought to the device.
-        first = not isinstance(self.score_min, Tensor) or not isinstance(self.score_max, Tensor)
-        self.score_min = smallest if first else torch.minimum(self.score_min, smallest)
-        self.score_max = largest if first else torch.maximum(self.score_max, largest)
+        lowest, highest = self.score_min, self.score_max
+        self.score_min = torch.minimum(lowest, smallest) if isinstance(lowest, Tensor) else smallest
+        self.score_max = torch.maximum(highest, largest) if isinstance(highest, Tensor) else largest
 
     def result(self) -> dict[str, float]:
         """Means and range as plain numbers; NaN where nothing was added to take a mean of."""

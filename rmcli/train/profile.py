@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from rmcli import output
@@ -64,7 +63,7 @@ def summarize(events: Any, device_type: str, num_steps: int) -> list[tuple[str, 
     """(kind, milliseconds of one step, share), the largest first: operators' own time, on the device they ran on."""
     times: Counter[str] = Counter()
     for event in events:
-        if device_type != "cpu" and (event.device_type == DeviceType.CPU or event.is_user_annotation):
+        if device_type != "cpu" and (event.device_type.name == "CPU" or event.is_user_annotation):
             continue  # an operator is given its kernels' time as well
         own = event.self_cpu_time_total if device_type == "cpu" else event.self_device_time_total
         if own and not event.key.startswith("ProfilerStep"):
