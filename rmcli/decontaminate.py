@@ -10,7 +10,7 @@ prompts are an instruction template, not a question.
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -48,8 +48,13 @@ class EvaluationPrompts:
         )
 
 
-def read_prompts(files: Mapping[str, Iterable[RawRow]]) -> EvaluationPrompts:
+def read_prompts(
+    files: Mapping[str, Iterable[RawRow]],
+    read_prompt: Callable[[Mapping[str, Any]], Conversation | None] = lambda _: None,
+) -> EvaluationPrompts:
     """The prompts of evaluation files, given as name -> rows in any schema that names its fields as usual.
+
+    `read_prompt` knows further schemas; None is for a row that it does not know.
 
     Rows without a prompt cannot be compared, which is said. Raises RmcliError for a file in which no row has one.
     """
@@ -61,6 +66,10 @@ def read_prompts(files: Mapping[str, Iterable[RawRow]]) -> EvaluationPrompts:
         for row in rows:
             num_rows += 1
             prompts = [] if row.value is None else list(prompts_of(row.value))
+            known = None if row.value is None else read_prompt(row.value)
+            if known is not None:
+                prompts.append(_user_messages(known))
+                prompts = [prompt for prompt in prompts if any(prompt)]
             if not prompts:
                 without.append(row.line)
             for prompt in prompts:

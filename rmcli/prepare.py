@@ -1,7 +1,7 @@
 """`rmcli prepare`: rows -> preference groups -> tokens -> packed rows on disk, every row accounted for."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -136,7 +136,7 @@ def run(plan: Plan, overwrite: bool = False, show: int = 0, place: str | None = 
     for note in chat_templates.describe(reward.tokenizer).notes:
         output.say(f"chat template: {note}")
     held_out = decontaminate.read_prompts(
-        {file: sources.read_rows([file], data.split) for file in data.decontaminate}
+        {file: sources.read_rows([file], data.split) for file in data.decontaminate}, _known_prompt
     )
     with store.StoreWriter(plan.folder, overwrite) as writer:
         filling = _Filling(writer, plan, encoder, held_out)
@@ -150,6 +150,15 @@ def run(plan: Plan, overwrite: bool = False, show: int = 0, place: str | None = 
     accounting.report(filling.accounts, f"{place or plan.folder}/rejects.jsonl")
     _report_splits(manifest)
     return manifest
+
+
+def _known_prompt(row: Mapping[str, Any]) -> Conversation | None:
+    """The prompt of an evaluation row whose schema a named map function has."""
+    try:
+        function = map_fns.NAMED[map_fns.recognise(row)]
+        return prompt_of(map_fns.apply(function, row, "evaluation file"))
+    except (RmcliError, Skip):
+        return None
 
 
 def run_to_url(plan: Plan, url: str, overwrite: bool = False, show: int = 0) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 from rmcli.errors import RmcliError
 
 MANIFEST = "manifest.json"
+UPLOADING = ".rmcli-uploading"  # in a folder whose upload began and has not ended: ours, so --overwrite may take it
 CACHE = Path("~/.cache/rmcli/data")
 
 
@@ -16,7 +17,7 @@ def check_target(url: str, overwrite: bool) -> None:
     file_system, root = _open(url)
     try:
         is_taken = file_system.exists(root) and bool(file_system.find(root))
-        is_prepared = file_system.exists(f"{root}/{MANIFEST}")
+        is_prepared = any(file_system.exists(f"{root}/{name}") for name in (MANIFEST, UPLOADING))
     except OSError as error:
         raise RmcliError(f"{url} cannot be reached: {error}", "check the address and your access") from error
     if is_taken and not overwrite:
@@ -31,20 +32,25 @@ def check_target(url: str, overwrite: bool) -> None:
 def upload(folder: Path, url: str) -> None:
     """Put a prepared folder at `url`. Its manifest goes last, and an older one first of all.
 
-    So whoever reads meanwhile finds a whole set or none. Raises RmcliError when a file does not arrive whole.
+    So whoever reads meanwhile finds a whole set or none; an upload that was cut can be done again with --overwrite.
+    Raises RmcliError when a file does not arrive whole.
     """
     file_system, root = _open(url)
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     try:
-        if file_system.exists(f"{root}/{MANIFEST}"):
-            file_system.rm_file(f"{root}/{MANIFEST}")
-            file_system.rm(root, recursive=True)
+        old = file_system.find(root) if file_system.exists(root) else []
+        file_system.makedirs(root, exist_ok=True)
+        file_system.pipe_file(f"{root}/{UPLOADING}", b"")
+        for file in sorted(old, key=lambda file: not file.endswith(f"/{MANIFEST}")):
+            if not file.endswith(f"/{UPLOADING}"):
+                file_system.rm_file(file)
         for path in [*files, folder / MANIFEST]:
             target = f"{root}/{path.relative_to(folder).as_posix()}"
             file_system.makedirs(str(PurePosixPath(target).parent), exist_ok=True)
             file_system.put_file(str(path), target)
             if (arrived := file_system.size(target)) != path.stat().st_size:
                 raise RmcliError(f"{url}: {path.name} arrived with {arrived} of {path.stat().st_size} bytes")
+        file_system.rm_file(f"{root}/{UPLOADING}")
     except OSError as error:
         raise RmcliError(f"cannot write {url}: {error}", "check the address and your access") from error
 
@@ -64,7 +70,7 @@ def fetch(url: str, cache: Path | None = None) -> Path:
         shutil.rmtree(copy, ignore_errors=True)  # what an interrupted fetch left
         for file in sorted(file_system.find(root)):
             target = copy / PurePosixPath(file).relative_to(root)
-            if target != copy / MANIFEST:
+            if target.name not in (MANIFEST, UPLOADING):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 file_system.get_file(file, str(target))
         (copy / MANIFEST).write_bytes(manifest)

@@ -161,3 +161,23 @@ def test_real_rows_held_out_as_an_evaluation_file_are_left_out(cli, tmp_path, re
     rejects = [json.loads(line) for line in Path("out", "rejects.jsonl").read_text().splitlines()]
     found = {reject["line"] for reject in rejects if reject["reason"] == "in_evaluation_file"}
     assert found == {*range(1, 301, 10), 206}  # line 206 asks what line 41 asks
+
+
+def test_an_evaluation_file_in_a_named_schema_is_read_by_its_map_function(cli, tmp_path):
+    """Arena writes its turns as JSON within a text, line breaks and quotes escaped: no heuristic finds its words."""
+    asked = 'Say "hello"\nin the way that a ship\u2019s captain of the last century would say it, please'
+    write_lines(tmp_path / "rows.jsonl", [*ROWS, {"prompt": asked, "chosen": "Ahoy", "rejected": "Hi"}])
+    arena = {
+        "model_a": "a",
+        "model_b": "b",
+        "prompt": json.dumps([asked]),
+        "response_a": json.dumps(["x"]),
+        "response_b": json.dumps(["y"]),
+        "winner_model_a": 1,
+        "winner_model_b": 0,
+        "winner_tie": 0,
+    }
+    write_lines(tmp_path / "eval.jsonl", [arena])
+    result = cli(*PREPARE, "--decontaminate", "eval.jsonl", "--json")
+    assert result.code == 0, result.stderr
+    assert json.loads(result.stdout)["rows"]["reasons"] == {"in_evaluation_file": 1}

@@ -57,6 +57,32 @@ def test_a_url_that_is_taken_is_left_alone_or_replaced_whole(cli, tmp_path, url)
     assert "holds no prepared data, so --overwrite leaves it alone" in foreign.stderr
 
 
+@pytest.mark.parametrize("files_before_the_cut", [0, 1, 3])
+def test_an_upload_that_was_cut_can_be_done_again(cli, tmp_path, url, monkeypatch, files_before_the_cut):
+    write_lines(tmp_path / "rows.jsonl", ROWS)
+    write_lines(tmp_path / "fewer.jsonl", ROWS[:30])
+    assert cli(*prepare_command("rows.jsonl", url)).code == 0
+    file_system, _ = fsspec.core.url_to_fs(url)
+    real, put = type(file_system).put_file, []
+
+    def cut(self, *arguments, **options):
+        if len(put) == files_before_the_cut:
+            raise OSError("the line is dead")
+        put.append(1)
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(type(file_system), "put_file", cut)
+    failed = cli(*prepare_command("fewer.jsonl", url), "--overwrite")
+    assert (failed.code, "the line is dead" in failed.stderr) == (1, True)
+    with pytest.raises(RmcliError):
+        remote.fetch(url)
+    monkeypatch.setattr(type(file_system), "put_file", real)
+    assert cli(*prepare_command("fewer.jsonl", url)).code == 1  # not without --overwrite
+    assert cli(*prepare_command("fewer.jsonl", url), "--overwrite").code == 0
+    assert store.read_manifest(remote.fetch(url))["rows"]["kept"] == 30
+    assert not file_system.exists(f"{url}/{remote.UPLOADING}")
+
+
 def test_a_copy_is_fetched_once_and_a_cut_one_again(cli, tmp_path, url, monkeypatch):
     write_lines(tmp_path / "rows.jsonl", ROWS)
     assert cli(*prepare_command("rows.jsonl", url)).code == 0
