@@ -69,7 +69,6 @@ def load_model(model: ModelSection, reward: RewardTokenizer, seed: int = 0, rows
         network.set_attn_implementation(attention.ATTENTION_NAME)
         assert network.config._attn_implementation == attention.ATTENTION_NAME  # choose_rows has seen to it
         set_attention(network, model.attention)
-        keep_rope_still(network)
         if model.trim_last_layer and architectures.trims_last_layer(config):
             trim(network)
     return network.eval()
@@ -267,16 +266,6 @@ def hidden_at_scores(
         result = backbone(network)(**inputs, attention_mask=batch.attention_mask, use_cache=False)
         rows = torch.arange(len(batch.score_index), device=device)
         return result.last_hidden_state[rows, batch.score_index]
-
-
-def keep_rope_still(network: PreTrainedModel) -> None:
-    """Packed rows stay below the switch of a dynamic rope (see architectures): let it not look for one.
-
-    transformers compares a number on the device in every forward, for which the host would wait.
-    """
-    for module in network.modules():
-        if getattr(module, "rope_type", None) == "dynamic":
-            cast(Any, module).rope_type = "default"
 
 
 def forget_longest_row(network: PreTrainedModel) -> None:

@@ -84,7 +84,7 @@ def test_one_wrong_position_is_noticed_on_the_real_model(network, hh_groups):
     group = hh_groups[0]
     packed = batch.build_packed([group])
     shifted = batch.PackedBatch(packed.input_ids, packed.position_ids + torch.arange(packed.num_tokens) // 20, *[
-        packed.score_index, packed.layout,
+        packed.score_index, packed.layout, packed.num_tokens,
     ])  # fmt: skip
     with torch.no_grad():
         difference = (model.scores(network, packed) - model.scores(network, shifted)).abs().max()
