@@ -48,10 +48,6 @@ def trim(layer: Any) -> None:
     layer.forward = forward
 
 
-def untrim(layer: Any) -> None:
-    layer.__dict__.pop("forward", None)
-
-
 def is_trimmed(layer: Any) -> bool:
     return layer is not None and "forward" in layer.__dict__ and layer.forward.__name__ == "trimmed_forward"
 
