@@ -13,6 +13,7 @@ from torch.nn.attention import varlen as torch_varlen
 
 from rmcli import batch, kernels, model
 from rmcli.attention import RowShape, Segment
+from rmcli.config import resolve
 from rmcli.errors import ConfigError, RmcliError
 from rmcli.records import TokenGroup
 
@@ -212,6 +213,13 @@ def test_kernels_that_cannot_run_are_refused(asked, message):
     *choice, device = asked
     with pytest.raises(ConfigError, match=message):
         kernels.check_kernels(*choice, torch.device(device))
+
+
+def test_models_whose_layers_cannot_be_compiled_are_refused():
+    config = resolve("tiny").config
+    model.check_compilable(config, tiny_model("llama").config)
+    with pytest.raises(ConfigError, match="cannot take gemma2: its attention has soft-capping or sinks"):
+        model.check_compilable(config, tiny_model("gemma2").config)
 
 
 def test_train_refuses_them_before_loading(cli, tiny_run):
