@@ -34,6 +34,15 @@ def audited(folder: Path, train: list[list[TokenGroup]], held_out=(), capacity: 
     return audit.run(folder, TINY)
 
 
+def test_copies_that_a_weight_makes_are_listed_once(tmp_path):
+    """At the same place of several packs, with equal values: only the row's number tells them apart."""
+    copied = group([1, 2], [3, 4, 9], [9], row_id=0)
+    other = group([7, 2], [3, 9], [9], row_id=1)
+    extremes = audited(tmp_path / "set", [[copied, other], [copied], [copied]])["extremes"]
+    for name, expected in (("longest", [(0, 0), (1, 0), (0, 1), (1, 1)]), ("longest_ratio", [(0, 1), (1, 1)])):
+        assert [(entry["row_id"], entry["conversation"]) for entry in extremes[name]] == expected
+
+
 def test_figures_by_hand(tmp_path):
     # conversations of 5, 3 | 6, 9 | 4, 5 tokens; prompts of 2, 4, 3; packs of 6 + 11 and 6 of 20 tokens
     first = group([1, 2], [3, 4, 9], [9], row_id=0)

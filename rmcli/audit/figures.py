@@ -244,20 +244,27 @@ class _Comparisons:
 
 
 class _Extreme:
-    """The few rows with the largest value; of equal ones the earliest rows."""
+    """The few conversations with the largest value; of equal ones the earliest rows, each once whatever its weight."""
 
     def __init__(self) -> None:
+        self._offered = 0
         self._kept: list[tuple[float, int, int, Figures]] = []  # a heap: value, -row, -place, description
 
     def offer(self, values: np.ndarray, row_ids: np.ndarray, describe: Callable[[int], Figures]) -> None:
-        """`values` and `row_ids` (N,); `describe(n)` is called for those that are kept."""
+        """`values` and `row_ids` (N,) of one pack; `describe(n)` is called for those that are kept."""
         worst = self._kept[0][0] if len(self._kept) == NUM_EXTREMES else -np.inf
         for index in np.flatnonzero(values >= worst).tolist():
-            key = (float(values[index]), -int(row_ids[index]), -index)
-            if len(self._kept) < NUM_EXTREMES:
-                heapq.heappush(self._kept, (*key, describe(index)))
-            elif key > self._kept[0][:3]:
-                heapq.heapreplace(self._kept, (*key, describe(index)))
+            key = (float(values[index]), -int(row_ids[index]), -(self._offered + index))
+            if len(self._kept) < NUM_EXTREMES or key > self._kept[0][:3]:
+                self._keep((*key, describe(index)))
+        self._offered += len(values)
+
+    def _keep(self, entry: tuple[float, int, int, Figures]) -> None:
+        value, row, _, described = entry
+        if any((value, row, described["conversation"]) == (k[0], k[1], k[3]["conversation"]) for k in self._kept):
+            return  # another copy of a row that its source's weight repeats
+        push = heapq.heappush if len(self._kept) < NUM_EXTREMES else heapq.heapreplace
+        push(self._kept, entry)
 
     @staticmethod
     def best(parts: Sequence["_Extreme"]) -> list[Figures]:
