@@ -6,6 +6,7 @@ layer is known here: the layer runs on the whole row until it calls its attentio
 and then on the reward positions.
 """
 
+from types import MethodType
 from typing import Any
 
 import torch
@@ -32,24 +33,21 @@ def trim(layer: Any) -> None:
 
     Without a layout (a stock attention) it stays as it is. Doing it again changes nothing.
     """
-    if is_trimmed(layer):
-        return
-    whole = layer.forward
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        layout = kwargs.get("packed_layout")
-        if layout is None:
-            return whole(*args, **kwargs)
-        key, value = _keys_and_values(whole, layout, args, kwargs)
-        args, kwargs = _at_scores((args, kwargs), layout)
-        return whole(*args, **{**kwargs, "packed_layout": ScoresWanted(layout.at_scores, key, value)})
-
-    forward.__name__ = "trimmed_forward"
-    layer.forward = forward
+    layer.forward = MethodType(_trimmed_forward, layer)  # bound, so that a copy of the network runs its own layer
 
 
 def is_trimmed(layer: Any) -> bool:
-    return layer is not None and "forward" in layer.__dict__ and layer.forward.__name__ == "trimmed_forward"
+    return layer is not None and getattr(layer.__dict__.get("forward"), "__func__", None) is _trimmed_forward
+
+
+def _trimmed_forward(layer: Any, *args: Any, **kwargs: Any) -> Any:
+    whole = type(layer).forward.__get__(layer)
+    layout = kwargs.get("packed_layout")
+    if layout is None:
+        return whole(*args, **kwargs)
+    key, value = _keys_and_values(whole, layout, args, kwargs)
+    args, kwargs = _at_scores((args, kwargs), layout)
+    return whole(*args, **{**kwargs, "packed_layout": ScoresWanted(layout.at_scores, key, value)})
 
 
 def _keys_and_values(

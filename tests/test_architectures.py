@@ -1,5 +1,6 @@
 """Every architecture: packed + shared against plain transformers on single conversations, or one per forward."""
 
+import copy
 import json
 import shutil
 
@@ -66,6 +67,21 @@ def test_a_last_layer_at_the_reward_positions_only_changes_nothing(name):
     assert widths == [len(expected)]
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
     assert largest_relative(gradients(network, actual), expected_gradients) < 1e-4
+
+
+def test_a_copy_of_a_trimmed_network_runs_its_own_last_layer():
+    network, packed = tiny_network("llama"), batch.build_packed(uneven_groups())
+    network.set_attn_implementation(attention.ATTENTION_NAME)
+    model.trim(network)
+    twin = copy.deepcopy(network)
+    expected = model.scores(network, packed)
+    assert expected.std() > 0.1
+    with torch.no_grad():
+        for parameter in network.base_model.layers[-1].parameters():
+            parameter.fill_(0.5)
+    assert model.is_trimmed(twin)
+    torch.testing.assert_close(model.scores(twin, packed), expected, atol=0, rtol=0)
+    assert (model.scores(network, packed) - expected).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("name", sorted(architectures.WHOLE_LAST_LAYER))
