@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,8 +25,8 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPOSITORY), "TOKENIZERS_PARALLELI
 Run = Callable[..., dict]
 
 
-@pytest.fixture(scope="module")
-def run() -> Iterator[Run]:
+@contextmanager
+def child() -> Iterator[Run]:
     """`run(write=DIR, ..., kill_at=N)`: one job of crash_child.py."""
     command = [sys.executable, REPOSITORY / "tests" / "crash_child.py"]
     with subprocess.Popen(
@@ -38,6 +40,12 @@ def run() -> Iterator[Run]:
 
         yield ask
         process.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[Run]:
+    with child() as ask:
+        yield ask
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -147,44 +155,33 @@ def test_twenty_five_random_kills_of_prepare(run, tmp_path, overwrite):
 
 
 @pytest.mark.slow
-def test_fifty_random_kills_of_a_real_process(run, tmp_path):
-    """The same with a fresh `python -m rmcli` each time, half of them over an older set."""
+def test_fifty_random_kills_of_a_real_process(tmp_path):
+    """The same with a fresh `python -m rmcli` each time, half of them over an older set; two side by side."""
     for name, num_rows in (("old", 40), ("new", 3000)):
         assert run_cli(*prepare_arguments(tmp_path / name, num_rows, False)).code == 0
     old, new = content(tmp_path / "old"), content(tmp_path / "new")
-    place = tmp_path / "place"
-    place.mkdir()
-    target = place / "set"
 
-    def start(overwrite: bool) -> subprocess.Popen:
+    def start(target: Path, overwrite: bool) -> subprocess.Popen:
         command = [sys.executable, "-m", "rmcli", *prepare_arguments(target, 3000, overwrite)]
         return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
-    def wait_for_writing(process: subprocess.Popen) -> None:
+    def wait_for_writing(process: subprocess.Popen, place: Path) -> None:
         """Imports are most of a short run; the temporary folder is there once rows are written."""
         while process.poll() is None and not any(".tmp-" in name for name in names(place)):
             time.sleep(0.005)
 
-    with start(overwrite=False) as process:
-        wait_for_writing(process)
-        began = time.perf_counter()
-    seconds_writing = time.perf_counter() - began
-    expect_whole(target, new)
-    draw = random.Random(1)
-    killed = 0
-    for number in range(50):
-        overwrite = number % 2 == 0
+    def kill(run: Run, target: Path, draw: random.Random, seconds_writing: float, number: int) -> bool:
+        place, overwrite = target.parent, number % 2 == 0
         shutil.rmtree(target)
         if overwrite:
             shutil.copytree(tmp_path / "old", target)
-        with start(overwrite) as process:
+        with start(target, overwrite) as process:
             if number % 10 == 0:  # somewhere in the imports
                 time.sleep(draw.uniform(0, 4))
             else:
-                wait_for_writing(process)
+                wait_for_writing(process, place)
                 time.sleep(draw.uniform(0, seconds_writing))
             process.kill()
-        killed += process.returncode == -9
         if target.exists():
             expect_whole(target, old, new)
         else:
@@ -192,7 +189,22 @@ def test_fifty_random_kills_of_a_real_process(run, tmp_path):
         assert run(command=prepare_arguments(target, 3000, True))["status"] == 0
         expect_whole(target, new)
         assert names(place) == ["set"]
-    assert killed >= 20
+        return process.returncode == -9
+
+    def kills(seed: int) -> int:
+        target = tmp_path / f"place-{seed}" / "set"
+        target.parent.mkdir()
+        with start(target, overwrite=False) as process:
+            wait_for_writing(process, target.parent)
+            began = time.perf_counter()
+        seconds_writing = time.perf_counter() - began
+        expect_whole(target, new)
+        draw = random.Random(seed)
+        with child() as run:
+            return sum(kill(run, target, draw, seconds_writing, number) for number in range(25))
+
+    with ThreadPoolExecutor(2) as pool:
+        assert sum(pool.map(kills, (1, 2))) >= 20
 
 
 def test_a_half_replaced_set_is_put_back_and_that_is_said(tmp_path, capsys):
