@@ -48,7 +48,8 @@ def test_figures_by_hand(tmp_path):
     first = group([1, 2], [3, 4, 9], [9], row_id=0)
     second = group([1, 2, 3, 4], [5, 9], [6, 7, 8, 7, 9], row_id=1)
     third = group([5, 6, 7], [9], [8, 9], row_id=2, source_id=1, comparisons=(Comparison(0, 1, 0.5),))
-    figures = audited(tmp_path / "set", [[first, second]], [[third]], sources=("a.jsonl", "b.jsonl"))
+    sources = ("a.jsonl", {"path": "x/b.jsonl", "name": "b", "weight": 2.0})
+    figures = audited(tmp_path / "set", [[first, second]], [[third]], sources=sources)
     train, held_out = figures["splits"]["train"], figures["splits"]["eval"]
     conversation = {"number": 4, "mean": 5.75, "min": 3, "p10": 3, "p50": 5, "p90": 9, "p99": 9, "max": 9}
     assert train["lengths"]["conversation"] == {
@@ -73,7 +74,7 @@ def test_figures_by_hand(tmp_path):
         "same_length": 0,
         "longer_wins_share": 0.5,
     }
-    assert (b["groups"], b["ties"], b["longer_wins_share"]) == (1, 1, None)
+    assert (b["source"], b["groups"], b["ties"], b["longer_wins_share"]) == ("b", 1, 1, None)
     last_one, last_four, *_ = train["endings"]
     assert (last_one["share"], last_one["text"]) == (1.0, "9")
     assert last_four["share"] == 0.25

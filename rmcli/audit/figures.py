@@ -18,7 +18,7 @@ from rmcli import output, store
 from rmcli.audit import near_duplicates
 from rmcli.audit.findings import findings
 from rmcli.audit.packs import Pack
-from rmcli.config import ModelSection
+from rmcli.config import ModelSection, SourceSection
 from rmcli.errors import RmcliError
 
 if TYPE_CHECKING:
@@ -244,7 +244,7 @@ class _Comparisons:
 
 
 class _Extreme:
-    """The few conversations with the largest value; of equal ones the earliest rows, each once whatever its weight."""
+    """The few conversations with the largest value; of equal ones the earliest rows. Copies of a row count once."""
 
     def __init__(self) -> None:
         self._offered = 0
@@ -443,8 +443,7 @@ def _source_figures(gathered: Sequence[_Gathered], sources: Sequence[Any]) -> li
         }
         decided = counts["longer_wins"] + counts["shorter_wins"]
         share = counts["longer_wins"] / decided if decided else None
-        name = source if isinstance(source, str) else json.dumps(source, ensure_ascii=False)
-        found.append({"source": name, **counts, "longer_wins_share": share})
+        found.append({"source": SourceSection.model_validate(source).label, **counts, "longer_wins_share": share})
     return found
 
 
