@@ -6,6 +6,7 @@ Everything that is compared runs in turn, again and again, in one process, and t
 process's own seconds over all of its threads, `wall` those of the clock: on a busy machine only the first means
 something, and a speed-up by threads shows in the second only. Pairs are in memory as groups when the clock starts;
 tokenizers are loaded; engines are settled (their first texts checked); `repeat` says how often the data is taken.
+With --whole N the command itself is timed, too, on N copies of the data, with one thread and with two.
 """
 
 import argparse
@@ -14,16 +15,19 @@ import json
 import os
 import platform
 import queue
-import shlex
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core, unless a run says otherwise
 
+import figures
 import transformers
 
 from rmcli import engines, map_fns
@@ -38,16 +42,20 @@ MAX_LENGTH = 2048
 LLAMA3_ROWS = 128256
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    opener = gzip.open if path.name.endswith(".gz") else open
+    with opener(path, "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
 def read_groups(path: Path) -> list[PreferenceGroup]:
     """The pairs that can be encoded: what is compared must be the same work."""
-    opener = gzip.open if path.name.endswith(".gz") else open
     groups = []
-    with opener(path, "rt", encoding="utf-8") as file:
-        for line in file:
-            try:
-                groups.append(map_fns.apply(map_fns.NAMED["hh_rlhf"], json.loads(line), ""))
-            except Skip:
-                continue
+    for row in read_rows(path):
+        try:
+            groups.append(map_fns.apply(map_fns.NAMED["hh_rlhf"], row, ""))
+        except Skip:
+            continue
     return groups
 
 
@@ -149,10 +157,36 @@ def compare(reward: RewardTokenizer, groups: list[PreferenceGroup], alternations
     return {"pairs": len(groups), "tokens": tokens, "seconds": medians, "ratios": ratios, "rounds": seen}
 
 
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+def whole_command(data: Path, gguf: Path, copies: int, alternations: int) -> dict[str, Any]:
+    """`rmcli prepare` from start to end, imports and audit included, with one thread and with two, by the clock.
+
+    Each copy of a row gets a number of its own in its first turn: a mere copy would be dropped as a duplicate.
+    """
+    seconds: dict[str, list[float]] = {"1": [], "2": []}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
+            for copy, row in product(range(copies), read_rows(data)):
+                numbered = {
+                    side: row[side].replace("Human:", f"Human: {copy}.", 1) for side in ("chosen", "rejected")
+                }
+                file.write(json.dumps(numbered) + "\n")
+        for _, num_proc in product(range(alternations), seconds):
+            settings = (f"model.pretrained_model_name_or_path={gguf}", f"data.num_proc={num_proc}")
+            command = [sys.executable, "-m", "rmcli", "-q", "prepare", str(folder / "rows.jsonl")]
+            command += ["--map-fn", "hh_rlhf", "--overwrite", "-o", str(folder / "set")]
+            started = time.perf_counter()
+            subprocess.run([*command, *(part for one in settings for part in ("-s", one))], check=True)
+            seconds[num_proc].append(time.perf_counter() - started)
+        rows = json.loads((folder / "set" / "manifest.json").read_text(encoding="utf-8"))["rows"]
+    medians = {num_proc: statistics.median(values) for num_proc, values in seconds.items()}
+    return {
+        "rows": rows["in"],
+        "kept": rows["kept"],
+        "seconds": medians,
+        "num_proc 2 over 1 (wall)": medians["1"] / medians["2"],
+        "rounds": seconds,
+    }
 
 
 def main() -> None:
@@ -162,6 +196,9 @@ def main() -> None:
     parser.add_argument("--gguf", type=Path, help="SmolLM2's .gguf file")
     parser.add_argument("--alternations", type=int, default=5)
     parser.add_argument("--repeat", type=int, default=1, help="take the data so many times")
+    parser.add_argument(
+        "--whole", type=int, default=0, help="time the whole command, too, on so many copies of the data"
+    )
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
     arguments = parser.parse_args()
 
@@ -174,13 +211,14 @@ def main() -> None:
         rewards["llama3"] = resolve_reward_token(tokenizer, resolve("llama3-8b").config.model, LLAMA3_ROWS)
     if not rewards:
         parser.error("give --llama3, --gguf or both")
+    if arguments.whole and not arguments.gguf:
+        parser.error("--whole needs --gguf")
     groups = read_groups(arguments.data)
     versions = {
         name: engines.version(name) for name in ("transformers", "tokenizers", "gigatoken", "numpy", "jinja2")
     }
     report: dict[str, Any] = {
-        "command": shlex.join(["python", "benchmarks/prepare.py", *sys.argv[1:]]),
-        "machine": {"processor": processor(), "cores": os.cpu_count(), "load_before": os.getloadavg()[0]},
+        **figures.heading("prepare.py"),
         "versions": {"python": platform.python_version(), **versions},
         "repeat": arguments.repeat,
         "alternations": arguments.alternations,
@@ -188,7 +226,10 @@ def main() -> None:
     for name, reward in rewards.items():
         fit = encodable(reward, groups) * arguments.repeat
         report[name] = compare(reward, fit, arguments.alternations, with_gigatoken=name == "llama3")
-    report["machine"]["load_after"] = os.getloadavg()[0]
+    if arguments.whole:
+        report["whole command"] = whole_command(
+            arguments.data, arguments.gguf, arguments.whole, arguments.alternations
+        )
 
     print(f"{report['machine']}\n{report['versions']}")
     for name in rewards:
@@ -201,8 +242,11 @@ def main() -> None:
             )
         for what, ratio in found["ratios"].items():
             print(f"  {ratio:6.2f}x {what}")
-    if arguments.output:
-        arguments.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if arguments.whole:
+        whole = report["whole command"]
+        ratio = whole["num_proc 2 over 1 (wall)"]
+        print(f"\nwhole command, {whole['rows']:,} rows: {whole['seconds']} s, {ratio:.2f}x with two threads")
+    figures.write(arguments.output, report)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,13 @@
 The model is SmolLM2-135M-Instruct cut to --layers layers with a seeded head, exported as `rmcli train` exports it, so
 that the pipeline renders and scores the very tokens that rmcli does: the folder's chat template ends at the reward
 position. Both take conversations as JSON lines in file order and give scores; reading, rendering, tokenizing and
-scoring are timed, loading is not. All ways run in turn, again and again, in one process; medians are compared. In
-every round all scores are compared too and must agree to 1e-4 (5e-2 in
-bfloat16 on CUDA).
+scoring are timed, loading is not. All ways run in turn, a slice of the rows each, again and again, in one process;
+medians over rounds are compared. All scores are compared too and must agree to 1e-4 (5e-2 in bfloat16 on CUDA).
 
-`pairs`: both conversations of each pair. `best-of-8`: one prompt with eight replies: that of a row with its own
-chosen reply and those of seven other rows, seeded. Texts are real, putting them together is not: seven of the replies
-answer other prompts.
+`pairs`: both conversations of each pair. How much a batch pads differs along the file (hh's first rows are short and
+even), so `--pairs 0`, all of them, is the figure that counts. `best-of-8`: one prompt with eight replies: that of a
+row with its own chosen reply and those of seven other rows, seeded. Texts are real, putting them together is not:
+seven of the replies answer other prompts.
 Conversations longer than data.max_length are left out beforehand: the pipeline would not cut them alike.
 
 rmcli: `rmcli.score.run` as it is, but for the loads, which are done once. pipeline: `pipeline("text-classification",
@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -154,23 +155,33 @@ def through_pipeline(folder: Path, device: str, batch_size: int) -> Callable[[Pa
 
 
 def alternate(
-    ways: dict[str, Callable[[Path, Path], list[float]]], source: Path, target: Path, rounds: int, tolerance: float
+    ways: dict[str, Callable[[Path, Path], list[float]]],
+    slices: Sequence[Path],
+    target: Path,
+    rounds: int,
+    tolerance: float,
 ) -> dict[str, Any]:
-    """Each way once a round; the first round is a warm-up. Raises SystemExit when scores disagree."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    largest = 0.0
-    for number in range(rounds + 1):
+    """Every way on each slice of the input in turn, `rounds` times; a round's seconds are the sum over the slices.
+
+    Before the clock runs each way takes the first slice once. Raises SystemExit when scores disagree.
+    """
+    seconds = {name: [0.0] * rounds for name in ways}
+    largest, conversations = 0.0, 0
+    for run in ways.values():
+        run(slices[0], target)
+    for number, source in product(range(rounds), slices):
         found = {}
         for name, run in ways.items():
             started = time.perf_counter()
             found[name] = run(source, target)
-            if number:
-                seconds[name].append(time.perf_counter() - started)
+            seconds[name][number] += time.perf_counter() - started
         own = found["rmcli"]
+        conversations += len(own)
         for name, scores in found.items():
             largest = max(largest, *(abs(a - b) for a, b in zip(scores, own, strict=True)))
             if largest > tolerance:
                 raise SystemExit(f"the scores of {name} and rmcli differ by {largest}")
+    conversations //= rounds
     medians = {name: median(values) for name, values in seconds.items()}
     faster = {
         name: figures.ratio_of_medians_by_step(values, seconds["rmcli"])
@@ -178,9 +189,9 @@ def alternate(
         if name != "rmcli"
     }
     return {
-        "conversations": len(own),
+        "conversations": conversations,
         "seconds": medians,
-        "conversations_per_s": {name: len(own) / value for name, value in medians.items()},
+        "conversations_per_s": {name: conversations / value for name, value in medians.items()},
         "rmcli_is_faster": faster,
         "largest_score_difference": largest,
         "rounds": seconds,
@@ -207,9 +218,10 @@ def main() -> None:
     parser.add_argument("--preset", default="smollm2-135m")
     parser.add_argument("--data", type=Path, default=material.default_data(), help="JSON lines")
     parser.add_argument("--map-fn", default="hh_rlhf", help="what reads them")
-    parser.add_argument("--pairs", type=int, default=128, help="pairs, the first ones of the file")
+    parser.add_argument("--pairs", type=int, default=128, help="pairs, the first ones of the file; 0: all")
     parser.add_argument("--groups", type=int, default=32, help="groups of best-of-8")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--slice", type=int, default=100, help="rows that every way takes before the next ones")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
     arguments = parser.parse_args()
@@ -227,7 +239,7 @@ def main() -> None:
         for size in BATCH_SIZES:
             ways[f"pipeline, batch {size}"] = through_pipeline(exported, arguments.device, size)
         jobs = {
-            JOBS[0]: pairs[: arguments.pairs],
+            JOBS[0]: pairs[: arguments.pairs or None],
             JOBS[1]: fitting(encoder, best_of(pairs, 2 * arguments.groups), arguments.groups),
         }
         result = figures.heading(
@@ -244,10 +256,13 @@ def main() -> None:
             rounds=arguments.rounds,
         )
         for job, rows in jobs.items():
-            material.write_lines(folder / f"{job}.jsonl", rows)
+            starts = range(0, len(rows), arguments.slice)
+            slices = [folder / f"{job}-{start}.jsonl" for start in starts]
+            for start, path in zip(starts, slices, strict=True):
+                material.write_lines(path, rows[start : start + arguments.slice])
             result[job] = {"groups": len(rows)} | alternate(
                 ways,
-                folder / f"{job}.jsonl",
+                slices,
                 folder / "scores.jsonl",
                 arguments.rounds,
                 TOLERANCE[arguments.device],
