@@ -14,15 +14,18 @@ def settle_rows(network: Any, choice: RowChoice, dtype: str, seed: int = 0) -> R
     """Say how conversations are run, and prove packed rows on this model and device.
 
     A proven architecture that fails is a fault: raises RmcliError. One nobody has proven falls back to one
-    conversation per forward; that is said aloud.
+    conversation per forward; that is said aloud. Rows of several conversations are all below a rope's switch length
+    (`architectures.choose_rows`), so its frequencies are held.
     """
     if choice.rows == "padded":
+        model.hold_rope(network)
         output.warn("use_varlen_attn = false: conversations are padded, the prompt runs twice (the slow reference)")
         return choice
     if choice.rows == "single":
         return _single(network, str(choice.reason))
     problem = _problem(network, dtype, seed)
     if problem is None:
+        model.hold_rope(network)
         return choice
     if architectures.is_proven(network.config):
         raise RmcliError(f"self-test failed: {problem}", "model.use_varlen_attn=false runs without packed rows")

@@ -3,10 +3,11 @@
 import copy
 import json
 import shutil
+from contextlib import nullcontext
 
 import pytest
 import torch
-from conftest import REPOSITORY, single_batches
+from conftest import REPOSITORY, NoWaiting, single_batches
 from test_exactness import gradients, largest_relative, uneven_groups
 from tiny_backbones import FELT, PACKED, SINGLE, tiny_config
 from transformers import AutoModelForSequenceClassification, LlamaConfig, Phi3Config
@@ -187,6 +188,22 @@ def test_conversations_below_the_switch_length_are_packed_exactly(kind):
     expected = backbone_scores(network, groups)
     network.set_attn_implementation(attention.ATTENTION_NAME)
     torch.testing.assert_close(model.scores(network, batch.build_packed(groups)), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("rows", ["packed", "padded"])
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_below_the_switch_length_no_forward_asks_for_the_longest_position(kind, rows):
+    groups = [group for group in uneven_groups() if len(group.prefix) + max(map(len, group.responses)) <= 24]
+    network = rope_network(kind)
+    expected = backbone_scores(network, groups)
+    network.set_attn_implementation(attention.ATTENTION_NAME if rows == "packed" else "eager")
+    packed = batch.build(rows, groups, 0)
+    with torch.no_grad(), pytest.raises(AssertionError) if kind == "dynamic" else nullcontext(), NoWaiting():
+        model.hidden_at_scores(network, packed)
+    settle_rows(network, architectures.RowChoice(rows), "float32")
+    with torch.no_grad(), NoWaiting():
+        scores = model.scores(network, packed)
+    torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])
