@@ -1,5 +1,8 @@
 """The errors a user sees. Each is one line that names what, where and the value, and a hint that mends it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class RmcliError(Exception):
     """Something the user can mend. The command line prints `error: ...` and `hint: ...` and exits."""
@@ -24,3 +27,18 @@ class Skip(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+@contextmanager
+def explained(message: str, hint: str | None = None) -> Iterator[None]:
+    """Whatever goes wrong inside becomes one line: for packages whose errors have classes of their own.
+
+    Cloud storage is such: botocore's NoCredentialsError is neither an OSError nor a ValueError.
+    """
+    try:
+        yield
+    except RmcliError:
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise RmcliError(f"{message}: {said}", hint) from error

@@ -12,12 +12,12 @@ import sys
 import zlib
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple, cast
 
 from rmcli import output
-from rmcli.errors import ConfigError, RmcliError
+from rmcli.errors import ConfigError, RmcliError, explained
 
 TEXT_ENDINGS = tuple(kind + packed for kind in (".jsonl", ".json", ".csv") for packed in ("", ".gz", ".zst"))
 ENDINGS = (*TEXT_ENDINGS, ".parquet", ".arrow")
@@ -80,13 +80,11 @@ def files_of(name: str) -> list[str]:
 def _files_of_url(url: str) -> list[str]:
     import fsspec
 
-    try:
+    with explained(f"source {url} cannot be listed", "check the address and your access"):
         file_system, root = fsspec.core.url_to_fs(url)
         if not file_system.exists(root):
             raise ConfigError(f"source {url}: no such file or folder")
         return [file_system.unstrip_protocol(file) for file in file_system.find(root)]
-    except (OSError, ImportError, ValueError) as error:
-        raise RmcliError(f"source {url} cannot be listed: {error}", "check the address and your access") from error
 
 
 def read_file(name: str) -> Iterator[Read]:
@@ -118,7 +116,7 @@ def open_bytes(name: str) -> Iterator[IO[bytes]]:
     Raises RmcliError when it cannot be opened, or inside the context when it cannot be read to its end.
     """
     try:
-        with _open_plainly(name) as raw:
+        with explained(f"{name} cannot be read") if is_url(name) else nullcontext(), _open_plainly(name) as raw:
             if name.endswith(".gz"):
                 with gzip.open(raw, "rb") as file:
                     yield cast(IO[bytes], file)

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from rmcli.errors import RmcliError
+from rmcli.errors import RmcliError, explained
 
 MANIFEST = "manifest.json"
 UPLOADING = ".rmcli-uploading"  # in a folder whose upload began and has not ended: ours, so --overwrite may take it
@@ -15,11 +15,9 @@ CACHE = Path("~/.cache/rmcli/data")
 def check_target(url: str, overwrite: bool) -> None:
     """Raise RmcliError when the folder at `url` is taken, as the local one would be."""
     file_system, root = _open(url)
-    try:
+    with explained(f"{url} cannot be reached", "check the address and your access"):
         is_taken = file_system.exists(root) and bool(file_system.find(root))
         is_prepared = any(file_system.exists(f"{root}/{name}") for name in (MANIFEST, UPLOADING))
-    except OSError as error:
-        raise RmcliError(f"{url} cannot be reached: {error}", "check the address and your access") from error
     if is_taken and not overwrite:
         raise RmcliError(f"output folder {url} is not empty", "choose another with -o, or give --overwrite")
     if is_taken and not is_prepared:
@@ -37,7 +35,7 @@ def upload(folder: Path, url: str) -> None:
     """
     file_system, root = _open(url)
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    try:
+    with explained(f"cannot write {url}", "check the address and your access"):
         old = file_system.find(root) if file_system.exists(root) else []
         file_system.makedirs(root, exist_ok=True)
         file_system.pipe_file(f"{root}/{UPLOADING}", b"")
@@ -51,8 +49,6 @@ def upload(folder: Path, url: str) -> None:
             if (arrived := file_system.size(target)) != path.stat().st_size:
                 raise RmcliError(f"{url}: {path.name} arrived with {arrived} of {path.stat().st_size} bytes")
         file_system.rm_file(f"{root}/{UPLOADING}")
-    except OSError as error:
-        raise RmcliError(f"cannot write {url}: {error}", "check the address and your access") from error
 
 
 def fetch(url: str, cache: Path | None = None) -> Path:
@@ -62,7 +58,7 @@ def fetch(url: str, cache: Path | None = None) -> Path:
     RmcliError when there is none at `url` or it cannot be read.
     """
     file_system, root = _open(url)
-    try:
+    with explained(f"{url} cannot be read", "is there prepared data? rmcli prepare -o URL"):
         manifest: bytes = file_system.cat_file(f"{root}/{MANIFEST}")
         copy = (cache or CACHE.expanduser()) / hashlib.sha256(manifest).hexdigest()[:32]
         if (copy / MANIFEST).is_file():
@@ -74,16 +70,12 @@ def fetch(url: str, cache: Path | None = None) -> Path:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 file_system.get_file(file, str(target))
         (copy / MANIFEST).write_bytes(manifest)
-    except OSError as error:
-        raise RmcliError(f"{url} cannot be read: {error}", "is there prepared data? rmcli prepare -o URL") from error
     return copy
 
 
 def _open(url: str) -> tuple[Any, str]:
     import fsspec
 
-    try:
+    with explained(url, "install what fsspec needs for it, e.g. s3fs or gcsfs"):
         file_system, root = fsspec.core.url_to_fs(url)
-    except (ValueError, ImportError) as error:
-        raise RmcliError(f"{url}: {error}", "install what fsspec needs for it, e.g. s3fs or gcsfs") from error
     return file_system, root.rstrip("/")

@@ -5,6 +5,7 @@ import json
 import fsspec
 import pytest
 from conftest import write_lines
+from fsspec.implementations.memory import MemoryFileSystem
 
 from rmcli import remote, store
 from rmcli.errors import RmcliError
@@ -100,6 +101,44 @@ def test_a_copy_is_fetched_once_and_a_cut_one_again(cli, tmp_path, url, monkeypa
 def test_an_unknown_protocol_is_one_line(call):
     with pytest.raises(RmcliError, match="nonsense://x: Protocol not known"):
         call("nonsense://x")
+
+
+class NoCredentials(Exception):
+    """As botocore's of that name: neither an OSError nor a ValueError."""
+
+
+class LockedCloud(MemoryFileSystem):
+    protocol = "cloud"
+    locked = ("find", "exists", "cat_file", "_open", "put_file", "makedirs")
+
+    def __getattribute__(self, name: str) -> object:
+        if name in type(self).locked:
+            raise NoCredentials("Unable to locate\ncredentials")
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize("locked", [LockedCloud.locked, ("_open", "put_file", "cat_file")])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("prepare", "cloud://x/rows.jsonl", "--map-fn", "canonical", "-o", "out"),
+        ("prepare", "rows.jsonl", "--map-fn", "canonical", "-o", "cloud://x/out"),
+        ("train", "--data", "cloud://x/out"),
+    ],
+)
+def test_a_clouds_own_errors_are_one_line(cli, tmp_path, monkeypatch, command, locked):
+    write_lines(tmp_path / "rows.jsonl", ROWS)
+    fsspec.register_implementation("cloud", LockedCloud, clobber=True)
+    monkeypatch.setattr(LockedCloud, "locked", ())
+    fsspec.filesystem("cloud").pipe_file("cloud://x/rows.jsonl", b"{}")
+    monkeypatch.setattr(LockedCloud, "locked", locked)
+    result = cli(*command, "--preset", "tiny")
+    assert result.code == 1
+    assert "Traceback" not in result.stderr
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "cloud://x" in errors[0]
+    assert errors[0].endswith(": Unable to locate credentials")
 
 
 def test_no_data_at_the_url_is_one_line(cli, tmp_path, url):
