@@ -146,7 +146,11 @@ def prepare_command(
     ] = None,
     chat_template: Annotated[
         str | None,
-        typer.Option("--chat-template", metavar="FILE|NAME", help="Template for a tokenizer without one."),
+        typer.Option(
+            "--chat-template",
+            metavar="FILE|NAME",
+            help="Chat template in place of the tokenizer's: a file, chatml, llama3, plain.",
+        ),
     ] = None,
     merge: Annotated[
         bool, typer.Option("--merge", help="Join the prepared parts SOURCE... (shards i/n of one set) into -o DIR.")

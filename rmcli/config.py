@@ -49,7 +49,8 @@ class ModelSection(Section):
     random_weights: bool = Field(False, description="build the model from its config alone, with random weights")
     chat_template: str | None = Field(
         None,
-        description="chat template, where the tokenizer has none or another is wanted: a file or a built-in name",
+        description="chat template, where the tokenizer has none or another is wanted: a file, or a built-in one: "
+        "chatml, llama3, plain",
     )
     reward_token: str | None = Field(
         None,
@@ -83,7 +84,9 @@ class SourceSection(Section):
         min_length=1, description="file, folder, URL (s3://, gs://, hf://, ...), Hub name org/name, or - for stdin"
     )
     name: str | None = Field(None, min_length=1, description="what reports call it; the path if there is none")
-    dataset_map_fn: str | None = Field(None, description="its own map function, in place of data.dataset_map_fn")
+    dataset_map_fn: str | None = Field(
+        None, description="its own map function, in place of data.dataset_map_fn; `map_fn` in --source"
+    )
     split: str | None = Field(None, description="split of a Hub data set, in place of data.split")
     subset: str | None = Field(None, description="configuration of a Hub data set that has several")
     revision: str | None = Field(None, description="revision of a Hub data set (branch, tag or commit)")
@@ -171,7 +174,9 @@ class DataSection(Section):
         description="files, folders, URLs, Hub names, - for stdin, or [[data.sources]] tables; empty means the map "
         "function's own data set",
     )
-    split: str = Field("train", description="split to read of a Hub data set")
+    split: str = Field(
+        "train", description="split to read of a Hub data set; a map function's own set may have another default"
+    )
     max_length: int = Field(2048, ge=2, description="tokens of one conversation, the reward token included")
     overlong: Literal["truncate_left", "drop", "truncate_right"] = Field(
         "truncate_left",
@@ -239,7 +244,11 @@ class DataSection(Section):
 
 
 class LossSection(Section):
-    """The objective: weighted mean of the pair loss + penalty_weight * mean of the penalty over all scores."""
+    """The objective: weighted mean of the pair loss + penalty_weight * mean of the penalty over all scores.
+
+    A group of more than two answers weighs as much as one pair, and its comparisons share that; the data's `weight`
+    multiplies it.
+    """
 
     loss_type: Literal["ranking", "focal", "margin", "ties", "plackett_luce"] = Field(
         "focal",
@@ -278,8 +287,9 @@ class TrainSection(Section):
     pairs_per_step: int | None = Field(
         None,
         ge=1,
-        description="exactly so many pairs per step; replaces batch_size and accumulative_counts. A preset's gives "
-        "way when a config file or --set names one of those",
+        description="so many groups per step (a pair is one; an epoch's last may hold fewer): packs are cut to fit. "
+        "Of batch_size and accumulative_counts only the first counts, for padded rows. A preset's gives way when a "
+        "config file or --set names one of those",
     )
     max_epochs: int = Field(1, ge=1, description="passes over the data")
     max_steps: int | None = Field(None, ge=1, description="stop after so many steps")

@@ -100,7 +100,8 @@ def _losses(figures: Mapping[str, Any]) -> Iterator[str]:
             )
         if split["packs"] >= MIN_PACKS and split["pack_fill"] < LOW_FILL:
             yield (
-                f"{name}: packs are {split['pack_fill']:.0%} full: the rest is padding; raise data.max_packed_length"
+                f"{name}: packs are {split['pack_fill']:.0%} full: more forwards than needed; raise "
+                "data.max_packed_length"
             )
 
 
