@@ -1,6 +1,8 @@
 """The tokenizer and its reward token: found by name, checked by id, never resized in silence."""
 
+import copy
 import difflib
+import functools
 import hashlib
 import json
 import logging
@@ -150,7 +152,18 @@ def load_model_config(model: ModelSection) -> "PreTrainedConfig":
             "model.pretrained_model_name_or_path is not set",
             "choose a preset (-p) or give -s model.pretrained_model_name_or_path=PATH",
         )
-    return from_pretrained(internlm2.AutoConfig, "config", name, pretrained_arguments(name, model.revision))
+    arguments = pretrained_arguments(name, model.revision)
+    if "gguf_file" in arguments:
+        path = Path(arguments["pretrained_model_name_or_path"], arguments["gguf_file"])
+        return copy.deepcopy(_gguf_config(name, path, path.stat().st_mtime_ns))
+    return from_pretrained(internlm2.AutoConfig, "config", name, arguments)
+
+
+@functools.lru_cache(maxsize=4)
+def _gguf_config(name: str, path: Path, _changed: int) -> "PreTrainedConfig":
+    """Read once: transformers goes through the whole vocabulary of the file, which takes seconds."""
+    arguments = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    return from_pretrained(internlm2.AutoConfig, "config", name, arguments)
 
 
 def load_bare_tokenizer(model: ModelSection) -> "PreTrainedTokenizerBase":

@@ -11,7 +11,7 @@ import torch
 from conftest import REPOSITORY, run_cli, single_batches
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rmcli import batch, map_fns, model, store
+from rmcli import batch, internlm2, map_fns, model, store, tokenizer
 from rmcli.config import resolve
 from rmcli.encode import Encoder
 from rmcli.records import TokenGroup
@@ -55,6 +55,20 @@ def test_the_loaded_model_is_a_plain_classifier_with_a_zero_head(smollm2, reward
     assert sum(parameter.numel() for parameter in fresh.parameters()) == 134_515_008 + 576
     assert fresh.score.weight.abs().max() == 0
     assert fresh.config.pad_token_id == 2 != fresh.config.reward_token_id == 16
+
+
+def test_a_gguf_files_config_is_read_once_and_each_reader_has_its_own(smollm2, monkeypatch):
+    real, reads = internlm2.AutoConfig.from_pretrained, []
+
+    def counted(**arguments):
+        reads.append(arguments)
+        return real(**arguments)
+
+    tokenizer._gguf_config.cache_clear()
+    monkeypatch.setattr(internlm2.AutoConfig, "from_pretrained", counted)
+    first, second = (tokenizer.load_model_config(smollm2.model) for _ in range(2))
+    first.vocab_size = 1
+    assert (len(reads), second.vocab_size) == (1, 49152)
 
 
 def test_real_pairs_packed_and_padded_equal_plain_single_conversations(network, hh_groups):
