@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 NATURAL = "natural"  # model.reward_token: the template's own end-of-turn token
+_LOADERS = {"config": internlm2.AutoConfig, "tokenizer": internlm2.AutoTokenizer}
 ROWS_MULTIPLE = 64  # rows of a grown embedding: a size that kernels like
 CHAT_TEMPLATE_HINT = f"give one: --chat-template FILE, or a built-in one: {', '.join(chat_templates.BUILT_IN)}"
 
@@ -152,18 +153,21 @@ def load_model_config(model: ModelSection) -> "PreTrainedConfig":
             "model.pretrained_model_name_or_path is not set",
             "choose a preset (-p) or give -s model.pretrained_model_name_or_path=PATH",
         )
-    arguments = pretrained_arguments(name, model.revision)
-    if "gguf_file" in arguments:
-        path = Path(arguments["pretrained_model_name_or_path"], arguments["gguf_file"])
-        return copy.deepcopy(_gguf_config(name, path, path.stat().st_mtime_ns))
-    return from_pretrained(internlm2.AutoConfig, "config", name, arguments)
+    return _load_small("config", name, pretrained_arguments(name, model.revision))
+
+
+def _load_small(what: str, name: str, arguments: dict[str, str]) -> Any:
+    """The "config" or the "tokenizer", out of a .gguf file once: transformers walks its vocabulary for seconds."""
+    if "gguf_file" not in arguments:
+        return from_pretrained(_LOADERS[what], what, name, arguments)
+    path = Path(arguments["pretrained_model_name_or_path"], arguments["gguf_file"])
+    return copy.deepcopy(_load_from_gguf(what, name, path, path.stat().st_mtime_ns))
 
 
 @functools.lru_cache(maxsize=4)
-def _gguf_config(name: str, path: Path, _changed: int) -> "PreTrainedConfig":
-    """Read once: transformers goes through the whole vocabulary of the file, which takes seconds."""
+def _load_from_gguf(what: str, name: str, path: Path, _changed: int) -> Any:
     arguments = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    return from_pretrained(internlm2.AutoConfig, "config", name, arguments)
+    return from_pretrained(_LOADERS[what], what, name, arguments)
 
 
 def load_bare_tokenizer(model: ModelSection) -> "PreTrainedTokenizerBase":
@@ -171,9 +175,7 @@ def load_bare_tokenizer(model: ModelSection) -> "PreTrainedTokenizerBase":
     name = model.tokenizer_name_or_path or model.pretrained_model_name_or_path
     assert name is not None  # load_model_config has refused it
     own = name == model.pretrained_model_name_or_path  # the revision is the model's
-    tokenizer = from_pretrained(
-        internlm2.AutoTokenizer, "tokenizer", name, pretrained_arguments(name, model.revision if own else None)
-    )
+    tokenizer = _load_small("tokenizer", name, pretrained_arguments(name, model.revision if own else None))
     if model.chat_template is not None:
         tokenizer.chat_template = chat_templates.load(model.chat_template, tokenizer)
     return tokenizer

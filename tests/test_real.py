@@ -57,18 +57,25 @@ def test_the_loaded_model_is_a_plain_classifier_with_a_zero_head(smollm2, reward
     assert fresh.config.pad_token_id == 2 != fresh.config.reward_token_id == 16
 
 
-def test_a_gguf_files_config_is_read_once_and_each_reader_has_its_own(smollm2, monkeypatch):
-    real, reads = internlm2.AutoConfig.from_pretrained, []
+@pytest.mark.parametrize("what", ["AutoConfig", "AutoTokenizer"])
+def test_a_gguf_file_is_read_once_and_each_reader_has_its_own(smollm2, monkeypatch, what):
+    loader = getattr(internlm2, what)
+    real, reads = loader.from_pretrained, []
 
     def counted(**arguments):
         reads.append(arguments)
         return real(**arguments)
 
-    tokenizer._gguf_config.cache_clear()
-    monkeypatch.setattr(internlm2.AutoConfig, "from_pretrained", counted)
-    first, second = (tokenizer.load_model_config(smollm2.model) for _ in range(2))
-    first.vocab_size = 1
-    assert (len(reads), second.vocab_size) == (1, 49152)
+    load = {"AutoConfig": tokenizer.load_model_config, "AutoTokenizer": tokenizer.load_bare_tokenizer}[what]
+    tokenizer._load_from_gguf.cache_clear()
+    monkeypatch.setattr(loader, "from_pretrained", counted)
+    first, second = (load(smollm2.model) for _ in range(2))
+    first.chat_template = "changed"
+    if what == "AutoTokenizer":
+        first.add_tokens(["<a new one>"])
+        assert (len(second), second("Hello there").input_ids) == (49152, [19556, 665])
+    assert len(reads) == 1
+    assert getattr(second, "chat_template", None) != "changed"
 
 
 def test_real_pairs_packed_and_padded_equal_plain_single_conversations(network, hh_groups):
