@@ -173,7 +173,7 @@ def whole_command(data: Path, gguf: Path, copies: int, alternations: int) -> dic
                 file.write(json.dumps(numbered) + "\n")
         for _, num_proc in product(range(alternations), seconds):
             settings = (f"model.pretrained_model_name_or_path={gguf}", f"data.num_proc={num_proc}")
-            command = [sys.executable, "-m", "rmcli", "-q", "prepare", str(folder / "rows.jsonl")]
+            command = [sys.executable, "-m", "rmcli", "prepare", "-q", str(folder / "rows.jsonl")]
             command += ["--map-fn", "hh_rlhf", "--overwrite", "-o", str(folder / "set")]
             started = time.perf_counter()
             subprocess.run([*command, *(part for one in settings for part in ("-s", one))], check=True)

@@ -40,7 +40,8 @@ rmcli against itself, one switch away from the first line: "rmcli is faster" abo
 `trim_last_layer=false`, what trimming brings), "peak over it" above 1 is memory that the switch saves. Tests show
 exact: the trimmed last layer (`tests/test_architectures.py`), activation checkpointing (`tests/test_exactness.py`),
 split weights (`tests/test_optim.py`), rows of one shape through one compiled graph (`tests/test_kernels.py`, traced
-on a CPU), and that a deterministic run repeats (`tests/test_determinism.py`). 8-bit states are not exact by nature.
+on a CPU), and that a deterministic run repeats (`tests/test_determinism.py`). 8-bit states are not exact by nature,
+and save nothing where activations are the peak, as here.
 Compiled layers, Liger, split weights and flash-attn are for CUDA and have not been run there; of Liger and flash-attn
 only the call is tested.
 """
@@ -150,10 +151,11 @@ def training(name: str, result: dict[str, Any]) -> str:
             )
     apart = [f"{other} {value:.1e}" for other, value in result["largest_loss_difference_to_rmcli"].items()]
     if apart:
-        lines.append(
-            f"\nLargest difference of a step's loss to rmcli's: {', '.join(apart)}. TRL scores another token (the "
-            "template's last), so its losses differ from the second step on."
-        )
+        lines.append(f"\nLargest difference of a step's loss to rmcli's: {', '.join(apart)}.")
+        if best in table:
+            lines[-1] += (
+                " TRL scores another token (the template's last), so its losses differ from the second step on."
+            )
     lines.append(f"\n![pairs per second and memory](plots/{name.removesuffix('.json')[:-11]}.svg)\n")
     return "\n".join(lines)
 

@@ -23,8 +23,9 @@ def test_prepare_is_as_fast_as_the_tokenizer_allows(gguf, real_data, tmp_path):
     assert done.returncode == 0, done.stderr
     found = json.loads(figures.read_text())
     for name in ("smollm2", "llama3"):
-        ratios = found[name]["ratios"]
-        assert ratios["over XTuner's way, transformers (cpu)"] >= 1.8
-        assert ratios["of the bare tokenizer's time, transformers (cpu)"] <= 1.3
-        assert ratios["num_proc 2 over 1 (cpu: what threads cost)"] <= 1.3
-    assert found["llama3"]["ratios"]["over XTuner's way, gigatoken (cpu)"] >= 15
+        # The least of the rounds: even CPU seconds grow when the host's other machines are busy.
+        cpu = {way: min(one["cpu"] for one in rounds) for way, rounds in found[name]["rounds"].items()}
+        assert cpu["xtuner"] / cpu["transformers"] >= 1.8
+        assert cpu["transformers"] / cpu["bare"] <= 1.3
+        assert cpu["transformers, num_proc 2"] / cpu["transformers"] <= 1.3
+        assert name == "smollm2" or cpu["xtuner"] / cpu["gigatoken"] >= 15
