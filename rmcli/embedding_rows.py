@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from rmcli import hub
+from rmcli import gguf_files, hub
 from rmcli.config import pretrained_arguments
 from rmcli.errors import RmcliError
 
@@ -391,11 +391,11 @@ class GgufEmbedding:
 
     def __init__(self, path: Path) -> None:
         try:
-            from gguf import GGUFReader
+            reader = gguf_files.quick_reader()
         except ImportError as error:
             raise RmcliError(f"{path} needs the package gguf", "pip install 'rmcli[gguf]'") from error
         try:
-            tensors = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
+            tensors = {tensor.name: tensor for tensor in reader(path).tensors}
         except (OSError, ValueError, IndexError, KeyError, OverflowError) as error:
             raise RmcliError(f"{path} is damaged: {error or type(error).__name__}", "download it again") from error
         if GGUF_EMBEDDING_NAME not in tensors:

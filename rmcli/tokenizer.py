@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rmcli import chat_templates, hub, internlm2
+from rmcli import chat_templates, gguf_files, hub, internlm2
 from rmcli.config import ModelSection, preset_names, pretrained_arguments
 from rmcli.errors import ConfigError, RmcliError
 
@@ -103,6 +103,9 @@ def from_pretrained(loader: Any, what: str, name: str, arguments: dict[str, Any]
     transformers_logging.set_verbosity(logging.CRITICAL)  # load reports: what matters in them we say ourselves
     transformers_logging.disable_progress_bar()
     try:
+        if "gguf_file" in arguments:
+            with gguf_files.read_quickly():
+                return loader.from_pretrained(**arguments)
         if Path(arguments["pretrained_model_name_or_path"]).is_dir():
             return loader.from_pretrained(**arguments)
         with hub.asking():

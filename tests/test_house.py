@@ -30,7 +30,7 @@ ROWS = [
     {"chat_templates", "config", "hub"},
     {"plugins", "output"},
     {"records"},
-    {"errors"},
+    {"errors", "gguf_files", "threads"},
 ]  # fmt: skip
 
 
