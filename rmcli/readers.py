@@ -8,6 +8,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import sys
 import zlib
 from codecs import BOM_UTF8
@@ -27,6 +28,7 @@ ROWS_AT_A_TIME = 1024  # of Parquet and Arrow, as Python objects
 LONGEST_ELEMENT = 2**28  # characters of one element of a JSON array
 _CHARACTERS_AT_A_TIME = 2**16
 _ARROW_FILE_MAGIC = b"ARROW1"
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # an escape that is half of a character; alone it is none
 _ARROW_STREAM_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 
@@ -152,7 +154,7 @@ def parse_json_line(number: int, data: bytes) -> Read:
         return Read(number, None, "bad_json", excerpt)
     if keys.doubled:
         return Read(number, None, "bad_json", excerpt)
-    return _checked(number, value, excerpt, has_escapes="\\u" in text)
+    return _checked(number, value, excerpt, may_be_broken=_SURROGATE.search(text) is not None)
 
 
 def read_json_lines(lines: Iterable[bytes]) -> Iterator[Read]:
@@ -248,7 +250,7 @@ class _ArrayText:
         self.at = end
         if self.keys.doubled:
             return Read(self.number, None, "bad_json", excerpt)
-        return _checked(self.number, value, excerpt, has_escapes=True)
+        return _checked(self.number, value, excerpt, may_be_broken=True)
 
     def broken(self, what: str) -> RmcliError:
         near = self.buffer[self.at : self.at + 60].encode("utf-8", "replace").decode()
@@ -274,9 +276,9 @@ class _Keys:
         return value
 
 
-def _checked(number: int, value: Any, excerpt: str, has_escapes: bool) -> Read:
-    """The row, when it is an object whose text can be encoded; only an escape can make a lone surrogate."""
-    if has_escapes and not _is_encodable(value):
+def _checked(number: int, value: Any, excerpt: str, may_be_broken: bool) -> Read:
+    """The row, when it is an object whose text can be encoded; only half of an escaped character is none."""
+    if may_be_broken and not _is_encodable(value):
         return Read(number, None, "bad_json", excerpt)
     if not isinstance(value, dict):
         return Read(number, None, "wrong_type", excerpt)
