@@ -15,6 +15,8 @@ import json
 import os
 import platform
 import queue
+import random
+import re
 import statistics
 import subprocess
 import sys
@@ -157,20 +159,31 @@ def compare(reward: RewardTokenizer, groups: list[PreferenceGroup], alternations
     return {"pairs": len(groups), "tokens": tokens, "seconds": medians, "ratios": ratios, "rounds": seen}
 
 
+def shuffled(transcript: str, copy: int) -> str:
+    """Copy 0 is the transcript itself. Equal turns are shuffled alike: a pair goes on sharing its prompt."""
+    if copy == 0:
+        return transcript
+    parts = re.split(r"(\n\n(?:Human|Assistant):)", transcript)
+    for place in range(2, len(parts), 2):
+        words = parts[place].split(" ")[1:]
+        random.Random(f"{copy} {parts[place]}").shuffle(words)
+        parts[place] = " ".join(["", *words])
+    return "".join(parts)
+
+
 def whole_command(data: Path, gguf: Path, copies: int, alternations: int) -> dict[str, Any]:
     """`rmcli prepare` from start to end, imports and audit included, with one thread and with two, by the clock.
 
-    Each copy of a row gets a number of its own in its first turn: a mere copy would be dropped as a duplicate.
+    The words of every turn of a copy are shuffled: mere copies would be dropped as duplicates, and rows that differ
+    in a word would all be near-duplicates, for the audit to compare with each other.
     """
     seconds: dict[str, list[float]] = {"1": [], "2": []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
             for copy, row in product(range(copies), read_rows(data)):
-                numbered = {
-                    side: row[side].replace("Human:", f"Human: {copy}.", 1) for side in ("chosen", "rejected")
-                }
-                file.write(json.dumps(numbered) + "\n")
+                shuffled_row = {side: shuffled(row[side], copy) for side in ("chosen", "rejected")}
+                file.write(json.dumps(shuffled_row) + "\n")
         for _, num_proc in product(range(alternations), seconds):
             settings = (f"model.pretrained_model_name_or_path={gguf}", f"data.num_proc={num_proc}")
             command = [sys.executable, "-m", "rmcli", "prepare", "-q", str(folder / "rows.jsonl")]

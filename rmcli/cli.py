@@ -16,6 +16,7 @@ from rmcli.errors import ConfigError, RmcliError
 
 if TYPE_CHECKING:
     from rmcli.config import Layer, ModelSection, Resolved
+    from rmcli.tokenizer import RewardTokenizer
 
 app = typer.Typer(
     name="rmcli",
@@ -174,6 +175,7 @@ def prepare_command(
     """Map, tokenize and pack preference data to Arrow on disk."""
     from rmcli import audit, prepare
     from rmcli import config as configs
+    from rmcli.tokenizer import load_tokenizer
 
     if report is not None:
         audit.check_plots()
@@ -211,8 +213,13 @@ def prepare_command(
         return
     if url and report is not None:
         raise ConfigError("--report needs a folder to audit, and -o is a URL", "rmcli audit on a local copy")
-    manifest = prepare.run_to_url(plan, url, overwrite, show) if url else prepare.run(plan, overwrite, show)
-    audited = {} if url else _audit_prepared(plan.folder, resolved.config.model, with_audit, report)
+    if url:
+        manifest, audited = prepare.run_to_url(plan, url, overwrite, show), {}
+    else:
+        reward = load_tokenizer(resolved.config.model)
+        manifest = prepare.run(plan, overwrite, show, reward=reward)
+        num_threads = resolved.config.data.num_proc
+        audited = _audit_prepared(plan.folder, resolved.config.model, with_audit, report, reward, num_threads)
     if json:
         output.answer_json({"folder": target, **manifest, **audited})
     else:
@@ -223,14 +230,19 @@ def prepare_command(
 
 
 def _audit_prepared(
-    folder: Path, model: "ModelSection", with_audit: bool, report: Path | None
+    folder: Path,
+    model: "ModelSection",
+    with_audit: bool,
+    report: Path | None,
+    reward: "RewardTokenizer | None" = None,
+    num_threads: int = 1,
 ) -> dict[str, dict[str, Any]]:
     """The audit of what was just written, shown in brief; as the entry of the JSON answer."""
     from rmcli import audit
 
     if not with_audit and report is None:
         return {}
-    figures = audit.run(folder, model)
+    figures = audit.run(folder, model, reward, num_threads)
     audit.show(figures, brief=True)
     if report is not None:
         audit.write_page(figures, report)
@@ -285,7 +297,7 @@ def audit_command(
     if dry_run:
         _show_config(resolved, {"audit": str(folder), "report": str(report or "none")}, json)
         return
-    figures = audit.run(folder, resolved.config.model)
+    figures = audit.run(folder, resolved.config.model, num_threads=resolved.config.data.num_proc)
     if json:
         output.answer_json(figures)
     else:

@@ -201,7 +201,7 @@ class DataSection(Section):
         ge=0,
         description="seed of the shuffle before packing, and of the choice where a source's weight is no whole",
     )
-    num_proc: int = Field(1, ge=1, description="threads that tokenize; the output is the same for any number")
+    num_proc: int = Field(1, ge=1, description="threads to tokenize and audit with; any number gives the same")
     tokenizer_engine: Literal["auto", "transformers", "gigatoken"] = Field(
         "auto",
         description="what tokenizes; gigatoken (the extra `fast`) is used only where its ids equal transformers' on "

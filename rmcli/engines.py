@@ -6,7 +6,6 @@ the first texts of every run, and probes, are encoded by `tokenizer(...)` too, a
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import version
 from threading import Lock
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 import numpy as np
 
-from rmcli import output
+from rmcli import output, threads
 from rmcli.errors import ConfigError, RmcliError
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 EngineName = Literal["auto", "transformers", "gigatoken"]
 SAMPLE = 256  # texts of the data that are encoded both ways before an engine is used alone
 RECHECKED_EVERY = 512  # of gigatoken's texts, one in so many is encoded both ways all along
-CHUNKS_AHEAD = 2  # per thread, waiting to be encoded or to be taken
 
 # Text that tokenizers tell apart: contractions, digits, white space, scripts without spaces, marks, emoji, controls.
 _PROBES = (
@@ -216,26 +214,12 @@ def in_order(
     texts settle the engine.
     """
     with _one_thread_per_call():
-        if num_threads == 1:
-            yield from ((batch, encode(batch)) for batch in batches)
-            return
         batches = iter(batches)
         for batch in batches:
             yield batch, encode(batch)
             if is_settled():
                 break
-        with ThreadPoolExecutor(num_threads, thread_name_prefix="encode") as pool:
-            waiting: list[tuple[Batch, Future[Result]]] = []
-            try:
-                for batch in batches:
-                    waiting.append((batch, pool.submit(encode, batch)))
-                    if len(waiting) > CHUNKS_AHEAD * num_threads:
-                        first, encoded = waiting.pop(0)
-                        yield first, encoded.result()
-                for first, encoded in waiting:
-                    yield first, encoded.result()
-            finally:
-                pool.shutdown(cancel_futures=True)
+        yield from threads.in_order(encode, batches, num_threads)
 
 
 @contextmanager

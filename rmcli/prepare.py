@@ -109,16 +109,23 @@ def _recognised(source: SourceSection, data: DataSection) -> str:
     return name
 
 
-def run(plan: Plan, overwrite: bool = False, show: int = 0, place: str | None = None) -> dict[str, Any]:
+def run(
+    plan: Plan,
+    overwrite: bool = False,
+    show: int = 0,
+    place: str | None = None,
+    reward: RewardTokenizer | None = None,
+) -> dict[str, Any]:
     """Prepare and return the manifest; print the first `show` pairs token by token.
 
-    `place` is where the user will find the folder, when that is not where it is written.
+    `place` is where the user will find the folder, when that is not where it is written. `reward` is the configured
+    model's tokenizer, where it has been loaded already.
 
     Raises RmcliError when not a single row is kept; nothing is written then.
     """
     config = plan.resolved.config
     data = config.data
-    reward = load_tokenizer(config.model)
+    reward = reward or load_tokenizer(config.model)
     encoder = Encoder(reward, data.max_length, data.overlong, data.pairs, data.tokenizer_engine)
     if data.shard is not None:
         output.warn(f"shard {data.shard}: duplicates are found among the rows of this shard alone")

@@ -383,9 +383,16 @@ class PackedSplit:
         starts = np.concatenate([[0], ends[:-1]])
         return self._prefix_lengths[row] + np.add.reduceat(self._response_lengths[row], starts)
 
-    def columns(self, row: int) -> dict[str, np.ndarray]:
-        """The stored columns of one row, by their names in SCHEMA; nothing is copied."""
-        return {name: self._table[name][row].values.to_numpy() for name in SCHEMA.names}
+    @property
+    def tokens_per_row(self) -> np.ndarray:
+        """(rows,) int64."""
+        lengths = [chunk.value_lengths().to_numpy() for chunk in self._table["input_ids"].chunks]
+        return np.concatenate([np.empty(0, np.int64), *lengths])
+
+    def columns(self, start: int, stop: int) -> dict[str, np.ndarray]:
+        """The stored columns of rows `start` to `stop`, by their names in SCHEMA, one row's after the other's."""
+        rows = self._table.slice(start, stop - start)
+        return {name: rows[name].combine_chunks().flatten().to_numpy() for name in SCHEMA.names}
 
     def groups(self, row: int, start: int = 0, stop: int | None = None) -> list[TokenGroup]:
         """Groups `start` to `stop` of one row."""

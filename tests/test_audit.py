@@ -11,7 +11,7 @@ from conftest import random_group, write_lines
 from rmcli import audit, store
 from rmcli.audit import figures as figures_module
 from rmcli.audit import near_duplicates, page, screen
-from rmcli.audit.packs import Pack
+from rmcli.audit.packs import Packs
 from rmcli.config import resolve
 from rmcli.errors import RmcliError
 from rmcli.records import Comparison, PackedRow, TokenGroup
@@ -147,7 +147,7 @@ def test_conversation_hashes_are_equal_just_where_the_ids_are():
     groups = [random_group(generator, prefix, (2, 1, 2)) for prefix in (0, 1, 2, 3)]
     # few different ids, so that many short conversations come out equal
     small = [group((g.prefix % 3).tolist(), *((r % 3).tolist() for r in g.responses)) for g in groups * 8]
-    pack = Pack.from_columns(
+    pack = Packs.from_columns(
         {
             "input_ids": np.concatenate([ids for g in small for ids in (g.prefix, *g.responses)]),
             "prefix_lengths": np.array([len(g.prefix) for g in small]),
@@ -190,7 +190,7 @@ def test_near_duplicates_are_those_of_a_full_comparison(most_at_once, monkeypatc
         return near_duplicates.shingles_of(np.concatenate(prompts), np.cumsum(lengths) - lengths, lengths)
 
     index = near_duplicates.PromptIndex(shingles(held_out), np.empty(0, dtype=np.uint64))
-    listed = list(index.find(shingles(train)))
+    listed, comparisons = index.find(shingles(train))
     found = {(mine, theirs): value for mine, theirs, value in listed}
     assert len(found) == len(listed)
     expected = {
@@ -200,6 +200,7 @@ def test_near_duplicates_are_those_of_a_full_comparison(most_at_once, monkeypatc
         if (value := jaccard(one, other, set())) >= 0.6
     }
     assert 100 < len(expected) < 300
+    assert len(listed) <= comparisons < 300 * 60  # most are told apart without being compared
     assert found == pytest.approx(expected)
 
 
@@ -266,6 +267,7 @@ def test_a_template_that_all_prompts_share_makes_no_two_of_them_alike(tmp_path):
 
 def test_prompts_that_are_not_compared_are_counted(tmp_path, monkeypatch):
     monkeypatch.setattr(figures_module, "MAX_EVAL_PROMPTS", 2)
+    monkeypatch.setattr(figures_module, "PACKS_AT_ONCE", 1)
     packs = [[group(list(range(n, n + 9)), [1, 99], [2, 99], row_id=n)] for n in (10, 30, 50)]
     short = [group([1, 2, 3], [1, 99], [2, 99], row_id=60)]
     near = audited(tmp_path / "set", [packs[0]], [short, *packs])["near_duplicate_prompts"]

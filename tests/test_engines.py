@@ -16,7 +16,7 @@ from conftest import write_lines
 from pyarrow import parquet
 from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase
 
-from rmcli import chat_templates, engines, map_fns, output, sources, store
+from rmcli import chat_templates, engines, map_fns, output, sources, store, threads
 from rmcli.config import resolve
 from rmcli.encode import Encoder
 from rmcli.errors import ConfigError, RmcliError
@@ -263,17 +263,40 @@ def test_batches_come_in_order_and_no_more_than_a_few_wait():
             yield number
 
     def encode(number: int) -> str:
-        threads.add(threading.current_thread().name)
+        names.add(threading.current_thread().name)
         return f"{number}!"
 
-    threads = set()
+    names = set()
     seen = []
     for number, encoded in engines.in_order(encode, batches(), 3, lambda: True):
         assert encoded == f"{number}!"
         seen.append(number)
-        assert len(given) - len(seen) <= 3 * engines.CHUNKS_AHEAD + 1
+        assert len(given) - len(seen) <= 3 * threads.BATCHES_AHEAD + 1
     assert seen == list(range(40))
-    assert threads - {threading.current_thread().name}
+    assert names - {threading.current_thread().name}
+
+
+def test_the_callers_thread_works_on_what_no_other_has_begun():
+    """Two threads in all: while one is held up in the first batch, the caller does all the others it may take."""
+    done_by = {}
+    has_begun, caller_is_through = threading.Event(), threading.Event()
+
+    def batches():
+        yield 0
+        assert has_begun.wait(30)
+        yield from range(1, 9)
+
+    def work(number: int) -> int:
+        done_by[number] = threading.current_thread() is threading.main_thread()
+        if number == 0:
+            has_begun.set()
+            assert caller_is_through.wait(30)
+        elif number == 8:
+            caller_is_through.set()
+        return -number
+
+    assert list(threads.in_order(work, batches(), 2)) == [(number, -number) for number in range(9)]
+    assert done_by == {0: False, **dict.fromkeys(range(1, 9), True)}
 
 
 def test_a_failure_in_a_thread_reaches_the_caller():

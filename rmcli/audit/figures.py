@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rmcli import output, store
+from rmcli import output, store, threads
 from rmcli.audit import near_duplicates
 from rmcli.audit.findings import findings
-from rmcli.audit.packs import Pack
+from rmcli.audit.packs import Packs
 from rmcli.config import ModelSection, SourceSection
 from rmcli.errors import RmcliError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from rmcli.tokenizer import RewardTokenizer
 
 NUM_EXTREMES = 10  # rows listed per kind of extreme
 MAX_LISTED = 100  # contradictions, duplicates and near-duplicates listed; all are counted
@@ -30,6 +32,7 @@ EXCERPT_TOKENS = 40  # of the prompt's end and of the reply's beginning
 MAX_EVAL_PROMPTS = 50_000  # eval prompts that are compared with the training prompts
 MAX_COMPARISONS = 20_000_000  # of two prompts: where thousands differ in a word or two, not all are looked at
 TEMPLATE_SAMPLE = 2_000  # prompts from which the template's own shingles are learned
+PACKS_AT_ONCE = 32  # that are read and looked at together
 ENDING_SAMPLE = 100_000  # conversations per split whose endings are compared
 ENDING_LENGTHS = (1, 4, 8, 16)  # tokens, the reward token included
 HISTOGRAM_BINS = 30
@@ -38,14 +41,17 @@ FILL_BINS = 20
 Figures = dict[str, Any]  # plain values: what --json prints
 
 
-def run(folder: Path, model: ModelSection) -> Figures:
+def run(
+    folder: Path, model: ModelSection, prepared_with: "RewardTokenizer | None" = None, num_threads: int = 1
+) -> Figures:
     """All figures of a prepared folder.
 
     `model`: whose tokenizer turns ids into text; when it cannot be had, or is not the one that prepared the folder,
-    that is said and excerpts are ids. Raises RmcliError when the folder is no prepared data or is damaged.
+    that is said and excerpts are ids. `prepared_with` is that tokenizer where it is at hand. Raises RmcliError when
+    the folder is no prepared data or is damaged.
     """
     manifest = store.read_manifest(folder)
-    text = _Text.of(model, manifest)
+    text = _Text.of(model, manifest) if prepared_with is None else _Text.by(prepared_with.tokenizer)
     splits = {split: _Split(store.PackedSplit(folder, split), split, text) for split in store.SPLITS}
     gathered = [_gather(split) for split in splits.values()]
     capacity = manifest["config"]["data"]["max_packed_length"]
@@ -62,7 +68,7 @@ def run(folder: Path, model: ModelSection) -> Figures:
         "sources": _source_figures(gathered, manifest["sources"]),
         "duplicates": _duplicates(gathered),
         "contradictions": _Comparisons.contradictions([one.comparisons for one in gathered]),
-        "near_duplicate_prompts": _near_duplicates(splits["train"], splits["eval"], text),
+        "near_duplicate_prompts": _near_duplicates(splits["train"], splits["eval"], text, num_threads),
         "extremes": _extremes(gathered, text),
     }
     figures["findings"] = findings(figures)
@@ -91,7 +97,11 @@ class _Text:
             note = "the tokenizer is not the one that prepared this folder"
             output.warn(f"excerpts are token ids: {note}")
             return _Text(None, f"token ids: {note}", no_header)
-        return _Text(reward.tokenizer, "text", _reply_header(reward.tokenizer))
+        return _Text.by(reward.tokenizer)
+
+    @staticmethod
+    def by(tokenizer: "PreTrainedTokenizerBase") -> "_Text":
+        return _Text(tokenizer, "text", _reply_header(tokenizer))
 
     @property
     def reply_note(self) -> str:
@@ -145,9 +155,10 @@ class _Split:
     name: str
     text: _Text
 
-    def packs(self) -> Iterator[Pack]:
-        for row in range(len(self.packed)):
-            yield Pack.from_columns(self.packed.columns(row))
+    def packs(self) -> Iterator[Packs]:
+        """So many at once that numpy's work outweighs the calls."""
+        for start in range(0, len(self.packed), PACKS_AT_ONCE):
+            yield Packs.from_columns(self.packed.columns(start, min(start + PACKS_AT_ONCE, len(self.packed))))
 
 
 @dataclass
@@ -211,13 +222,13 @@ class _Comparisons:
     def __init__(self) -> None:
         self.keys, self.lower_is_better, self.row_ids = (_Growing(kind) for kind in (np.uint64, np.bool_, np.int64))
 
-    def add(self, pack: Pack, hashes: np.ndarray) -> None:
-        decided = ~pack.tied
-        better, worse = hashes[pack.better[decided]], hashes[pack.worse[decided]]
+    def add(self, packs: Packs, hashes: np.ndarray) -> None:
+        decided = ~packs.tied
+        better, worse = hashes[packs.better[decided]], hashes[packs.worse[decided]]
         low, high = np.minimum(better, worse), np.maximum(better, worse)
         self.keys.add(near_duplicates.scramble(low ^ near_duplicates.scramble(high)))
         self.lower_is_better.add(better < worse)
-        self.row_ids.add(pack.row_ids[pack.compared_group[decided]])
+        self.row_ids.add(packs.row_ids[packs.compared_group[decided]])
 
     @staticmethod
     def contradictions(parts: Sequence["_Comparisons"]) -> Figures:
@@ -251,7 +262,7 @@ class _Extreme:
         self._kept: list[tuple[float, int, int, Figures]] = []  # a heap: value, -row, -place, description
 
     def offer(self, values: np.ndarray, row_ids: np.ndarray, describe: Callable[[int], Figures]) -> None:
-        """`values` and `row_ids` (N,) of one pack; `describe(n)` is called for those that are kept."""
+        """`values` and `row_ids` (N,) of some packs; `describe(n)` is called for those that are kept."""
         worst = self._kept[0][0] if len(self._kept) == NUM_EXTREMES else -np.inf
         for index in np.flatnonzero(values >= worst).tolist():
             key = (float(values[index]), -int(row_ids[index]), -(self._offered + index))
@@ -279,7 +290,6 @@ class _Gathered:
     def __init__(self, split: _Split) -> None:
         self.split = split
         self.lengths = {name: _Lengths() for name in ("conversation", "prompt", "response")}
-        self.pack_tokens: list[int] = []
         self.shared_tokens = self.conversation_tokens = 0
         self.num_groups = self.num_without_prompt = 0
         self.group_hashes, self.group_rows = _Growing(np.uint64), _Growing(np.int64)
@@ -290,34 +300,33 @@ class _Gathered:
         self.num_endings = self.num_without_header = 0
         self.extremes = {name: _Extreme() for name in ("longest", "longest_ratio", "shortest_reply")}
 
-    def add(self, pack: Pack) -> None:
-        conversations = pack.conversation_lengths
+    def add(self, packs: Packs) -> None:
+        conversations = packs.conversation_lengths
         self.lengths["conversation"].add(conversations)
-        self.lengths["prompt"].add(pack.prompt_lengths)
-        self.lengths["response"].add(pack.response_lengths)
-        self.pack_tokens.append(len(pack.ids))
+        self.lengths["prompt"].add(packs.prompt_lengths)
+        self.lengths["response"].add(packs.response_lengths)
         self.conversation_tokens += int(conversations.sum())
-        self.shared_tokens += int((pack.prompt_lengths * pack.num_responses).sum())
-        self.num_groups += len(pack.starts)
-        self.num_without_prompt += int((pack.prompt_lengths == 0).sum())
-        hashes = pack.conversation_hashes()
-        self.group_hashes.add(pack.group_hashes(hashes))
-        self.group_rows.add(pack.row_ids)
-        self.comparisons.add(pack, hashes)
-        self._add_sources(pack)
-        self._add_endings(pack)
-        self._add_extremes(pack)
+        self.shared_tokens += int((packs.prompt_lengths * packs.num_responses).sum())
+        self.num_groups += len(packs.starts)
+        self.num_without_prompt += int((packs.prompt_lengths == 0).sum())
+        hashes = packs.conversation_hashes()
+        self.group_hashes.add(packs.group_hashes(hashes))
+        self.group_rows.add(packs.row_ids)
+        self.comparisons.add(packs, hashes)
+        self._add_sources(packs)
+        self._add_endings(packs)
+        self._add_extremes(packs)
 
-    def _add_sources(self, pack: Pack) -> None:
+    def _add_sources(self, packs: Packs) -> None:
         """Whether the longer answer wins: both have one prompt, so responses differ as conversations do."""
-        longer_by = pack.response_lengths[pack.better] - pack.response_lengths[pack.worse]
-        source_of = pack.source_ids[pack.compared_group]
+        longer_by = packs.response_lengths[packs.better] - packs.response_lengths[packs.worse]
+        source_of = packs.source_ids[packs.compared_group]
         counted = {
-            "groups": pack.source_ids,
-            "ties": source_of[pack.tied],
-            "longer_wins": source_of[~pack.tied & (longer_by > 0)],
-            "shorter_wins": source_of[~pack.tied & (longer_by < 0)],
-            "same_length": source_of[~pack.tied & (longer_by == 0)],
+            "groups": packs.source_ids,
+            "ties": source_of[packs.tied],
+            "longer_wins": source_of[~packs.tied & (longer_by > 0)],
+            "shorter_wins": source_of[~packs.tied & (longer_by < 0)],
+            "same_length": source_of[~packs.tied & (longer_by == 0)],
         }
         for name, sources in counted.items():
             before = self.by_source.get(name, np.zeros(0, dtype=np.int64))
@@ -325,29 +334,29 @@ class _Gathered:
             more[: len(before)] += before
             self.by_source[name] = more
 
-    def _add_endings(self, pack: Pack) -> None:
+    def _add_endings(self, packs: Packs) -> None:
         if self.num_endings < ENDING_SAMPLE:
-            self.endings.append(pack.endings(max(ENDING_LENGTHS)).astype(np.int32))
-            self.standing.append(np.sign(pack.standing()).astype(np.int8))
-            self.num_endings += len(pack.group_of)
+            self.endings.append(packs.endings(max(ENDING_LENGTHS)).astype(np.int32))
+            self.standing.append(np.sign(packs.standing()).astype(np.int8))
+            self.num_endings += len(packs.group_of)
 
-    def _add_extremes(self, pack: Pack) -> None:
-        replies, has_header = pack.reply_lengths(self.split.text.header)
+    def _add_extremes(self, packs: Packs) -> None:
+        replies, has_header = packs.reply_lengths(self.split.text.header)
         self.num_without_header += int((~has_header).sum())
-        first = np.cumsum(pack.num_responses) - pack.num_responses
+        first = np.cumsum(packs.num_responses) - packs.num_responses
         longest, shortest = np.maximum.reduceat(replies, first), np.minimum.reduceat(replies, first)
-        conversations = pack.conversation_lengths
+        conversations = packs.conversation_lengths
 
         def describe(conversation: int) -> Figures:
-            group = int(pack.group_of[conversation])
-            whole = np.concatenate([pack.prompt(group), pack.response(conversation)])
+            group = int(packs.group_of[conversation])
+            whole = np.concatenate([packs.prompt(group), packs.response(conversation)])
             start = len(whole) - replies[conversation]
             header = self.split.text.header
             end = start - len(header)  # where the header begins, if one stands before the reply
             before = whole[:end] if end >= 0 and np.array_equal(whole[end:start], header) else whole[:start]
             return {
-                "row_id": int(pack.row_ids[group]),
-                "source_id": int(pack.source_ids[group]),
+                "row_id": int(packs.row_ids[group]),
+                "source_id": int(packs.source_ids[group]),
                 "split": self.split.name,
                 "conversation": int(conversation - first[group]),
                 "tokens": int(conversations[conversation]),
@@ -359,17 +368,17 @@ class _Gathered:
             }
 
         def describe_shortest_of(group: int) -> Figures:
-            members = replies[first[group] : first[group] + pack.num_responses[group]]
+            members = replies[first[group] : first[group] + packs.num_responses[group]]
             return describe(int(first[group] + members.argmin()))
 
-        rows = pack.row_ids[pack.group_of]
+        rows = packs.row_ids[packs.group_of]
         self.extremes["longest"].offer(conversations, rows, describe)
         self.extremes["shortest_reply"].offer(-replies, rows, describe)
-        self.extremes["longest_ratio"].offer(longest / shortest, pack.row_ids, describe_shortest_of)
+        self.extremes["longest_ratio"].offer(longest / shortest, packs.row_ids, describe_shortest_of)
 
     def figures(self, capacity: int, num_truncated: int, text: _Text) -> Figures:
         """What is said of this split alone."""
-        tokens = np.asarray(self.pack_tokens, dtype=np.int64)
+        tokens = self.split.packed.tokens_per_row
         fill = np.bincount(np.minimum(tokens * FILL_BINS // capacity, FILL_BINS - 1), minlength=FILL_BINS)
         return {
             "groups": self.num_groups,
@@ -410,8 +419,8 @@ class _Gathered:
 
 def _gather(split: _Split) -> _Gathered:
     gathered = _Gathered(split)
-    for pack in split.packs():
-        gathered.add(pack)
+    for packs in split.packs():
+        gathered.add(packs)
     return gathered
 
 
@@ -473,15 +482,15 @@ def _duplicates(gathered: Sequence[_Gathered]) -> Figures:
     }
 
 
-def _near_duplicates(train: _Split, held_out: _Split, text: _Text) -> Figures:
+def _near_duplicates(train: _Split, held_out: _Split, text: _Text, num_threads: int) -> Figures:
     """Eval prompts that a training prompt nearly repeats. Each is listed with its most similar training row."""
     rows: list[int] = []
     ends: list[np.ndarray] = []
     parts: list[near_duplicates.Shingles] = []
-    for pack in held_out.packs():
-        parts.append(near_duplicates.shingles_of(pack.ids, pack.starts, pack.prompt_lengths))
-        rows += pack.row_ids.tolist()
-        ends += [pack.prompt(group)[-EXCERPT_TOKENS:].copy() for group in range(len(pack.starts))]
+    for packs in held_out.packs():
+        parts.append(_shingles(packs))
+        rows += packs.row_ids.tolist()
+        ends += [packs.prompt(group)[-EXCERPT_TOKENS:].copy() for group in range(len(packs.starts))]
         if len(rows) >= MAX_EVAL_PROMPTS:
             break
     best: dict[int, tuple[float, int, np.ndarray]] = {}
@@ -492,16 +501,18 @@ def _near_duplicates(train: _Split, held_out: _Split, text: _Text) -> Figures:
         sample = near_duplicates.concatenate([eval_prompts, *_some_shingles(train)])
         index = near_duplicates.PromptIndex(eval_prompts, near_duplicates.template_shingles(sample))
         compared = int((index.sizes >= near_duplicates.MIN_SHINGLES).sum())
-        for pack in train.packs():
-            if index.comparisons >= MAX_COMPARISONS:
-                break
-            train_compared += len(pack.starts)
-            prompts = near_duplicates.shingles_of(pack.ids, pack.starts, pack.prompt_lengths)
-            for mine, theirs, similarity in index.find(prompts):
+        comparisons = 0
+        found_in = threads.in_order(lambda packs: index.find(_shingles(packs)), train.packs(), num_threads)
+        for packs, (found, more) in found_in:
+            comparisons += more
+            train_compared += len(packs.starts)
+            for mine, theirs, similarity in found:
                 num_found += 1
-                row_id = int(pack.row_ids[mine])
+                row_id = int(packs.row_ids[mine])
                 if theirs not in best or (similarity, -row_id) > (best[theirs][0], -best[theirs][1]):
-                    best[theirs] = (similarity, row_id, pack.prompt(mine)[-EXCERPT_TOKENS:].copy())
+                    best[theirs] = (similarity, row_id, packs.prompt(mine)[-EXCERPT_TOKENS:].copy())
+            if comparisons >= MAX_COMPARISONS:
+                break
     listed = sorted(best.items(), key=lambda item: (-item[1][0], rows[item[0]]))
     return {
         "threshold": near_duplicates.THRESHOLD,
@@ -524,12 +535,16 @@ def _near_duplicates(train: _Split, held_out: _Split, text: _Text) -> Figures:
     }
 
 
+def _shingles(packs: Packs) -> near_duplicates.Shingles:
+    return near_duplicates.shingles_of(packs.ids, packs.starts, packs.prompt_lengths)
+
+
 def _some_shingles(train: _Split) -> Iterator[near_duplicates.Shingles]:
     """Of the first training packs: their groups are shuffled, so these are as good as any."""
     taken = 0
-    for pack in train.packs():
-        yield near_duplicates.shingles_of(pack.ids, pack.starts, pack.prompt_lengths)
-        taken += len(pack.starts)
+    for packs in train.packs():
+        yield _shingles(packs)
+        taken += len(packs.starts)
         if taken >= TEMPLATE_SAMPLE:
             return
 

@@ -93,24 +93,29 @@ class PromptIndex:
         self._common = common
         own = prompts.without(common)
         self.sizes = own.sizes()
-        self.comparisons = 0  # prompts held against each other so far
         self._members = np.sort(own.hashes ^ scramble(own.prompts))  # which shingle is in which prompt
         self._known, self._frequency = np.unique(own.hashes, return_counts=True)
         kept, word = self._rarest(own)
         order = np.argsort(word[kept], kind="stable")
         self._postings = own.prompts[kept][order]
         self._posting_starts = np.searchsorted(word[kept][order], np.arange(len(self._known) + 1))
+        self._posting_counts = np.diff(self._posting_starts)
 
-    def find(self, prompts: Shingles) -> Iterator[tuple[int, int, float]]:
-        """(one of `prompts`, one of the index, similarity) for each two that are at least THRESHOLD alike."""
+    def find(self, prompts: Shingles) -> tuple[list[tuple[int, int, float]], int]:
+        """(one of `prompts`, one of the index, similarity) for each two that are at least THRESHOLD alike.
+
+        Also how many were held against each other. Safe to use from several threads.
+        """
+        found: list[tuple[int, int, float]] = []
+        comparisons = 0
         if not len(self._known):
-            return
+            return found, comparisons
         own = prompts.without(self._common)
         sizes = own.sizes()
         starts = np.concatenate([[0], np.cumsum(sizes)])
         kept, word = self._rarest(own)
         kept = kept[word[kept] >= 0]
-        counts = np.diff(self._posting_starts)[word[kept]]
+        counts = self._posting_counts[word[kept]]
         owner = own.prompts[kept]  # sorted
         for part in _parts(np.bincount(owner, counts, own.num_prompts).astype(np.int64), MOST_AT_ONCE):
             some = slice(*np.searchsorted(owner, (part.start, part.stop)))
@@ -122,7 +127,9 @@ class PromptIndex:
             smaller, larger = np.minimum(sizes[here], self.sizes[there]), np.maximum(sizes[here], self.sizes[there])
             possible = (smaller >= MIN_SHINGLES) & (smaller >= THRESHOLD * larger)
             candidates = np.unique(here[possible] * len(self.sizes) + there[possible])
-            yield from self._alike(own, sizes, starts, *np.divmod(candidates, len(self.sizes)))
+            found += self._alike(own, sizes, starts, *np.divmod(candidates, len(self.sizes)))
+            comparisons += len(candidates)
+        return found, comparisons
 
     def _alike(
         self, own: Shingles, sizes: np.ndarray, starts: np.ndarray, mine: np.ndarray, theirs: np.ndarray
@@ -130,7 +137,6 @@ class PromptIndex:
         """Those of the candidates that are alike enough, each compared in full."""
         for part in _parts(sizes[mine], MOST_AT_ONCE):
             a, b = mine[part], theirs[part]
-            self.comparisons += len(a)
             counts = sizes[a]
             ends = np.cumsum(counts)
             at = np.repeat(starts[a], counts) + np.arange(ends[-1]) - np.repeat(ends - counts, counts)

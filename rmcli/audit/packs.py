@@ -1,4 +1,4 @@
-"""One packed row as flat arrays over its groups, conversations and comparisons; hashes of them by token ids.
+"""Packed rows as flat arrays over its groups, conversations and comparisons; hashes of them by token ids.
 
 G groups, C conversations (all responses of all groups), M comparisons, T tokens.
 """
@@ -11,8 +11,11 @@ from rmcli.audit.near_duplicates import scramble
 
 
 @dataclass(frozen=True)
-class Pack:
-    """`ids` (T,), and where in them each group and conversation stands; a prompt is the shared prefix."""
+class Packs:
+    """One or more packs, one after the other.
+
+    `ids` (T,), and where in them each group and conversation stands; a prompt is the shared prefix.
+    """
 
     ids: np.ndarray
     starts: np.ndarray  # (G,)
@@ -29,8 +32,8 @@ class Pack:
     tied: np.ndarray  # (M,) bool: neither is better
 
     @staticmethod
-    def from_columns(columns: dict[str, np.ndarray]) -> "Pack":
-        """From the columns of one stored row, see docs/format.md."""
+    def from_columns(columns: dict[str, np.ndarray]) -> "Packs":
+        """From the columns of stored rows, see docs/format.md."""
         num_responses = columns["num_responses"].astype(np.int64)
         prompt_lengths = columns["prefix_lengths"].astype(np.int64)
         lengths = columns["response_lengths"].astype(np.int64)
@@ -43,7 +46,7 @@ class Pack:
         compared_group = np.repeat(np.arange(len(num_responses)), columns["num_comparisons"])
         one, other = (columns[f"comparison_{name}"] + first[compared_group] for name in ("first", "second"))
         labels = columns["comparison_labels"]
-        return Pack(
+        return Packs(
             ids=columns["input_ids"],
             starts=response_starts[first] - prompt_lengths,
             prompt_lengths=prompt_lengths,
