@@ -197,7 +197,7 @@ def whole_command(data: Path, gguf: Path, copies: int, alternations: int) -> dic
         "rows": rows["in"],
         "kept": rows["kept"],
         "seconds": medians,
-        "num_proc 2 over 1 (wall)": medians["1"] / medians["2"],
+        "num_proc 2 over 1 (wall)": figures.ratio_of_medians_by_step(seconds["1"], seconds["2"]),
         "rounds": seconds,
     }
 

@@ -371,7 +371,7 @@ def startup(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     )
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Speed and memory of training; see the head of this file.")
     parser.add_argument("--against", choices=["trl", "padded"], default="padded", help="padded: rmcli alone")
     parser.add_argument("--trl-python", help="the interpreter of an environment with TRL")
@@ -392,12 +392,20 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("-s", "--set", action="append", default=[], help="one more key of rmcli's configuration")
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def checked(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> argparse.Namespace:
     arguments.layers = arguments.layers or None
     needs_trl = arguments.against == "trl" or "trl" in (arguments.contenders or "")
     if needs_trl and not arguments.startup and arguments.trl_python is None:
         parser.error("--trl-python is missing: TRL lives in an environment of its own")
     return arguments
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    own = parser()
+    return checked(own, own.parse_args(argv))
 
 
 def main() -> None:

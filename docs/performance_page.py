@@ -2,7 +2,8 @@
 
     python docs/performance_page.py
 
-Results are named KIND-YYYY-MM-DD.json: train, levers, startup, score, gpu-SHAPE. What has none is "not yet measured".
+Results are named KIND-YYYY-MM-DD.json: train, levers, loop, startup, score, gpu-SHAPE. What has none is "not yet
+measured".
 """
 
 import json
@@ -46,6 +47,13 @@ Compiled layers, Liger, split weights and flash-attn are for CUDA and have not b
 only the call is tested.
 """
 
+LOOP = """## The loop's habits
+
+What is no switch, left out in turn (`benchmarks/loop.py` says what each is): the time of the same steps without it
+over the time of `rmcli train` as it is. Losses are equal, but for the rounding of AdamW in one kernel. All four are
+meant for a GPU that waits for Python; on a CPU there is little to wait for.
+"""
+
 STARTUP = """## Start-up
 
 From the start of the process to the first optimizer step of `rmcli train`, without that step, against a script that
@@ -82,6 +90,7 @@ def page(results: Path = RESULTS) -> str:
     for kind, text, section in (
         ("train", TRAINING, training),
         ("levers", LEVERS, training),
+        ("loop", LOOP, habits),
         ("startup", STARTUP, startup),
         ("score", SCORING, scoring),
     ):
@@ -158,6 +167,20 @@ def training(name: str, result: dict[str, Any]) -> str:
             )
     lines.append(f"\n![pairs per second and memory](plots/{name.removesuffix('.json')[:-11]}.svg)\n")
     return "\n".join(lines)
+
+
+def habits(name: str, result: dict[str, Any]) -> str:
+    lines = [
+        command_of(name, result),
+        f"{model_of(result)}, {result['pairs_per_step']} pairs a step, {result['steps']} steps after "
+        f"{result['warmup']} to warm up, {_times(len(result['rounds']['rmcli']), 'round')}.\n",
+        "| without | s | of the time with it | losses differ by |\n|---|---:|---:|---:|",
+        f"| nothing | {result['seconds']['rmcli']:.2f} | | |",
+    ]
+    for habit, ratio in result["slower_without"].items():
+        apart = result["largest_loss_difference"][habit]
+        lines.append(f"| {habit} | {result['seconds'][habit]:.2f} | {ratio:.3f}x | {apart:.1e} |")
+    return "\n".join(lines) + "\n"
 
 
 def startup(name: str, result: dict[str, Any]) -> str:

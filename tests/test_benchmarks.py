@@ -47,13 +47,13 @@ def test_the_page_says_what_the_newest_figures_say():
 
 def test_the_page_says_what_is_not_measured(tmp_path):
     page = performance_page()
-    assert page.page(tmp_path).count("Not yet measured.") == 6
+    assert page.page(tmp_path).count("Not yet measured.") == 7
     for day, seconds in (("2026-01-02", 2.0), ("2026-01-10", 3.0)):
         result = {"command": "python x", "machine": {"processor": "P", "cores": 2}, "model": "m.gguf", "layers": 8}
         result |= {"starts": 3, "seconds": {"rmcli": seconds, "bare": 1.0}, "rmcli_over_bare": seconds}
         (tmp_path / f"startup-{day}.json").write_text(json.dumps(result))
     text = page.page(tmp_path)
-    assert text.count("Not yet measured.") == 5
+    assert text.count("Not yet measured.") == 6
     assert "2026-01-10: P, 2 cores ([figures](../benchmarks/results/startup-2026-01-10.json))." in text
     assert "| **rmcli over bare** | **3.00x** |" in text
 
@@ -199,3 +199,17 @@ def test_packed_and_padded_take_the_same_steps(made, tmp_path):
     losses = found["rounds"][0]["rmcli"]["loss"]
     assert losses[0] == pytest.approx(math.log(2), abs=1e-6)
     assert len(set(losses)) == 4
+
+
+def test_the_loops_habits_change_no_loss(made, tmp_path):
+    command = ["loop.py", "--model", REPOSITORY / "presets" / "tiny", "--layers", "1", "--preset", "tiny"]
+    command += ["--data", made / "rows.jsonl", "--map-fn", "canonical", "--pairs-per-step", "4", "--steps", "3"]
+    command += ["--warmup", "1", "--rounds", "1", "--output", tmp_path / "figures.json"]
+    subprocess.run([sys.executable, *map(str, command)], check=True, cwd=BENCHMARKS)
+    found = json.loads((tmp_path / "figures.json").read_text())
+    apart = found["largest_loss_difference"]
+    assert list(apart) == ["fused", "ahead", "no_gc", "no_sync"]
+    assert apart["ahead"] == apart["no_gc"] == apart["no_sync"] == 0
+    assert 0 < found["seconds"]["rmcli"] < 60
+    section = performance_page().habits("loop-2026-01-02.json", found)
+    assert f"| no_gc | {found['seconds']['no_gc']:.2f} |" in section
