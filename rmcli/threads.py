@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-BATCHES_AHEAD = 4  # per thread, waiting to be worked on or to be taken
+BATCHES_AHEAD = 2  # per thread, waiting to be worked on or to be taken
 
 Batch = TypeVar("Batch")
 Result = TypeVar("Result")

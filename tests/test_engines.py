@@ -279,24 +279,25 @@ def test_batches_come_in_order_and_no_more_than_a_few_wait():
 def test_the_callers_thread_works_on_what_no_other_has_begun():
     """Two threads in all: while one is held up in the first batch, the caller does all the others it may take."""
     done_by = {}
+    last = 2 * threads.BATCHES_AHEAD
     has_begun, caller_is_through = threading.Event(), threading.Event()
 
     def batches():
         yield 0
         assert has_begun.wait(30)
-        yield from range(1, 9)
+        yield from range(1, last + 1)
 
     def work(number: int) -> int:
         done_by[number] = threading.current_thread() is threading.main_thread()
         if number == 0:
             has_begun.set()
             assert caller_is_through.wait(30)
-        elif number == 8:
+        elif number == last:
             caller_is_through.set()
         return -number
 
-    assert list(threads.in_order(work, batches(), 2)) == [(number, -number) for number in range(9)]
-    assert done_by == {0: False, **dict.fromkeys(range(1, 9), True)}
+    assert list(threads.in_order(work, batches(), 2)) == [(number, -number) for number in range(last + 1)]
+    assert done_by == {0: False, **dict.fromkeys(range(1, last + 1), True)}
 
 
 def test_a_failure_in_a_thread_reaches_the_caller():
