@@ -8,8 +8,8 @@ each is built when its step begins. `no_gc`: Python's collector is kept out of s
 progress bar that shows them does.
 
 All runs take the same steps in one process, in turn, round after round; what is compared is the time from the end of
-the warm-up to the end of the last step, the device's queue drained, and the ratio is the median over rounds. Their
-losses must be equal, but for `fused`, which rounds otherwise.
+the warm-up to the end of the last step, the device's queue drained, and the ratio is the median over rounds. Losses
+of the first three steps must be equal, but for `fused`, which rounds otherwise.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from rmcli.config import resolve
 from rmcli.train import build_job, loop
 
 AS_IS = "rmcli"
-TOLERANCE = {"fused": 1e-3}  # of losses in the steps of one run; others must be equal
+TOLERANCE = {"fused": 1e-5}  # of the first three steps' losses (later, AdamW magnifies rounding); others are equal
 
 
 def read_each_step(network: Any, optimizer: Any, max_norm: float, loss: torch.Tensor) -> Any:
@@ -73,7 +73,8 @@ class Timed(loop._Trainer):
 
     def run_step(self, feed: Any) -> Any:
         skipped = super().run_step(feed)
-        Timed.losses += (self.window.losses[-1],)
+        if feed.row_ids:
+            Timed.losses += (self.window.losses[-1],)
         if feed.step.number in (self.warmup, self.job.total_steps):
             if self.job.device.type == "cuda":
                 torch.cuda.synchronize()
@@ -107,11 +108,11 @@ def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             taken, losses = run(name, arguments, folder)
             seconds[name].append(taken)
             expected = expected or losses
-            difference = max(abs(a - b) for a, b in zip(losses, expected, strict=True))
-            if difference > TOLERANCE.get(name, 0.0):
-                raise ValueError(f"{name}: losses differ by {difference}")
+            differences = [abs(a - b) for a, b in zip(losses, expected, strict=True)]
+            if max(differences[:3]) > TOLERANCE.get(name, 0.0):
+                raise ValueError(f"{name}: losses differ by {max(differences[:3])}")
             if name != AS_IS:
-                apart[name] = max(apart[name], difference)
+                apart[name] = max(apart[name], *differences)
         train.say(f"round {number}: " + ", ".join(f"{name} {taken[-1]:.2f} s" for name, taken in seconds.items()))
     return figures.heading(
         "loop.py",
@@ -139,6 +140,12 @@ def main() -> None:
     parser = train.parser()
     parser.add_argument("--rounds", type=int, default=5)
     arguments = train.checked(parser, parser.parse_args())
+    if arguments.levers or arguments.startup or arguments.contenders:
+        parser.error("loop.py has its own contenders")
+    if not arguments.warmup:
+        parser.error("--warmup: at least one step, which the clock starts after")
+    if any("optimizer" in setting or "master_weights" in setting for setting in arguments.set):
+        parser.error("fused AdamW is left out in turn: leave train.optimizer and train.master_weights alone")
     with tempfile.TemporaryDirectory() as folder:
         result = compare(arguments, Path(folder))
     print(f"{result['machine']}\n{result['versions']}")

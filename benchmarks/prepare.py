@@ -165,17 +165,17 @@ def shuffled(transcript: str, copy: int) -> str:
         return transcript
     parts = re.split(r"(\n\n(?:Human|Assistant):)", transcript)
     for place in range(2, len(parts), 2):
-        words = parts[place].split(" ")[1:]
+        first, *words = parts[place].split(" ")  # nothing, as a rule: a space follows the colon
         random.Random(f"{copy} {parts[place]}").shuffle(words)
-        parts[place] = " ".join(["", *words])
+        parts[place] = " ".join([first, *words])
     return "".join(parts)
 
 
 def whole_command(data: Path, gguf: Path, copies: int, alternations: int) -> dict[str, Any]:
     """`rmcli prepare` from start to end, imports and audit included, with one thread and with two, by the clock.
 
-    The words of every turn of a copy are shuffled: mere copies would be dropped as duplicates, and rows that differ
-    in a word would all be near-duplicates, for the audit to compare with each other.
+    The words of every turn of a further copy are shuffled: mere copies would be dropped as duplicates, and rows that
+    differ in a word would all be near-duplicates, for the audit to compare with each other.
     """
     seconds: dict[str, list[float]] = {"1": [], "2": []}
     with tempfile.TemporaryDirectory() as name:

@@ -277,7 +277,7 @@ class _Keys:
 
 
 def _checked(number: int, value: Any, excerpt: str, may_be_broken: bool) -> Read:
-    """The row, when it is an object whose text can be encoded; only half of an escaped character is none."""
+    """The row, when it is an object whose text can be encoded; an escape can stand for half of a character."""
     if may_be_broken and not _is_encodable(value):
         return Read(number, None, "bad_json", excerpt)
     if not isinstance(value, dict):

@@ -1,7 +1,7 @@
 """Work on batches in several threads, with results in order."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 
 def in_order(
     work: Callable[[Batch], Result], batches: Iterable[Batch], num_threads: int
-) -> Iterator[tuple[Batch, Result]]:
+) -> Generator[tuple[Batch, Result]]:
     """Each batch with `work(batch)`, in order, a few batches ahead.
 
     The caller's thread is one of `num_threads`: where it would wait for the next result it works on a batch itself.
@@ -27,7 +27,7 @@ def in_order(
         try:
             for batch in batches:
                 waiting.append((batch, pool.submit(work, batch)))
-                while len(waiting) > BATCHES_AHEAD * num_threads:
+                if len(waiting) > BATCHES_AHEAD * num_threads:
                     yield _first(waiting, work)
             while waiting:
                 yield _first(waiting, work)
@@ -40,12 +40,16 @@ def _first(waiting: deque[tuple[Batch, Future[Result]]], work: Callable[[Batch],
     untouched = (place for place, (_, future) in enumerate(waiting) if future.cancel())
     while not waiting[0][1].done() and (place := next(untouched, None)) is not None:
         batch, _ = waiting[place]
-        waiting[place] = (batch, _done(work(batch)))
+        waiting[place] = (batch, _done(work, batch))
     batch, future = waiting.popleft()
     return batch, future.result()
 
 
-def _done(result: Result) -> Future[Result]:
+def _done(work: Callable[[Batch], Result], batch: Batch) -> Future[Result]:
+    """What `work` gives or raises: an error has to wait for its turn, as those of other threads do."""
     future: Future[Result] = Future()
-    future.set_result(result)
+    try:
+        future.set_result(work(batch))
+    except Exception as error:  # noqa: BLE001 (raised again in its turn)
+        future.set_exception(error)
     return future

@@ -190,9 +190,10 @@ def test_near_duplicates_are_those_of_a_full_comparison(most_at_once, monkeypatc
         return near_duplicates.shingles_of(np.concatenate(prompts), np.cumsum(lengths) - lengths, lengths)
 
     index = near_duplicates.PromptIndex(shingles(held_out), np.empty(0, dtype=np.uint64))
-    listed, comparisons = index.find(shingles(train))
+    alike = index.find(shingles(train))
+    listed = zip(alike.mine.tolist(), alike.theirs.tolist(), alike.similarity.tolist(), strict=True)
     found = {(mine, theirs): value for mine, theirs, value in listed}
-    assert len(found) == len(listed)
+    assert len(found) == len(alike.mine)
     expected = {
         (mine, theirs): value
         for mine, one in enumerate(train)
@@ -200,8 +201,39 @@ def test_near_duplicates_are_those_of_a_full_comparison(most_at_once, monkeypatc
         if (value := jaccard(one, other, set())) >= 0.6
     }
     assert 100 < len(expected) < 300
-    assert len(listed) <= comparisons < 300 * 60  # most are told apart without being compared
+    assert len(found) <= alike.comparisons < 300 * 60  # most are told apart without being compared
     assert found == pytest.approx(expected)
+
+    row_ids = generator.permutation(300)  # of equal ones the first row counts
+    best: dict[int, tuple[int, float]] = {}
+    for (mine, theirs), value in sorted(found.items(), key=lambda item: (-item[1], row_ids[item[0][0]])):
+        best.setdefault(theirs, (mine, value))
+    assert {theirs: (mine, value) for mine, theirs, value in alike.best(row_ids)} == best
+
+
+@pytest.mark.parametrize("cut", [10, 10**6])
+def test_neither_threads_nor_how_much_is_read_at_once_change_a_figure(tmp_path, monkeypatch, cut):
+    """But for the cut, which falls between what is read at once."""
+    generator = np.random.default_rng(2)
+    prompts = [generator.integers(0, 40, generator.integers(9, 30)).tolist() for _ in range(20)]
+    rows = []
+    for number in range(120):
+        prompt = list(prompts[number % 20])
+        prompt[int(generator.integers(len(prompt)))] = int(generator.integers(40))
+        replies = [generator.integers(40, 90, generator.integers(2, 12)).tolist() for _ in range(2)]
+        rows.append(group(prompt, *replies, row_id=number))
+    packs = [rows[start : start + 3] for start in range(0, 120, 3)]
+    audited(tmp_path / "set", packs[:30], packs[30:], capacity=200)
+    monkeypatch.setattr(figures_module, "MAX_COMPARISONS", cut)
+    expected = {}
+    for at_once in (1, 500, 2**17):
+        monkeypatch.setattr(figures_module, "TOKENS_AT_ONCE", at_once)
+        for num_threads in (1, 3):
+            figures = audit.run(tmp_path / "set", TINY, num_threads=num_threads)
+            near = figures["near_duplicate_prompts"]
+            assert near["pairs"] > (10 if cut > 10 else 0)
+            assert near["train_prompts_compared"] == 90 or cut == 10
+            assert figures == expected.setdefault(at_once if cut == 10 else None, figures)
 
 
 PLANTED = "Please explain to a child of seven how the tide in the harbour follows the moon, and why it comes twice"
@@ -267,7 +299,7 @@ def test_a_template_that_all_prompts_share_makes_no_two_of_them_alike(tmp_path):
 
 def test_prompts_that_are_not_compared_are_counted(tmp_path, monkeypatch):
     monkeypatch.setattr(figures_module, "MAX_EVAL_PROMPTS", 2)
-    monkeypatch.setattr(figures_module, "PACKS_AT_ONCE", 1)
+    monkeypatch.setattr(figures_module, "TOKENS_AT_ONCE", 1)
     packs = [[group(list(range(n, n + 9)), [1, 99], [2, 99], row_id=n)] for n in (10, 30, 50)]
     short = [group([1, 2, 3], [1, 99], [2, 99], row_id=60)]
     near = audited(tmp_path / "set", [packs[0]], [short, *packs])["near_duplicate_prompts"]

@@ -310,6 +310,25 @@ def test_a_failure_in_a_thread_reaches_the_caller():
         list(engines.in_order(encode, range(40), 2, lambda: True))
 
 
+def test_of_several_failures_the_first_in_order_reaches_the_caller_after_what_came_before_it():
+    """The caller's thread runs into its own failure first, and keeps it until its turn."""
+    has_failed = threading.Event()
+
+    def work(number: int) -> int:
+        if number == 1:
+            assert has_failed.wait(30)
+            raise KeyError(number)
+        if number > 1:
+            has_failed.set()
+            raise ValueError(number)
+        return number
+
+    seen = []
+    with pytest.raises(KeyError, match="1"):
+        seen.extend(number for number, _ in threads.in_order(work, range(9), 2))
+    assert seen == [0]
+
+
 def test_tokenizers_start_no_threads_of_their_own_meanwhile(monkeypatch):
     import os
 

@@ -31,5 +31,5 @@ def test_prepare_is_as_fast_as_the_tokenizer_allows(gguf, real_data, tmp_path):
         assert cpu["xtuner"] / cpu["transformers"] >= 1.8
         assert cpu["transformers"] / cpu["bare"] <= 1.3
         assert cpu["transformers, num_proc 2"] / cpu["transformers"] <= 1.3
-        assert len(os.sched_getaffinity(0)) < 2 or wall["transformers"] / wall["transformers, num_proc 2"] >= 1.7
+        assert os.cpu_count() == 1 or wall["transformers"] / wall["transformers, num_proc 2"] >= 1.7
         assert name == "smollm2" or cpu["xtuner"] / cpu["gigatoken"] >= 15

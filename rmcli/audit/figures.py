@@ -8,6 +8,7 @@ import heapq
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,7 @@ EXCERPT_TOKENS = 40  # of the prompt's end and of the reply's beginning
 MAX_EVAL_PROMPTS = 50_000  # eval prompts that are compared with the training prompts
 MAX_COMPARISONS = 20_000_000  # of two prompts: where thousands differ in a word or two, not all are looked at
 TEMPLATE_SAMPLE = 2_000  # prompts from which the template's own shingles are learned
-PACKS_AT_ONCE = 32  # that are read and looked at together
+TOKENS_AT_ONCE = 2**17  # of the packs that are read and looked at together
 ENDING_SAMPLE = 100_000  # conversations per split whose endings are compared
 ENDING_LENGTHS = (1, 4, 8, 16)  # tokens, the reward token included
 HISTOGRAM_BINS = 30
@@ -156,9 +157,11 @@ class _Split:
     text: _Text
 
     def packs(self) -> Iterator[Packs]:
-        """So many at once that numpy's work outweighs the calls."""
-        for start in range(0, len(self.packed), PACKS_AT_ONCE):
-            yield Packs.from_columns(self.packed.columns(start, min(start + PACKS_AT_ONCE, len(self.packed))))
+        """So many at once that numpy's work outweighs the calls, and no more."""
+        longest = max(self.packed.tokens_per_row, default=1)
+        step = max(TOKENS_AT_ONCE // int(longest), 1)
+        for start in range(0, len(self.packed), step):
+            yield Packs.from_columns(self.packed.columns(start, min(start + step, len(self.packed))))
 
 
 @dataclass
@@ -198,7 +201,7 @@ class _Lengths:
 
 
 class _Growing:
-    """Numbers of one kind, appended pack by pack and held in one piece: an array per pack costs more."""
+    """Numbers of one kind, appended again and again and held in one piece: an array per pack costs more."""
 
     def __init__(self, kind: type[np.generic]) -> None:
         self._kind, self._bytes = kind, bytearray()
@@ -502,17 +505,19 @@ def _near_duplicates(train: _Split, held_out: _Split, text: _Text, num_threads: 
         index = near_duplicates.PromptIndex(eval_prompts, near_duplicates.template_shingles(sample))
         compared = int((index.sizes >= near_duplicates.MIN_SHINGLES).sum())
         comparisons = 0
-        found_in = threads.in_order(lambda packs: index.find(_shingles(packs)), train.packs(), num_threads)
-        for packs, (found, more) in found_in:
-            comparisons += more
-            train_compared += len(packs.starts)
-            for mine, theirs, similarity in found:
-                num_found += 1
-                row_id = int(packs.row_ids[mine])
-                if theirs not in best or (similarity, -row_id) > (best[theirs][0], -best[theirs][1]):
-                    best[theirs] = (similarity, row_id, packs.prompt(mine)[-EXCERPT_TOKENS:].copy())
-            if comparisons >= MAX_COMPARISONS:
-                break
+
+        find = lambda packs: index.find(_shingles(packs))  # noqa: E731
+        with closing(threads.in_order(find, train.packs(), num_threads)) as looked_at:
+            for packs, alike in looked_at:
+                comparisons += alike.comparisons
+                train_compared += len(packs.starts)
+                num_found += len(alike.mine)
+                for mine, theirs, similarity in alike.best(packs.row_ids):
+                    row_id = int(packs.row_ids[mine])
+                    if theirs not in best or (similarity, -row_id) > (best[theirs][0], -best[theirs][1]):
+                        best[theirs] = (similarity, row_id, packs.prompt(mine)[-EXCERPT_TOKENS:].copy())
+                if comparisons >= MAX_COMPARISONS:
+                    break
     listed = sorted(best.items(), key=lambda item: (-item[1][0], rows[item[0]]))
     return {
         "threshold": near_duplicates.THRESHOLD,

@@ -5,7 +5,7 @@ rarest. Only those are looked up, then each candidate is compared in full, so no
 estimated (prefix filtering: Chaudhuri, Ganti and Kaushik, ICDE 2006; Bayardo, Ma and Srikant, WWW 2007).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,6 +86,41 @@ def template_shingles(sample: Shingles) -> np.ndarray:
     return hashes[counts > max(TEMPLATE_SHARE * len(representatives), TEMPLATE_COUNT)]
 
 
+@dataclass(frozen=True)
+class Alike:
+    """Twos of prompts, (twos,) each. `comparisons`: how many were held against each other to find them."""
+
+    mine: np.ndarray
+    theirs: np.ndarray
+    similarity: np.ndarray
+    comparisons: int
+
+    @staticmethod
+    def none() -> "Alike":
+        return Alike(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0), 0)
+
+    @staticmethod
+    def joined(parts: Sequence["Alike"]) -> "Alike":
+        return Alike(
+            np.concatenate([part.mine for part in parts]),
+            np.concatenate([part.theirs for part in parts]),
+            np.concatenate([part.similarity for part in parts]),
+            sum(part.comparisons for part in parts),
+        )
+
+    def best(self, row_ids: np.ndarray) -> Iterator[tuple[int, int, float]]:
+        """(one of ours, theirs, similarity) for each of theirs: its most similar, of equal ones the first row.
+
+        `row_ids` are those of all of ours.
+        """
+        order = np.lexsort((row_ids[self.mine], -self.similarity, self.theirs))
+        _, first = np.unique(self.theirs[order], return_index=True)
+        chosen = order[first]
+        yield from zip(
+            self.mine[chosen].tolist(), self.theirs[chosen].tolist(), self.similarity[chosen].tolist(), strict=True
+        )
+
+
 class PromptIndex:
     """Prompts that others are compared with. `common`: sorted hashes of shingles that count for nothing."""
 
@@ -101,15 +136,14 @@ class PromptIndex:
         self._posting_starts = np.searchsorted(word[kept][order], np.arange(len(self._known) + 1))
         self._posting_counts = np.diff(self._posting_starts)
 
-    def find(self, prompts: Shingles) -> tuple[list[tuple[int, int, float]], int]:
-        """(one of `prompts`, one of the index, similarity) for each two that are at least THRESHOLD alike.
+    def find(self, prompts: Shingles) -> "Alike":
+        """The twos, one of `prompts` and one of the index, that are at least THRESHOLD alike.
 
-        Also how many were held against each other. Safe to use from several threads.
+        Safe to use from several threads.
         """
-        found: list[tuple[int, int, float]] = []
-        comparisons = 0
+        found = [Alike.none()]
         if not len(self._known):
-            return found, comparisons
+            return found[0]
         own = prompts.without(self._common)
         sizes = own.sizes()
         starts = np.concatenate([[0], np.cumsum(sizes)])
@@ -128,12 +162,11 @@ class PromptIndex:
             possible = (smaller >= MIN_SHINGLES) & (smaller >= THRESHOLD * larger)
             candidates = np.unique(here[possible] * len(self.sizes) + there[possible])
             found += self._alike(own, sizes, starts, *np.divmod(candidates, len(self.sizes)))
-            comparisons += len(candidates)
-        return found, comparisons
+        return Alike.joined(found)
 
     def _alike(
         self, own: Shingles, sizes: np.ndarray, starts: np.ndarray, mine: np.ndarray, theirs: np.ndarray
-    ) -> Iterator[tuple[int, int, float]]:
+    ) -> Iterator["Alike"]:
         """Those of the candidates that are alike enough, each compared in full."""
         for part in _parts(sizes[mine], MOST_AT_ONCE):
             a, b = mine[part], theirs[part]
@@ -143,8 +176,8 @@ class PromptIndex:
             met = is_in(own.hashes[at] ^ scramble(np.repeat(b, counts)), self._members)
             shared = np.add.reduceat(met, ends - counts, dtype=np.int64)
             similarity = shared / (counts + self.sizes[b] - shared)
-            for place in np.flatnonzero(similarity >= THRESHOLD).tolist():
-                yield int(a[place]), int(b[place]), float(similarity[place])
+            enough = similarity >= THRESHOLD
+            yield Alike(a[enough], b[enough], similarity[enough], comparisons=len(a))
 
     def _rarest(self, own: Shingles) -> tuple[np.ndarray, np.ndarray]:
         """Positions of each prompt's rarest shingles, and the place of every shingle in the index (-1: nowhere).
