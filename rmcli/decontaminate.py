@@ -40,8 +40,6 @@ class EvaluationPrompts:
         """Whether the user's messages of this prompt are in an evaluation file; the other roles' are not looked at:
         a system prompt is shared by many.
         """
-        if not self.texts:
-            return False
         messages = [words(message["content"]) for message in prompt if message["role"] == "user"]
         if not any(messages):
             return False

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
-from json import dumps
+from json import JSONEncoder
 
 import numpy as np
 from jinja2.exceptions import TemplateError
@@ -19,6 +19,7 @@ from rmcli.records import PAIR, Comparison, Conversation, PreferenceGroup, Token
 from rmcli.rendering import Renderer
 from rmcli.tokenizer import CHAT_TEMPLATE_HINT, RewardTokenizer
 
+_encode = JSONEncoder(ensure_ascii=False).encode  # json.dumps would make one for each call
 ROLES = frozenset({"system", "user", "assistant", "tool"})
 
 # Why encode leaves a group out; sources and map functions add bad_json, wrong_type and missing_column.
@@ -219,4 +220,4 @@ def _is_same(one: Conversation, other: Conversation) -> bool:
 
 
 def _as_key(conversation: Conversation) -> str:
-    return dumps([[message["role"], message["content"]] for message in conversation], ensure_ascii=False)
+    return _encode([[message["role"], message["content"]] for message in conversation])

@@ -347,7 +347,7 @@ class _Filling:
             return _LeftOut(skip.reason, _what_was_raised(skip))
         if source.section.system is not None:
             group = replace(group, conversations=_with_system(group.conversations, source.section.system))
-        if self.held_out.overlap(prompt_of(group)):
+        if self.held_out.texts and self.held_out.overlap(prompt_of(group)):
             return _LeftOut("in_evaluation_file")
         key = group_key(group)
         repeats = None if self.data.keep_duplicates else self.seen.find(key)
