@@ -14,7 +14,7 @@ SHINGLE = 3  # tokens
 THRESHOLD = 0.6  # one token changed among n distinct shingles gives (n - 3) / (n + 3): found from n = 12 on
 MIN_SHINGLES = 5  # a prompt with fewer of its own says too little to be compared
 TEMPLATE_SHARE = 0.1  # shingles in more than this share of the prompts are the chat template or a system prompt
-MOST_AT_ONCE = 1_000_000  # shingles looked up together: what bounds the memory
+MOST_AT_ONCE = 100_000  # shingles looked up together: what bounds the memory
 TEMPLATE_COUNT = 4  # and in more than so many prompts
 
 _ROUND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
