@@ -1,16 +1,21 @@
-"""The speed of prepare against its bounds, in CPU seconds, which a busy machine hardly changes."""
+"""The speed of prepare against its bounds: in CPU seconds where they can tell, that a busy machine hardly changes."""
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 from conftest import REPOSITORY, find_tokenizer
 
+from rmcli.config import resolve
+from rmcli.tokenizer import load_tokenizer
+
+MOST_ROUNDS = 8
+
 
 @pytest.mark.slow  # a minute
 def test_prepare_is_as_fast_as_the_tokenizer_allows(gguf, real_data, tmp_path):
-    """How threads scale by the clock is in docs/prepare-speed.md alone: that depends on what else runs."""
     figures = tmp_path / "figures.json"
     tokenizers = ("--gguf", gguf, "--llama3", find_tokenizer("llama3"))
     command = [sys.executable, REPOSITORY / "benchmarks" / "prepare.py", real_data / "hh_rlhf_harmless.jsonl.gz"]
@@ -29,3 +34,25 @@ def test_prepare_is_as_fast_as_the_tokenizer_allows(gguf, real_data, tmp_path):
         assert cpu["transformers"] / cpu["bare"] <= 1.3
         assert cpu["transformers, num_proc 2"] / cpu["transformers"] <= 1.3
         assert name == "smollm2" or cpu["xtuner"] / cpu["gigatoken"] >= 15
+
+
+@pytest.mark.slow  # half a minute, or more on a busy machine
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two threads need two cores")
+def test_two_threads_encode_1_7_times_as_fast_as_one(gguf, real_data, monkeypatch):
+    """By the clock, the least of each: what else runs on the host can only add to it. More rounds where it does."""
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
+    import prepare as benchmark
+
+    reward = load_tokenizer(
+        resolve("smollm2-135m", settings=[f"model.pretrained_model_name_or_path={gguf}"]).config.model
+    )
+    groups = benchmark.encodable(reward, benchmark.read_groups(real_data / "hh_rlhf_harmless.jsonl.gz")) * 10
+    encoder = benchmark.settled(reward, "transformers", groups)
+    seconds: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(MOST_ROUNDS):
+        for num_proc, taken in seconds.items():
+            taken.append(benchmark.measure(lambda n=num_proc: benchmark.our_way(encoder, groups, n))["wall"])
+        if len(seconds[1]) > 1 and min(seconds[1]) / min(seconds[2]) >= 1.7:
+            return
+    pytest.fail(f"seconds by number of threads: {seconds}")
