@@ -39,7 +39,7 @@ def test_prepare_is_as_fast_as_the_tokenizer_allows(gguf, real_data, tmp_path):
 @pytest.mark.slow  # half a minute, or more on a busy machine
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two threads need two cores")
 def test_two_threads_encode_1_7_times_as_fast_as_one(gguf, real_data, monkeypatch):
-    """By the clock, the least of each: what else runs on the host adds to it. Ends with the first round that shows it."""
+    """By the clock, the least of each: what else runs adds to it. Ends with the first round that shows it."""
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
     import prepare as benchmark
