@@ -14,42 +14,27 @@ Result = TypeVar("Result")
 def in_order(
     work: Callable[[Batch], Result], batches: Iterable[Batch], num_threads: int
 ) -> Generator[tuple[Batch, Result]]:
-    """Each batch with `work(batch)`, in order, a few batches ahead.
+    """Each batch with `work(batch)`, in order, worked on in `num_threads` threads.
 
-    The caller's thread is one of `num_threads`: where it would wait for the next result it works on a batch itself.
-    One thread more than there are cores would have them take the processors' caches from each other.
+    With several threads a few batches are taken ahead. With one, the next is taken when the last result has been
+    used: nothing happens at the same time. Even then the caller's thread does not work itself. glibc gives each
+    thread memory from a heap of its own, and the first thread's is in pieces after many imports: tokenizers are
+    slower there.
     """
-    if num_threads == 1:
-        yield from ((batch, work(batch)) for batch in batches)
-        return
-    with ThreadPoolExecutor(num_threads - 1, thread_name_prefix="work") as pool:
-        waiting: deque[tuple[Batch, Future[Result]]] = deque()
+    ahead = BATCHES_AHEAD * num_threads if num_threads > 1 else 0
+    waiting: deque[tuple[Batch, Future[Result]]] = deque()
+
+    def first() -> tuple[Batch, Result]:
+        batch, future = waiting.popleft()
+        return batch, future.result()
+
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="work") as pool:
         try:
             for batch in batches:
                 waiting.append((batch, pool.submit(work, batch)))
-                if len(waiting) > BATCHES_AHEAD * num_threads:
-                    yield _first(waiting, work)
+                if len(waiting) > ahead:
+                    yield first()
             while waiting:
-                yield _first(waiting, work)
+                yield first()
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _first(waiting: deque[tuple[Batch, Future[Result]]], work: Callable[[Batch], Result]) -> tuple[Batch, Result]:
-    """Take the first batch with its result; until that is there, work on others that no thread has begun."""
-    untouched = (place for place, (_, future) in enumerate(waiting) if future.cancel())
-    while not waiting[0][1].done() and (place := next(untouched, None)) is not None:
-        batch, _ = waiting[place]
-        waiting[place] = (batch, _done(work, batch))
-    batch, future = waiting.popleft()
-    return batch, future.result()
-
-
-def _done(work: Callable[[Batch], Result], batch: Batch) -> Future[Result]:
-    """What `work` gives or raises: an error has to wait for its turn, as those of other threads do."""
-    future: Future[Result] = Future()
-    try:
-        future.set_result(work(batch))
-    except Exception as error:  # noqa: BLE001 (raised again in its turn)
-        future.set_exception(error)
-    return future

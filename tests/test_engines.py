@@ -276,28 +276,42 @@ def test_batches_come_in_order_and_no_more_than_a_few_wait():
     assert names - {threading.current_thread().name}
 
 
-def test_the_callers_thread_works_on_what_no_other_has_begun():
-    """Two threads in all: while one is held up in the first batch, the caller does all the others it may take."""
-    done_by = {}
-    last = 2 * threads.BATCHES_AHEAD
-    has_begun, caller_is_through = threading.Event(), threading.Event()
-
-    def batches():
-        yield 0
-        assert has_begun.wait(30)
-        yield from range(1, last + 1)
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+def test_no_more_work_at_once_than_there_are_threads_and_none_of_it_by_the_caller(num_threads):
+    """Each batch waits until all threads are busy, so that the most at once is reached every time."""
+    all_busy = threading.Barrier(num_threads)
+    lock = threading.Lock()
+    at_work, most, workers = 0, 0, set()
 
     def work(number: int) -> int:
-        done_by[number] = threading.current_thread() is threading.main_thread()
-        if number == 0:
-            has_begun.set()
-            assert caller_is_through.wait(30)
-        elif number == last:
-            caller_is_through.set()
+        nonlocal at_work, most
+        with lock:
+            at_work += 1
+            most = max(most, at_work)
+            workers.add(threading.current_thread())
+        all_busy.wait(30)
+        with lock:
+            at_work -= 1
         return -number
 
-    assert list(threads.in_order(work, batches(), 2)) == [(number, -number) for number in range(last + 1)]
-    assert done_by == {0: False, **dict.fromkeys(range(1, last + 1), True)}
+    batches = range(4 * num_threads)
+    assert list(threads.in_order(work, batches, num_threads)) == [(number, -number) for number in batches]
+    assert most == len(workers) == num_threads
+    assert threading.main_thread() not in workers
+
+
+def test_one_thread_takes_a_batch_only_when_the_last_result_has_been_used():
+    """A stream that stops early must not have counted rows beyond the last it used."""
+    events = []
+
+    def batches():
+        for number in range(3):
+            events.append(f"taken {number}")
+            yield number
+
+    for number, _ in threads.in_order(str, batches(), 1):
+        events.append(f"used {number}")
+    assert events == [f"{what} {number}" for number in range(3) for what in ("taken", "used")]
 
 
 def test_a_failure_in_a_thread_reaches_the_caller():
@@ -311,7 +325,7 @@ def test_a_failure_in_a_thread_reaches_the_caller():
 
 
 def test_of_several_failures_the_first_in_order_reaches_the_caller_after_what_came_before_it():
-    """The caller's thread runs into its own failure first, and keeps it until its turn."""
+    """The second batch fails after the third has: what is raised is decided by the order, not by the clock."""
     has_failed = threading.Event()
 
     def work(number: int) -> int:
