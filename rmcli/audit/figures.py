@@ -405,9 +405,11 @@ class _Gathered:
         endings, standing = np.concatenate(self.endings), np.concatenate(self.standing)
         found = []
         for length in ENDING_LENGTHS:
-            unique, inverse, counts = np.unique(endings[:, -length:], axis=0, return_inverse=True, return_counts=True)
-            commonest = inverse.reshape(-1) == counts.argmax()
-            ids = unique[counts.argmax()]
+            ends = endings[:, -length:]
+            hashes = near_duplicates.hashes_of(ends.T)
+            _, firsts, counts = np.unique(hashes, return_index=True, return_counts=True)
+            first = firsts[counts == counts.max()].min()  # of several as common ones that which comes first
+            commonest, ids = hashes == hashes[first], ends[first]
             found.append(
                 {
                     "tokens": length,

@@ -5,7 +5,7 @@ rarest. Only those are looked up, then each candidate is compared in full, so no
 estimated (prefix filtering: Chaudhuri, Ganti and Kaushik, ICDE 2006; Bayardo, Ma and Srikant, WWW 2007).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,14 @@ def scramble(values: np.ndarray) -> np.ndarray:
     bits = (bits ^ (bits >> np.uint64(30))) * _ROUND[0]
     bits = (bits ^ (bits >> np.uint64(27))) * _ROUND[1]
     return bits ^ (bits >> np.uint64(31))
+
+
+def hashes_of(columns: Iterable[np.ndarray]) -> np.ndarray:
+    """(N,) uint64 hashes of N rows of whole numbers, equal for equal rows. `columns`: (N,) each, at least one."""
+    hashes = np.uint64(0)
+    for column in columns:
+        hashes = scramble(hashes + column.astype(np.uint64))
+    return np.asarray(hashes)
 
 
 @dataclass(frozen=True)
@@ -53,9 +61,7 @@ def shingles_of(ids: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> Shi
     prompts = np.repeat(np.arange(len(starts)), counts)
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     at = np.repeat(starts, counts) + within
-    hashes = np.zeros(len(at), dtype=np.uint64)
-    for offset in range(SHINGLE):
-        hashes = scramble(hashes + ids[at + offset].astype(np.uint64))
+    hashes = hashes_of(ids[at + offset] for offset in range(SHINGLE))
     order = np.lexsort((hashes, prompts))
     prompts, hashes = prompts[order], hashes[order]
     first = np.ones(len(order), dtype=bool)
