@@ -1,6 +1,8 @@
 """The command line: it parses, calls and prints. Heavy imports stay inside the functions."""
 
+import atexit
 import functools
+import gc
 import os
 import shlex
 import sys
@@ -67,6 +69,10 @@ def reports(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def main() -> None:
+    # torch and transformers make half a million objects that live to the end. Looking through them again and again
+    # takes a second of every command, and once more at its end another.
+    gc.set_threshold(10_000)
+    atexit.register(gc.freeze)
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' progress bars are for terminals
     app()
