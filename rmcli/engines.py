@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
+from itertools import islice
 from threading import Lock
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
@@ -215,10 +216,8 @@ def in_order(
     """
     with _one_thread_per_call():
         batches = iter(batches)
-        for batch in batches:
-            yield batch, encode(batch)
-            if is_settled():
-                break
+        while not is_settled() and (first := list(islice(batches, 1))):
+            yield first[0], encode(first[0])
         yield from threads.in_order(encode, batches, num_threads)
 
 
