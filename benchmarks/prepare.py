@@ -19,6 +19,7 @@ import platform
 import queue
 import random
 import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -186,10 +187,13 @@ def shuffled(transcript: str, copy: int) -> str:
 def whole_command(data: Path, gguf: Path, copies: int, alternations: int) -> dict[str, Any]:
     """`rmcli prepare` from start to end, imports and audit included, with one thread and with two, by the clock.
 
+    Each round's CPU seconds stand beside it: where they are well above those of other rounds the host was busy.
+
     The words of every turn of a further copy are shuffled: mere copies would be dropped as duplicates, and rows that
     differ in a word would all be near-duplicates, for the audit to compare with each other.
     """
     seconds: dict[str, list[float]] = {"1": [], "2": []}
+    cpu: dict[str, list[float]] = {"1": [], "2": []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
@@ -200,9 +204,10 @@ def whole_command(data: Path, gguf: Path, copies: int, alternations: int) -> dic
             settings = (f"model.pretrained_model_name_or_path={gguf}", f"data.num_proc={num_proc}")
             command = [sys.executable, "-m", "rmcli", "prepare", "-q", str(folder / "rows.jsonl")]
             command += ["--map-fn", "hh_rlhf", "--overwrite", "-o", str(folder / "set")]
-            started = time.perf_counter()
+            started, used = time.perf_counter(), _cpu_of_children()
             subprocess.run([*command, *(part for one in settings for part in ("-s", one))], check=True)
             seconds[num_proc].append(time.perf_counter() - started)
+            cpu[num_proc].append(_cpu_of_children() - used)
         rows = json.loads((folder / "set" / "manifest.json").read_text(encoding="utf-8"))["rows"]
     medians = {num_proc: statistics.median(values) for num_proc, values in seconds.items()}
     return {
@@ -211,7 +216,13 @@ def whole_command(data: Path, gguf: Path, copies: int, alternations: int) -> dic
         "seconds": medians,
         "num_proc 2 over 1 (wall)": figures.ratio_of_medians_by_step(seconds["1"], seconds["2"]),
         "rounds": seconds,
+        "rounds, cpu": cpu,
     }
+
+
+def _cpu_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def main() -> None:
