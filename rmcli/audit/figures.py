@@ -33,6 +33,7 @@ EXCERPT_TOKENS = 40  # of the prompt's end and of the reply's beginning
 MAX_EVAL_PROMPTS = 50_000  # eval prompts that are compared with the training prompts
 MAX_COMPARISONS = 20_000_000  # of two prompts: where thousands differ in a word or two, not all are looked at
 TEMPLATE_SAMPLE = 2_000  # prompts from which the template's own shingles are learned
+BLOCK = 2**16  # numbers held in one piece
 TOKENS_AT_ONCE = 2**15  # of the packs that are read and looked at together
 ENDING_SAMPLE = 100_000  # conversations per split whose endings are compared
 ENDING_LENGTHS = (1, 4, 8, 16)  # tokens, the reward token included
@@ -201,16 +202,29 @@ class _Lengths:
 
 
 class _Growing:
-    """Numbers of one kind, appended again and again and held in one piece: an array per pack costs more."""
+    """Numbers of one kind, appended again and again. In blocks: what grows in one piece leaves holes in the heap."""
 
     def __init__(self, kind: type[np.generic]) -> None:
-        self._kind, self._bytes = kind, bytearray()
+        self._kind, self._blocks, self._length = kind, list[np.ndarray](), 0
+
+    def __len__(self) -> int:
+        return self._length
 
     def add(self, values: np.ndarray) -> None:
-        self._bytes += values.astype(self._kind, copy=False).tobytes()
+        while len(values):
+            at = self._length % BLOCK
+            if at == 0:
+                self._blocks.append(np.empty(BLOCK, dtype=self._kind))
+            some = values[: BLOCK - at]
+            self._blocks[-1][at : at + len(some)] = some
+            self._length += len(some)
+            values = values[len(some) :]
 
-    def array(self) -> np.ndarray:
-        return np.frombuffer(self._bytes, dtype=self._kind)
+    @staticmethod
+    def joined(parts: "Sequence[_Growing]") -> np.ndarray:
+        """All numbers of all parts; a copy."""
+        filled = [b[: part._length - n * BLOCK] for part in parts for n, b in enumerate(part._blocks)]
+        return np.concatenate([np.empty(0, dtype=parts[0]._kind), *filled])
 
 
 def _repeated(values: np.ndarray) -> np.ndarray:
@@ -236,13 +250,13 @@ class _Comparisons:
     @staticmethod
     def contradictions(parts: Sequence["_Comparisons"]) -> Figures:
         """Two conversations that are compared in both orders. `rows` lists the rows of each such two."""
-        keys = np.concatenate([part.keys.array() for part in parts])
+        keys = _Growing.joined([part.keys for part in parts])
         compared_twice = near_duplicates.is_in(
             keys, _repeated(keys)
         )  # few are; the others cannot contradict each other
         keys = keys[compared_twice]
-        lower = np.concatenate([part.lower_is_better.array() for part in parts])[compared_twice]
-        row_ids = np.concatenate([part.row_ids.array() for part in parts])[compared_twice]
+        lower = _Growing.joined([part.lower_is_better for part in parts])[compared_twice]
+        row_ids = _Growing.joined([part.row_ids for part in parts])[compared_twice]
         unique, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
         one_way = np.bincount(inverse, weights=lower, minlength=len(unique)).astype(np.int64)
         both = (one_way > 0) & (one_way < counts)
@@ -463,11 +477,11 @@ def _source_figures(gathered: Sequence[_Gathered], sources: Sequence[Any]) -> li
 
 def _duplicates(gathered: Sequence[_Gathered]) -> Figures:
     """Groups whose token ids are those of an earlier group. `rows` lists the rows of each such set."""
-    parts = [one.group_hashes.array() for one in gathered]
-    hashes = np.concatenate(parts)
+    hashes = _Growing.joined([one.group_hashes for one in gathered])
+    parts = np.split(hashes, np.cumsum([len(one.group_hashes) for one in gathered])[:-1])
     repeated = _repeated(hashes)
     members = near_duplicates.is_in(hashes, repeated)
-    keys, rows = hashes[members], np.concatenate([one.group_rows.array() for one in gathered])[members]
+    keys, rows = hashes[members], _Growing.joined([one.group_rows for one in gathered])[members]
     order = np.lexsort((rows, keys))
     keys, rows = keys[order], rows[order]
     # A row that its source's weight takes several times is no duplicate of itself.
