@@ -6,7 +6,7 @@ Axes: T tokens of the row, S scores, D hidden size, B conversations, L padded le
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
@@ -24,10 +24,17 @@ from rmcli.records import Rows
 from rmcli.tokenizer import RewardTokenizer, from_pretrained, load_model_config
 
 
-def load_model(model: ModelSection, reward: RewardTokenizer, seed: int = 0, rows: Rows = "packed") -> PreTrainedModel:
-    """The model in float32 on the CPU, set to run `rows`. Its head is zero unless trained before.
+def load_model(
+    model: ModelSection,
+    reward: RewardTokenizer,
+    seed: int = 0,
+    rows: Rows = "packed",
+    device: torch.device | str = "cpu",
+) -> PreTrainedModel:
+    """The model in float32 on `device`, set to run `rows`. Its head is zero unless trained before.
 
-    With a new head the reward token's embedding is made fit to train (see prepare_reward_row).
+    With a new head the reward token's embedding is made fit to train (see prepare_reward_row). Random weights are
+    drawn on the device, each kind from its own generator: drawing eight billion on a CPU takes minutes.
     """
     name = model.pretrained_model_name_or_path
     assert name is not None
@@ -37,7 +44,8 @@ def load_model(model: ModelSection, reward: RewardTokenizer, seed: int = 0, rows
     if model.random_weights:
         config.num_labels = 1
         torch.manual_seed(seed)
-        network: Any = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+        with torch.device(device):
+            network: Any = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
         new_head = True
     else:
         arguments = pretrained_arguments(name, model.revision)
@@ -71,7 +79,7 @@ def load_model(model: ModelSection, reward: RewardTokenizer, seed: int = 0, rows
         set_attention(network, model.attention)
         if model.trim_last_layer and architectures.trims_last_layer(config):
             trim(network)
-    return network.eval()
+    return network.to(device).eval()  # pyright: ignore[reportArgumentType] (transformers wraps torch's `to`)
 
 
 def set_attention(network: Any, backend: str) -> None:
@@ -370,71 +378,6 @@ def stock_attention(network: PreTrainedModel, name: str) -> Iterator[None]:
         yield
     finally:
         network.set_attn_implementation(before)
-
-
-@dataclass(frozen=True)
-class SelfTest:
-    """The largest differences of packed + shared against each conversation alone, relative to the largest value."""
-
-    score_error: float
-    gradient_error: float
-    tolerance: float
-
-    @property
-    def passed(self) -> bool:
-        # A NaN compares false: it does not pass.
-        return self.score_error <= self.tolerance and self.gradient_error <= self.tolerance
-
-
-def compare_with_alone(
-    network: PreTrainedModel,
-    packed: Any,
-    alone: Sequence[Any],
-    positions: Sequence[Sequence[int]],
-    dtype: str = "auto",
-    seed: int = 0,
-) -> SelfTest:
-    """Scores and embedding gradients of one packed batch against single conversations under eager attention.
-
-    `alone`: S padded batches of one conversation each, in score order; `positions[j]` gives, for each token of
-    conversation j, where it stands in the packed row. The head is a seeded random one: with the zero head of a new
-    model every score and gradient is zero and broken attention would pass.
-    """
-    device = packed.input_ids.device
-    generator = torch.Generator().manual_seed(seed)
-    width = score_head(network).weight.shape[1]
-    head_D = torch.randn(width, generator=generator).to(device, score_head(network).weight.dtype)
-    direction_S = torch.randn(len(alone), generator=generator).to(device)
-    embed = network.get_input_embeddings()
-
-    def run(batch: Any) -> tuple[Tensor, Tensor]:
-        embeds = embed(batch.input_ids).detach().requires_grad_()
-        hidden = hidden_at_scores(network, batch, dtype, inputs_embeds=embeds)
-        return hidden.to(head_D.dtype) @ head_D, embeds
-
-    was_training = network.training
-    network.eval()
-    packed_scores, packed_embeds = run(packed)
-    (packed_gradient,) = torch.autograd.grad((packed_scores * direction_S).sum(), packed_embeds)
-    expected_gradient = torch.zeros_like(packed_gradient)
-    expected_scores = []
-    with stock_attention(network, "eager"):
-        for number, batch in enumerate(alone):
-            score, embeds = run(batch)
-            (gradient,) = torch.autograd.grad(score.sum() * direction_S[number], embeds)
-            index = torch.tensor(positions[number], device=device)
-            expected_gradient[0].index_add_(0, index, gradient[0])
-            expected_scores.append(score.detach())
-    network.train(was_training)
-    return SelfTest(
-        score_error=_relative_error(packed_scores.detach(), torch.cat(expected_scores)),
-        gradient_error=_relative_error(packed_gradient, expected_gradient),
-        tolerance=5e-2 if is_reduced(dtype, device) else 1e-4,
-    )
-
-
-def _relative_error(actual: Tensor, expected: Tensor) -> float:
-    return float((actual - expected).abs().max() / expected.abs().max())
 
 
 @dataclass(frozen=True)

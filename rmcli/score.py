@@ -56,8 +56,7 @@ def run(config: Config, source: str, target: str) -> Summary:
     choice = choose_rows(config.model.use_varlen_attn, model_config, config.data.max_length)
     model.check_attention(config, model_config, choice.rows, device)
     lines = _read(source)
-    network: Any = model.load_model(config.model, reward, rows=choice.rows)
-    network.to(device)
+    network: Any = model.load_model(config.model, reward, rows=choice.rows, device=device)
     rows = self_test.settle_rows(network, choice, config.model.dtype).rows
     scorer = _Scorer(network, encoder, config, rows)
     summary = Summary()

@@ -23,7 +23,7 @@ from rmcli.metrics import PairMetrics
 from rmcli.plan import Slice, Step, plan
 from rmcli.records import Rows
 from rmcli.train.determinism import deterministic
-from rmcli.train.feed import Feeder, StepFeed, ahead, groups_of
+from rmcli.train.feed import Feeder, StepFeed, ahead, groups_of, shape_of_all
 from rmcli.train.job import Job, check_memory, describe
 from rmcli.train.profile import profiled
 
@@ -46,15 +46,15 @@ def _run(job: Job, with_profile: bool) -> dict[str, Any]:
     toml = job.resolved.toml()
     (job.run_folder / "resolved.toml").write_text(toml, encoding="utf-8")
     set_seed(config.train.seed)
-    network: Any = model.load_model(config.model, job.reward, config.train.seed, job.row_choice.rows)
+    network: Any = model.load_model(config.model, job.reward, config.train.seed, job.row_choice.rows, job.device)
     if architectures.loads_only_here(network.config):
         output.warn(f"transformers has no {type(network).__name__}: the model folder will load in rmcli only")
-    network.to(job.device)
+    expected = self_test.expect(network, job.row_choice, config.model.dtype, config.train.seed)
     if config.train.kernels == "liger":
         kernels.use_liger(network)
     # Split weights become bfloat16 here: the self-test runs on what trains.
     optimizer = optim.build_optimizer(network, model.score_head(network), config.train)
-    rows = self_test.settle_rows(network, job.row_choice, config.model.dtype, config.train.seed).rows
+    rows = self_test.settle_rows(network, job.row_choice, config.model.dtype, config.train.seed, expected).rows
     if config.train.activation_checkpointing != "none":
         model.checkpoint_activations(network, config.train.activation_checkpointing)
     if config.train.kernels == "compile":
@@ -137,15 +137,8 @@ class _Trainer:
         """What rows are filled up to, so that layers are compiled once; None where they are not compiled."""
         if self.config.train.kernels != "compile":
             return None
-        train, packed = self.config.train, self.job.plans_packs
-        tokens = self.job.sizes.group_tokens
-        forwards = (
-            sum(int(tokens[part.row][part.start : part.stop].sum()) for part in forward)
-            for step in plan(self.job.sizes, train, packed, self.config.data.max_packed_length)
-            for forward in step.forwards[0]
-        )
-        largest = max(forwards, default=1)
-        return RowShape(num_tokens=largest + -largest % 128, longest=self.config.data.max_length)
+        steps = plan(self.job.sizes, self.config.train, self.job.plans_packs, self.config.data.max_packed_length)
+        return shape_of_all((forward for step in steps for forward in step.forwards[0]), self.job.train_split)
 
     def fit(self, metrics_file: TextIO, profile_folder: Path | None = None) -> dict[str, Any]:
         """All steps. Returns the last log line joined with the last evaluation."""
