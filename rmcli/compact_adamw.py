@@ -15,7 +15,7 @@ float32 states. Their optimizers are not used: neither holds split masters or le
 Axes: N numbers of one piece of a weight.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
@@ -32,15 +32,39 @@ PIECE = 2**24
 
 def round_bits(master: Tensor) -> tuple[Tensor, Tensor]:
     """Float32 numbers as (bfloat16 weight, int16 low bits); `join_bits` gives back every bit, NaNs included."""
-    bits = master.view(torch.int32)
-    high = ((bits >> 15) + 1) >> 1  # (bits + 2**15) >> 16 without its overflow
-    low = bits - (high << 16)
+    high, low = _split(master.view(torch.int32))
     return high.to(torch.int16).view(torch.bfloat16), low.to(torch.int16)
 
 
 def join_bits(weight: Tensor, low: Tensor) -> Tensor:
     """The float32 numbers of `round_bits`."""
-    return ((weight.view(torch.int16).to(torch.int32) << 16) + low).view(torch.float32)
+    return _join(weight.view(torch.int16), low).view(torch.float32)
+
+
+# The passes over all weights around the update are integers and tables alone, so that compiling them, which makes one
+# kernel of each, changes no bit of a master.
+
+
+def _split(bits_N: Tensor) -> tuple[Tensor, Tensor]:
+    """int32 bits of masters as int32 (upper half rounded, rest)."""
+    high_N = ((bits_N >> 15) + 1) >> 1  # (bits + 2**15) >> 16 without its overflow
+    return high_N, bits_N - (high_N << 16)
+
+
+def _join(weight_bits_N: Tensor, low_N: Tensor) -> Tensor:
+    """Two int16 halves as int32 bits of masters."""
+    return (weight_bits_N.to(torch.int32) << 16) + low_N
+
+
+def _split_into(bits_N: Tensor, weight_bits_N: Tensor, low_N: Tensor) -> None:
+    high_N, rest_N = _split(bits_N)
+    weight_bits_N.copy_(high_N)
+    low_N.copy_(rest_N)
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function, dynamic=True, fullgraph=True)
 
 
 class CompactAdamW(torch.optim.Optimizer):
@@ -48,11 +72,21 @@ class CompactAdamW(torch.optim.Optimizer):
 
     It takes split weights over as float32 and makes them bfloat16 in place. Steps are masked on the device by
     `found_inf` (1.0 leaves weights and states bitwise as they were) and gradients are scaled by `gradient_factor`.
+    `compiled` makes one kernel of each pass around the update; an 8-bit code may then differ between two values that
+    are equally near.
     """
 
     def __init__(
-        self, groups: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float = 1e-8
+        self,
+        groups: Iterable[dict[str, Any]],
+        lr: float,
+        betas: tuple[float, float],
+        eps: float = 1e-8,
+        compiled: bool = False,
     ) -> None:
+        self._made: Callable[[Callable[..., Any]], Callable[..., Any]] = (
+            _compiled if compiled else lambda plain: plain
+        )
         self.found_inf: Tensor | None = None
         self.gradient_factor: Tensor | None = None
         super().__init__(
@@ -127,11 +161,13 @@ class CompactAdamW(torch.optim.Optimizer):
         assert parameter.grad is not None
         weight_N = parameter.detach().view(-1)[piece]
         low_N = state["master_low"].view(-1)[piece] if "master_low" in state else None
-        master_N = weight_N if low_N is None else join_bits(weight_N, low_N)
+        master_N = weight_N
+        if low_N is not None:
+            master_N = self._made(_join)(weight_N.view(torch.int16), low_N).view(torch.float32)
         gradient_N = parameter.grad.reshape(-1)[piece].float()
         if self.gradient_factor is not None:
             gradient_N = gradient_N * self.gradient_factor
-        first, second = _State(state, "exp_avg", piece), _State(state, "exp_avg_sq", piece)
+        first, second = (_State(state, name, piece, self._made) for name in ("exp_avg", "exp_avg_sq"))
         first_N, second_N = first.read(), second.read()
         step = state["step"].clone()
         adamw(
@@ -153,9 +189,7 @@ class CompactAdamW(torch.optim.Optimizer):
         )
         if low_N is not None:
             # A step that is left out leaves the master, and so both its halves, as they were.
-            high_N, new_low_N = round_bits(master_N)
-            weight_N.copy_(high_N)
-            low_N.copy_(new_low_N)
+            self._made(_split_into)(master_N.view(torch.int32), weight_N.view(torch.int16), low_N)
         first.write(first_N, self.found_inf)
         second.write(second_N, self.found_inf)
         return step
@@ -170,42 +204,55 @@ class CompactAdamW(torch.optim.Optimizer):
 
 
 class _State:
-    """One piece of a state: float32 in place, or 8 bits that are read and written back."""
+    """One piece of a state: float32 in place, or 8 bits that are read and written back. `made`: see CompactAdamW."""
 
-    def __init__(self, state: dict[str, Tensor], name: str, piece: slice) -> None:
-        self.signed = name == "exp_avg"
+    def __init__(self, state: dict[str, Tensor], name: str, piece: slice, made: Callable[..., Any]) -> None:
+        self.signed, self.made = name == "exp_avg", made
         self.values_N = state[name].view(-1)[piece]
         scale = state.get(f"{name}_scale")
         self.scale = None if scale is None else scale[piece.start // BLOCK : piece.stop // BLOCK]
 
     def read(self) -> Tensor:
-        return self.values_N if self.scale is None else dequantize(self.values_N, self.scale, self.signed)
+        if self.scale is None:
+            return self.values_N
+        return self.made(_decode)(self.values_N, self.scale, dynamic_map(self.signed, self.scale.device))
 
     def write(self, new_N: Tensor, found_inf: Tensor | None) -> None:
-        if self.scale is None:
-            return
-        codes, scale = quantize(new_N, self.signed)
-        if found_inf is not None:
-            # Reading and writing back is not the identity: the map ends at 1.0, but not at -1.0.
-            codes = torch.where(found_inf.bool(), self.values_N, codes)
-            scale = torch.where(found_inf.bool(), self.scale, scale)
-        self.values_N.copy_(codes)
-        self.scale.copy_(scale)
+        if self.scale is not None:
+            midpoints = _midpoints(self.signed, self.scale.device)
+            self.made(_encode_into)(new_N, midpoints, found_inf, self.values_N, self.scale)
 
 
 def quantize(values_N: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
     """Float32 numbers as (uint8 places in the dynamic map, one float32 scale per 256)."""
-    blocks = values_N.view(-1, BLOCK)
-    scale = blocks.abs().amax(dim=1)
-    scaled = blocks / scale.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(1)
-    codes = torch.bucketize(scaled, _midpoints(signed, values_N.device), out_int32=True, right=True)
-    return codes.to(torch.uint8).view(-1), scale
+    return _encode(values_N, _midpoints(signed, values_N.device))
 
 
 def dequantize(codes_N: Tensor, scale: Tensor, signed: bool) -> Tensor:
     """The float32 numbers that `quantize` stands for."""
-    values = dynamic_map(signed, codes_N.device)[codes_N.int()]
-    return (values.view(-1, BLOCK) * scale.unsqueeze(1)).view(-1)
+    return _decode(codes_N, scale, dynamic_map(signed, codes_N.device))
+
+
+def _encode(values_N: Tensor, midpoints: Tensor) -> tuple[Tensor, Tensor]:
+    blocks = values_N.view(-1, BLOCK)
+    scale = blocks.abs().amax(dim=1)
+    scaled = blocks / scale.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(1)
+    codes = torch.bucketize(scaled, midpoints, out_int32=True, right=True)
+    return codes.to(torch.uint8).view(-1), scale
+
+
+def _encode_into(new_N: Tensor, midpoints: Tensor, found_inf: Tensor | None, codes_N: Tensor, scale: Tensor) -> None:
+    new_codes_N, new_scale = _encode(new_N, midpoints)
+    if found_inf is not None:
+        # Reading and writing back is not the identity: the map ends at 1.0, but not at -1.0.
+        new_codes_N = torch.where(found_inf.bool(), codes_N, new_codes_N)
+        new_scale = torch.where(found_inf.bool(), scale, new_scale)
+    codes_N.copy_(new_codes_N)
+    scale.copy_(new_scale)
+
+
+def _decode(codes_N: Tensor, scale: Tensor, values: Tensor) -> Tensor:
+    return (values[codes_N.int()].view(-1, BLOCK) * scale.unsqueeze(1)).view(-1)
 
 
 @cache

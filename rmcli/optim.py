@@ -34,7 +34,7 @@ def build_optimizer(network: nn.Module, head: nn.Module, train: TrainSection) ->
         if group["params"][0] not in of_head:  # scores, head and loss are float32 in everything
             group["split"] = train.master_weights == "split"
             group["state_bits"] = 8 if train.optimizer == "adamw_8bit" else 32
-    return CompactAdamW(groups, lr=train.lr, betas=betas)
+    return CompactAdamW(groups, lr=train.lr, betas=betas, compiled=train.kernels == "compile")
 
 
 def expect_gradients(optimizer: Optimizer, several: bool) -> None:

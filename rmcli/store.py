@@ -383,6 +383,15 @@ class PackedSplit:
         starts = np.concatenate([[0], ends[:-1]])
         return self._prefix_lengths[row] + np.add.reduceat(self._response_lengths[row], starts)
 
+    def group_conversations(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(groups of the row,) each: how many conversations, their tokens unshared, the longest one's tokens."""
+        numbers, prefixes, responses = (
+            lengths[row] for lengths in (self._num_responses, self._prefix_lengths, self._response_lengths)
+        )
+        starts = np.cumsum(numbers) - numbers
+        unshared = numbers * prefixes + np.add.reduceat(responses, starts)
+        return numbers, unshared, prefixes + np.maximum.reduceat(responses, starts)
+
     @property
     def tokens_per_row(self) -> np.ndarray:
         """(rows,) int64."""

@@ -11,11 +11,13 @@ from test_exactness import gradients, largest_relative, uneven_groups
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention import varlen as torch_varlen
 
-from rmcli import batch, kernels, model
+from rmcli import batch, kernels, model, store
 from rmcli.attention import RowShape, Segment
-from rmcli.config import resolve
+from rmcli.config import TrainSection, resolve
 from rmcli.errors import ConfigError, RmcliError
+from rmcli.plan import RowSizes, plan
 from rmcli.records import TokenGroup
+from rmcli.train.feed import groups_of, shape_of_all
 
 SHAPE = RowShape(num_tokens=192, longest=32)
 
@@ -146,6 +148,28 @@ def test_a_shape_grows_where_it_must_and_never_shrinks():
     assert (large.num_tokens, large.longest) == (1024, 16)
 
 
+@pytest.mark.parametrize(
+    "train",
+    [{"pairs_per_step": 50, "max_epochs": 2}, {"batch_size": 2, "accumulative_counts": 3}],
+    ids=["pairs", "packs"],
+)
+def test_one_shape_holds_every_forward_of_a_run_and_is_no_larger(train, tiny_run):
+    split = store.PackedSplit(tiny_run.data, "train")
+    sizes = RowSizes([split.group_tokens(row) for row in range(len(split))])
+    steps = plan(sizes, TrainSection.model_validate(train), True, 2048)
+    forwards = [forward for step in steps for forward in step.forwards[0]]
+    shape = shape_of_all(forwards, split)
+    layouts = [batch.build_packed(groups_of(split, one, "ranking"), shape=shape).layout for one in forwards]
+    assert {layout.shape for layout in layouts} == {shape}
+    lengths = [[len(layout.segments), int(layout.cu_seq_k[-1]), max(layout.q_lengths)] for layout in layouts]
+    num_segments, num_keys, longest = map(max, zip(*lengths, strict=True))
+    assert (num_segments, num_keys, 1) == (shape.num_segments, shape.num_keys, shape.num_copies)
+    assert 0 <= shape.longest - longest < 128
+    own = max(int(sum(sizes.group_tokens[p.row][p.start : p.stop].sum() for p in one)) for one in forwards)
+    assert 0 <= shape.num_tokens - own < 128
+    assert shape.num_tokens % 128 == shape.longest % 128 == 0
+
+
 # --- compiled layers ---
 
 
@@ -229,6 +253,7 @@ def test_train_refuses_them_before_loading(cli, tiny_run):
 
 
 def test_liger_is_called_as_it_is_published_and_missing_in_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "liger_kernel", None)
     with pytest.raises(ConfigError, match="liger-kernel cannot be imported"):
         kernels.check_kernels("liger", "packed", "auto", torch.device("cuda"))
     called = []

@@ -6,6 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from rmcli import batch as batches
@@ -93,6 +94,31 @@ def groups_of(split: store.PackedSplit, forward: Iterable[Slice], loss_type: str
     """The groups of one forward that this loss can learn from; job has counted the others."""
     groups = [group for part in forward for group in split.groups(part.row, part.start, part.stop)]
     return [group for group in groups if batches.is_used(group, loss_type)]
+
+
+def shape_of_all(forwards: Iterable[Iterable[Slice]], split: store.PackedSplit) -> RowShape:
+    """The one shape that all these forwards fill up to, none larger than needed.
+
+    Offsets of segments that do not exist and lengths that none has cost a kernel time as well.
+    """
+    columns = [(split.group_tokens(row), *split.group_conversations(row)) for row in range(len(split))]
+    sizes = []
+    for forward in forwards:
+        cut = [[column[part.start : part.stop] for column in columns[part.row]] for part in forward]
+        tokens, conversations, unshared, longest = (np.concatenate(parts) for parts in zip(*cut, strict=True))
+        sizes.append((tokens.sum(), conversations.sum(), unshared.sum(), longest.max(), conversations.max()))
+    if not sizes:
+        return RowShape(num_tokens=128, longest=128)
+    tokens, conversations, unshared, longest, most = np.array(sizes).T
+    num_tokens, longest = (int(largest) + -int(largest) % 128 for largest in (tokens.max(), longest.max()))
+    missing = num_tokens - tokens
+    return RowShape(
+        num_tokens=num_tokens,
+        longest=longest,
+        num_keys=int((unshared + missing).max()),
+        num_segments=int((conversations + -(-missing // longest)).max()),
+        num_copies=int(most.max()) - 1,
+    )
 
 
 def ahead(build: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
