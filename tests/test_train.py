@@ -311,6 +311,9 @@ def test_dry_run_shows_origins_and_the_plan_and_writes_nothing(cli, tiny_run, tm
     assert "# memory_need_gib = " in result.stdout
     assert list(tmp_path.iterdir()) == []
     plan = json.loads(cli("train", *TINY, "--data", tiny_run.data, "-n", "--json").stdout)["plan"]
+    cut = (*TINY, "--data", tiny_run.data, "-n", "--json", "-s", "train.max_steps=2", "-s", "train.max_epochs=9")
+    packs = json.loads(cli("train", *cut, "-s", "train.pairs_per_step=none").stdout)["plan"]
+    assert packs["pairs_per_step"] == pytest.approx(packs["pairs"] / packs["packs"], abs=0.1)  # one pack a step
     # embedding 384 x 64; per layer 4 x 64^2 attention, 3 x 64 x 192 MLP, 2 norms; final norm and head
     assert plan["parameters"] == 384 * 64 + 3 * (4 * 64**2 + 3 * 64 * 192 + 2 * 64) + 64 + 64
 

@@ -276,7 +276,8 @@ def _has_several_forwards(config: Config, sizes: RowSizes, rows: Rows) -> bool:
 
 def describe(job: Job) -> dict[str, Any]:
     """The plan in numbers, for --dry-run and the first lines of a run."""
-    pairs = job.sizes.num_groups * job.config.train.max_epochs
+    one_epoch = job.config.train.model_copy(update={"max_epochs": 1, "max_steps": None})
+    steps_per_epoch = num_steps(job.sizes, one_epoch, job.plans_packs)
     return {
         "data": str(job.data_folder),
         "run": str(job.run_folder),
@@ -287,7 +288,7 @@ def describe(job: Job) -> dict[str, Any]:
         "eval_pairs": sum(job.eval_split.groups_per_row),
         "epochs": job.config.train.max_epochs,
         "steps": job.total_steps,
-        "pairs_per_step": job.config.train.pairs_per_step or round(pairs / max(job.total_steps, 1), 1),
+        "pairs_per_step": job.config.train.pairs_per_step or round(job.sizes.num_groups / steps_per_epoch, 1),
         "parameters": job.memory.num_parameters,
         "memory_need_gib": round(job.memory.total / GIB, 2),
         "memory_have_gib": round(model.free_memory(job.device) / GIB, 2),
