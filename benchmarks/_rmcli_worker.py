@@ -2,10 +2,11 @@
 
 python benchmarks/_rmcli_worker.py JOB.json
 
-The job holds `preset`, `settings` (as for --set) and `data` (a prepared folder). Everything runs through
+The job holds `preset`, `settings` (as for --set), `data` (a prepared folder) and `alone`. Everything runs through
 `rmcli.train.run`; only the trainer's `fit` and `run_step` are wrapped, to wait and to report. A span goes from `go`
 at the end of one step to the end of the next, so planning, batches, logging and the optimizer are in it: batches are
-not built ahead here, where they would be built while others have their turn.
+not built ahead here, where they would be built while others have their turn; with `alone`, when there are no others,
+they are.
 """
 
 from _gate import GATE
@@ -60,7 +61,8 @@ class GatedTrainer(loop._Trainer):
 if __name__ == "__main__":
     description = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     loop._Trainer = GatedTrainer  # type: ignore[misc]
-    loop.ahead = map  # type: ignore[assignment]
+    if not description["alone"]:
+        loop.ahead = map  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as folder:
         resolved = resolve(description["preset"], settings=description["settings"])
         loop.run(build_job(resolved, Path(description["data"]), Path(folder) / "run"))

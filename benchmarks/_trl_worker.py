@@ -74,7 +74,8 @@ def load_model(job: dict[str, Any]) -> Any:
     if job["random_weights"]:
         config = AutoConfig.from_pretrained(job["model"], num_labels=1)
         torch.manual_seed(0)
-        network = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+        with torch.device(job["device"]):
+            network = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
     else:
         network = AutoModelForSequenceClassification.from_pretrained(job["model"], num_labels=1, dtype=torch.float32)
     torch.nn.init.zeros_(network.score.weight)

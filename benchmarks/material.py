@@ -90,7 +90,8 @@ def build_model(source: Path, layers: int | None, shape: str | None, folder: Pat
     network: Any
     if shape is not None:
         special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-        config = LlamaConfig(**SHAPES[shape], **special, pad_token_id=tokenizer.pad_token_id)
+        sizes = SHAPES[shape] | ({} if layers is None else {"num_hidden_layers": layers})
+        config = LlamaConfig(**sizes, **special, pad_token_id=tokenizer.pad_token_id)
         config.save_pretrained(folder)
         with torch.device("meta"):
             network = AutoModelForCausalLM.from_config(config)

@@ -9,8 +9,8 @@ AdamW with the same rates and betas, clipping at 1.0. Each contender is a proces
 prepared everything before the first step; the driver lets them take one optimizer step each in turn, on the same
 pairs, so that noise hits all alike. Only one works at a time. A step's seconds hold everything from the end of one
 step to the end of the next: fetching, collation, forwards, backwards, clipping, optimizer, bookkeeping. Where the
-contenders do not fit into memory together (--at-once), they run in rounds, `rmcli` in each; with --at-once 1 one runs
-all its steps after the other.
+contenders do not fit into memory together (--at-once), they run in rounds, `rmcli` in each; with --at-once 1, for a
+GPU, each runs all its steps once, one contender after the other.
 
 Contenders: `rmcli` (packed, prompts shared), `rmcli-padded-B` (model.use_varlen_attn=false, B pairs a forward),
 `trl-B` (per_device_train_batch_size B, the rest of the step by gradient accumulation; no gradient checkpointing) and
@@ -157,6 +157,7 @@ def describe(name: str, arguments: argparse.Namespace, folder: Path) -> tuple[li
         if parts:
             settings += ["model.use_varlen_attn=false", f"train.batch_size={parts[1]}"]
         job = {"preset": arguments.preset, "settings": settings, "data": str(folder / "data")}
+        job["alone"] = arguments.at_once == 1
         return [sys.executable, str(FOLDER / "_rmcli_worker.py")], job
     job = {
         "model": str(folder / "model"),
@@ -194,9 +195,11 @@ def default_contenders(arguments: argparse.Namespace) -> list[str]:
 
 
 def split_rounds(names: Sequence[str], at_once: int) -> list[list[str]]:
-    """`rmcli` in every round, the others once each, at most `at_once` in all."""
+    """`rmcli` in every round, the others once each, at most `at_once` in all; one round where each runs alone."""
+    if at_once == 1:
+        return [list(names)]
     others = [name for name in names if name != OURS]
-    size = max(at_once - 1, 1)
+    size = at_once - 1
     return [[OURS, *others[at : at + size]] for at in range(0, len(others), size)] or [[OURS]]
 
 
@@ -231,6 +234,8 @@ def run_round(
                         attempt(name)
                 if name in workers:
                     workers[name].close()
+                if name in reports:
+                    say(f"{name}: {', '.join(format(report['seconds'], '.3f') for report in reports[name])} s")
             return reports
         for name in names:
             attempt(name)

@@ -2,8 +2,8 @@
 
     python docs/performance_page.py
 
-Results are named KIND-YYYY-MM-DD.json: train, levers, loop, startup, score, gpu-SHAPE. What has none is "not yet
-measured".
+Results are named KIND-YYYY-MM-DD.json: train, levers, loop, startup, score, mfu-SHAPE, gpu-SHAPE. What has none is
+"not yet measured".
 """
 
 import json
@@ -43,8 +43,8 @@ exact: the trimmed last layer (`tests/test_architectures.py`), activation checkp
 split weights (`tests/test_optim.py`), rows of one shape through one compiled graph (`tests/test_kernels.py`, traced
 on a CPU), and that a deterministic run repeats (`tests/test_determinism.py`). 8-bit states are not exact by nature,
 and save nothing where activations are the peak, as here.
-Compiled layers, Liger, split weights and flash-attn are for CUDA and have not been run there; of Liger and flash-attn
-only the call is tested.
+Compiled layers, Liger, split weights and flash-attn are for CUDA: `tests/test_cuda.py` runs all but flash-attn on a
+GPU, whose call alone is tested.
 """
 
 LOOP = """## The loop's habits
@@ -71,7 +71,14 @@ its first rows pad less than the rest. `best-of-8` is one prompt with eight repl
 
 ON_A_GPU = """## On a GPU
 
-Random weights of real shapes, bfloat16 arithmetic on float32 weights, against TRL as above.
+Random weights of real shapes, the lengths of real pairs. FOLDER is a model folder whose tokenizer is taken.
+
+MFU is the share of the chip's peak (989 TFLOP/s) that model FLOPs of whole optimizer steps take: shared prompts
+counted once, nothing recomputed, nothing that fills a row up (`rmcli/flops.py`). "Effective" counts the same
+conversations unshared, which is what a trainer that repeats the prompt would have to reach. The command is `rmcli
+train`, with its own meter, batches built ahead. Our goals are 52 % and 58 %; docs/log.md says where the time goes.
+
+Against TRL: as on a CPU above, but bfloat16 arithmetic on float32 weights, no compiled layers on either side.
 """
 
 
@@ -99,8 +106,9 @@ def page(results: Path = RESULTS) -> str:
         parts += [text, NOT_MEASURED if found is None else section(*found)]
     parts.append(ON_A_GPU)
     for shape in SHAPES:
-        found = newest(results, f"gpu-{shape}")
-        parts += [f"### {shape}\n", NOT_MEASURED if found is None else training(*found)]
+        for kind, title, section in (("mfu", "MFU", utilization), ("gpu", "against TRL", training)):
+            found = newest(results, f"{kind}-{shape}")
+            parts += [f"### {shape}: {title}\n", NOT_MEASURED if found is None else section(*found)]
     return "\n".join(parts)
 
 
@@ -168,6 +176,29 @@ def training(name: str, result: dict[str, Any]) -> str:
             )
     lines.append(f"\n![pairs per second and memory](plots/{name.removesuffix('.json')[:-11]}.svg)\n")
     return "\n".join(lines)
+
+
+def utilization(name: str, result: dict[str, Any]) -> str:
+    made = result["material"]
+    lines = [
+        command_of(name, result),
+        f"{made['parameters'] / 1e6:,.1f}M parameters; pairs of {made['tokens_per_pair']:,.0f} tokens, "
+        f"{made['sharing']:.2f}x fewer with shared prompts; packs of {result['max_packed_length']:,} tokens, "
+        f"{result['packs']} a step at most.\n",
+        "| settings | MFU | in each log line | effective | pairs/s | tokens/s | s/step | pairs a step | peak, GiB |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for way in result["ways"]:
+        if "error" in way:
+            lines.append(f"| {way['settings']} | not run: {way['error']} | | | | | | | |")
+            continue
+        each = ", ".join(f"{line['mfu']:.1%}" for line in way["each"])
+        lines.append(
+            f"| {way['settings']} | **{way['mfu']:.1%}** | {each} | {way['effective_mfu']:.1%} | "
+            f"{way['pairs_per_s']:.1f} | {way['tokens_per_s']:,.0f} | {way['seconds_per_step']:.2f} | "
+            f"{way['pairs_per_step']:.0f} | {way['peak_device_gib']:.1f} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def habits(name: str, result: dict[str, Any]) -> str:

@@ -47,13 +47,13 @@ def test_the_page_says_what_the_newest_figures_say():
 
 def test_the_page_says_what_is_not_measured(tmp_path):
     page = performance_page()
-    assert page.page(tmp_path).count("Not yet measured.") == 7
+    assert page.page(tmp_path).count("Not yet measured.") == 9
     for day, seconds in (("2026-01-02", 2.0), ("2026-01-10", 3.0)):
         result = {"command": "python x", "machine": {"processor": "P", "cores": 2}, "model": "m.gguf", "layers": 8}
         result |= {"starts": 3, "seconds": {"rmcli": seconds, "bare": 1.0}, "rmcli_over_bare": seconds}
         (tmp_path / f"startup-{day}.json").write_text(json.dumps(result))
     text = page.page(tmp_path)
-    assert text.count("Not yet measured.") == 6
+    assert text.count("Not yet measured.") == 8
     assert "2026-01-10: P, 2 cores ([figures](../benchmarks/results/startup-2026-01-10.json))." in text
     assert "| **rmcli over bare** | **3.00x** |" in text
 
@@ -98,6 +98,7 @@ def test_rmcli_is_in_every_round():
     names = ["rmcli", "rmcli-padded-16", "trl-16", "trl-4", "trl-1"]
     assert train.split_rounds(names, 3) == [["rmcli", "rmcli-padded-16", "trl-16"], ["rmcli", "trl-4", "trl-1"]]
     assert train.split_rounds(["rmcli"], 3) == [["rmcli"]]
+    assert train.split_rounds(names, 1) == [names]
     arguments = train.parse(["--against", "trl", "--trl-python", "python", "--pairs-per-step", "8"])
     expected = ["rmcli", "rmcli-padded-8", "rmcli-padded-4", "trl-8", "trl-4", "trl-2", "trl-1", "trl-8-liger"]
     assert train.default_contenders(arguments) == expected
