@@ -2,8 +2,8 @@
 
     python benchmarks/scaling.py        prints the tables of docs/scaling.md, which a test holds against it
 
-Nothing here is measured on a GPU; every assumption is a constant below. Prompt and response lengths of hh are the
-means of what `rmcli prepare` stores of hh_rlhf_harmless (243 tokens a pair, sharing ratio 1.61).
+Only the MFU is measured, on one GPU and the lengths of hh; every assumption is a constant below. Prompt and response
+lengths of hh are the means of what `rmcli prepare` stores of hh_rlhf_harmless (243 tokens a pair, sharing 1.61).
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from rmcli.flops import FlopCounter
 from rmcli.records import TokenGroup
 
 PEAK = 989e12  # bf16 FLOP/s of an H200
-MFU = {"InternLM2-1.8B": 0.52, "Llama-8B": 0.58}  # the goals, not measured
+MFU = {"InternLM2-1.8B": 0.489, "Llama-8B": 0.505}  # benchmarks/results/mfu-*-2026-11-25.json
 NVLINK = 370e9  # bytes/s per GPU and direction that collectives reach inside one machine
 NETWORK = 40e9  # bytes/s per GPU between machines (one 400 Gbit/s link each)
 GPUS_PER_MACHINE = 8
