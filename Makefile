@@ -36,7 +36,7 @@ bench: $(VENV)/.test $(TRL)/.installed
 # A few steps of each: ratios to look at, not to keep.
 bench-short: $(VENV)/.test $(TRL)/.installed
 	$(BIN)/python benchmarks/train.py --against trl --trl-python $(TRL)/bin/python \
-	    --contenders rmcli,trl-16,trl-1 --steps 2 --warmup 1
+	    --contenders rmcli,trl-4,trl-1 --steps 2 --warmup 1
 	$(BIN)/python benchmarks/score.py --pairs 32 --groups 4 --rounds 1
 
 clean:

@@ -7,7 +7,8 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -217,15 +218,12 @@ def prepare_command(
         shown = {"sources": [named.section.model_dump() for named in plan.sources], "output": target}
         _show_config(plan.resolved, shown, json)
         return
-    if url and report is not None:
-        raise ConfigError("--report needs a folder to audit, and -o is a URL", "rmcli audit on a local copy")
-    if url:
-        manifest, audited = prepare.run_to_url(plan, url, overwrite, show), {}
-    else:
+    with prepare.at_url(url, overwrite) if url else nullcontext(plan.folder) as folder:
         reward = load_tokenizer(resolved.config.model)
-        manifest = prepare.run(plan, overwrite, show, reward=reward)
+        local = replace(plan, folder=folder)
+        manifest = prepare.run(local, overwrite and not url, show, place=target, reward=reward)
         num_threads = resolved.config.data.num_proc
-        audited = _audit_prepared(plan.folder, resolved.config.model, with_audit, report, reward, num_threads)
+        audited = _audit_prepared(folder, target, resolved.config.model, with_audit, report, reward, num_threads)
     if json:
         output.answer_json({"folder": target, **manifest, **audited})
     else:
@@ -237,18 +235,22 @@ def prepare_command(
 
 def _audit_prepared(
     folder: Path,
+    place: str,
     model: "ModelSection",
     with_audit: bool,
     report: Path | None,
     reward: "RewardTokenizer | None" = None,
     num_threads: int = 1,
 ) -> dict[str, dict[str, Any]]:
-    """The audit of what was just written, shown in brief; as the entry of the JSON answer."""
+    """The audit of what was just written, shown in brief; as the entry of the JSON answer.
+
+    `place` is where the user will find the folder.
+    """
     from rmcli import audit
 
     if not with_audit and report is None:
         return {}
-    figures = audit.run(folder, model, reward, num_threads)
+    figures = {**audit.run(folder, model, reward, num_threads), "folder": place}
     audit.show(figures, brief=True)
     if report is not None:
         audit.write_page(figures, report)
@@ -260,16 +262,18 @@ def _merge(
     parts: list[str], out: str | None, overwrite: bool, as_json: bool, with_audit: bool, report: Path | None
 ) -> None:
     from rmcli import config as configs
-    from rmcli import prepare
+    from rmcli import prepare, remote
 
     if not parts or out is None:
         raise ConfigError("--merge joins prepared folders into a new one", "rmcli prepare --merge DIR... -o DIR")
-    if url := next((place for place in (*parts, out) if "://" in place), None):
-        raise ConfigError(f"--merge joins local folders, and {url} is a URL", "copy the parts here first")
-    manifest = prepare.merge([Path(part) for part in parts], Path(out), overwrite)
-    audited = {}
-    if with_audit or report is not None:
-        audited = _audit_prepared(Path(out), configs.ModelSection(**manifest["config"]["model"]), with_audit, report)
+    folders = [remote.fetch(part) if "://" in part else Path(part) for part in parts]
+    to_url = "://" in out
+    with prepare.at_url(out, overwrite) if to_url else nullcontext(Path(out)) as folder:
+        manifest = prepare.merge(folders, folder, overwrite and not to_url)
+        audited = {}
+        if with_audit or report is not None:
+            model = configs.ModelSection(**manifest["config"]["model"])
+            audited = _audit_prepared(folder, out, model, with_audit, report)
     if as_json:
         output.answer_json({"folder": out, **manifest, **audited})
     else:
@@ -281,7 +285,7 @@ def _merge(
 @app.command("audit")
 @reports
 def audit_command(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="What rmcli prepare has written.")],
+    place: Annotated[str, typer.Argument(metavar="DIR|URL", help="What rmcli prepare has written.")],
     report: Report = None,
     preset: Preset = None,
     config: ConfigFiles = None,
@@ -292,18 +296,20 @@ def audit_command(
     verbose: Verbose = False,
 ) -> None:
     """Audit prepared data: lengths, duplicates, contradictions, leaks, shortcuts."""
-    from rmcli import audit, store
+    from rmcli import audit, remote, store
     from rmcli import config as configs
 
     if report is not None:
         audit.check_plots()
+    folder = remote.fetch(place) if "://" in place else Path(place)
     manifest = store.read_manifest(folder)
-    own = configs.Layer(f"{folder}/manifest.json", {"model": manifest["config"]["model"]}, explicit=False)
+    own = configs.Layer(f"{place}/manifest.json", {"model": manifest["config"]["model"]}, explicit=False)
     resolved = configs.resolve(preset, config or (), set_ or (), base=own)
     if dry_run:
-        _show_config(resolved, {"audit": str(folder), "report": str(report or "none")}, json)
+        _show_config(resolved, {"audit": place, "report": str(report or "none")}, json)
         return
     figures = audit.run(folder, resolved.config.model, num_threads=resolved.config.data.num_proc)
+    figures["folder"] = place
     if json:
         output.answer_json(figures)
     else:
@@ -313,9 +319,9 @@ def audit_command(
         output.say(f"audit in {report}")
     known = manifest["preset"] in configs.preset_names()
     if known and configs.resolve(manifest["preset"]).config.model.model_dump() == manifest["config"]["model"]:
-        _say_next("train", "--preset", manifest["preset"], "--data", str(folder))
+        _say_next("train", "--preset", manifest["preset"], "--data", place)
     else:
-        output.say(f"next: rmcli train --data {shlex.quote(str(folder))}, with the options that prepared it")
+        output.say(f"next: rmcli train --data {shlex.quote(place)}, with the options that prepared it")
 
 
 def _absolute_if_file(name: str | None) -> str | None:

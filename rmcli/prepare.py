@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -155,6 +156,11 @@ def run(
     for number, group in enumerate(filling.first[:show], 1):
         _show_tokens(f"pair {number} (input row {group.row_id})", group, reward)
     accounting.report(filling.accounts, f"{place or plan.folder}/rejects.jsonl")
+    if filling.without_order:
+        output.warn(
+            f"data.pairs = {data.pairs}: {filling.without_order:,} groups are in no strict order and keep all their "
+            "comparisons"
+        )
     _report_splits(manifest)
     return manifest
 
@@ -168,17 +174,17 @@ def _known_prompt(row: Mapping[str, Any]) -> Conversation | None:
         return None
 
 
-def run_to_url(plan: Plan, url: str, overwrite: bool = False, show: int = 0) -> dict[str, Any]:
-    """Prepare into a temporary folder, prove what was written, and upload it to `url`."""
+@contextmanager
+def at_url(url: str, overwrite: bool) -> Iterator[Path]:
+    """A temporary folder to prepare in; what was written is proven, and uploaded to `url` when the context ends."""
     remote.check_target(url, overwrite)
     with TemporaryDirectory(prefix="rmcli-") as temporary:
-        local = replace(plan, folder=Path(temporary) / "data")
-        manifest = run(local, show=show, place=url)
+        folder = Path(temporary) / "data"
+        yield folder
         for split in store.SPLITS:
-            store.PackedSplit(local.folder, split)  # compares each file with its hash
-        remote.upload(local.folder, url)
+            store.PackedSplit(folder, split)  # compares each file with its hash
+        remote.upload(folder, url)
     output.say(f"uploaded to {url}")
-    return manifest
 
 
 def merge(parts: Sequence[Path], folder: Path, overwrite: bool = False) -> dict[str, Any]:
@@ -259,11 +265,13 @@ class _Filling:
         self.seen = Seen()
         self.rows_read = self.units_read = 0  # of all shards
         self.first: list[TokenGroup] = []  # the first few kept, to be shown
+        self.without_order = 0  # groups that data.pairs cannot choose from
         self._held_back: dict[str, list[TokenGroup]] = {split: [] for split in store.SPLITS}
         self._windows = dict.fromkeys(store.SPLITS, 0)
 
     def run(self) -> None:
-        total = sources.count_rows([source.section for source in self.plan.sources]) if output.draws_bar() else None
+        sections = [source.section for source in self.plan.sources]
+        total = sources.count_rows(sections, self.data.split) if output.draws_bar() else None
         total = None if total is None else total // self.data.num_shards
         with output.progress("prepare", total, unit="rows") as progress:
             for source_id, source in enumerate(self.plan.sources):
@@ -384,6 +392,8 @@ class _Filling:
             added = any(conversation[0] == _system_message(system) for conversation in group.conversations)
             account.system_added += added
             account.system_kept += not added
+        if self.data.pairs != "all" and not tokens.ordered:
+            self.without_order += 1
         if len(self.first) < FIRST_KEPT:
             self.first.append(tokens)
         if split == "eval":

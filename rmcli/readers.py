@@ -71,12 +71,36 @@ def files_of(name: str) -> list[str]:
         if not path.exists():
             raise ConfigError(f"source {name}: no such file or folder", "a Hub data set is written org/name")
         files = [str(file) for file in path.rglob("*") if file.is_file()] if path.is_dir() else [str(path)]
-    readable = sorted(file for file in files if file.endswith(ENDINGS))
+    of_data_sets = _bookkeeping(name, files)
+    readable = sorted(file for file in files if file.endswith(ENDINGS) and file not in of_data_sets)
     if not readable and len(files) == 1 and PurePosixPath(files[0]).name == PurePosixPath(name).name:
         raise ConfigError(f"source {name}: not one of {', '.join(ENDINGS)}")
     if not readable:
         raise ConfigError(f"source {name}: no {', '.join(ENDINGS)} file in this folder")
     return readable
+
+
+def _bookkeeping(name: str, files: list[str]) -> set[str]:
+    """The JSON files that `datasets` writes beside its Arrow files (save_to_disk), which hold no rows.
+
+    Raises ConfigError for a saved set of several splits: which of them is meant is the user's to say.
+    """
+    here = set(files)
+    saved = [file.removesuffix("state.json") for file in sorted(files) if file.endswith("state.json")]
+    saved = [folder for folder in saved if f"{folder}dataset_info.json" in here]
+    splits: dict[str, list[str]] = {}  # by the folder of the whole set
+    for folder in saved:
+        root, slash, split = folder.rstrip("/").rpartition("/")
+        if f"{root}{slash}dataset_dict.json" in here:
+            splits.setdefault(root + slash, []).append(split)
+    for root, names in splits.items():
+        if len(names) > 1:
+            raise ConfigError(
+                f"source {name} holds a saved data set of {len(names)} splits, {', '.join(names)}",
+                f"name one: {root}{'train' if 'train' in names else names[0]}",
+            )
+    inside = {f"{folder}{file}" for folder in saved for file in ("state.json", "dataset_info.json")}
+    return inside | {f"{root}dataset_dict.json" for root in splits}
 
 
 def _files_of_url(url: str) -> list[str]:
@@ -355,6 +379,34 @@ def read_arrow_file(name: str) -> Iterator[Read]:
         raise RmcliError(f"source {name}: not a readable Arrow file: {error}") from error
 
 
+def count_rows(name: str) -> int:
+    """How many rows `read_file` will give. Parses what has no other way to tell: CSV and JSON arrays.
+
+    Raises RmcliError for a file that is broken.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        if name.endswith(".parquet"):
+            with open_bytes(name) as raw, parquet.ParquetFile(raw) as file:
+                return file.metadata.num_rows
+        if name.endswith(".arrow"):
+            with open_bytes(name) as raw:
+                is_file = raw.read(len(_ARROW_FILE_MAGIC)) == _ARROW_FILE_MAGIC
+                raw.seek(0)
+                if not is_file:
+                    return sum(batch.num_rows for batch in pa.ipc.open_stream(raw))
+                file = pa.ipc.open_file(raw)
+                return sum(file.get_batch(index).num_rows for index in range(file.num_record_batches))
+    except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise RmcliError(f"source {name}: cannot be read: {error}") from error
+    if name.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst")):
+        with open_bytes(name) as file:
+            return sum(1 for line in file if line.strip())
+    return sum(1 for _ in read_file(name))
+
+
 def _rows_of(batches: Iterable[Any]) -> Iterator[Read]:
     """The rows of record batches; one whose text is not UTF-8 costs no other."""
     number = 0
@@ -364,20 +416,28 @@ def _rows_of(batches: Iterable[Any]) -> Iterator[Read]:
             try:
                 values = part.to_pylist()
             except UnicodeDecodeError:
-                values = [_row_or_none(part.slice(index, 1)) for index in range(part.num_rows)]
+                values = [_row_or_what_is_readable(part.slice(index, 1)) for index in range(part.num_rows)]
             for value in values:
                 number += 1
-                if value is None:
-                    yield Read(number, None, "bad_text", "")
+                if isinstance(value, str):
+                    yield Read(number, None, "bad_text", value)
                 else:
                     yield Read(number, value, None, excerpt_of(value))
 
 
-def _row_or_none(row: Any) -> dict[str, Any] | None:
+def _row_or_what_is_readable(row: Any) -> dict[str, Any] | str:
+    """The one row; or, where a text is not UTF-8, the excerpt of the columns that can be read."""
     try:
         return row.to_pylist()[0]
     except UnicodeDecodeError:
-        return None
+        return excerpt_of({name: _value_or_mark(row.column(name)) for name in row.schema.names})
+
+
+def _value_or_mark(column: Any) -> Any:
+    try:
+        return column.to_pylist()[0]
+    except UnicodeDecodeError:
+        return "(not UTF-8)"
 
 
 def excerpt_of(value: object) -> str:

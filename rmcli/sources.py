@@ -5,6 +5,7 @@ Every row keeps its file and its line or row number. All reading is streaming: m
 
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,37 +87,23 @@ def first_row(source: Source, split: str) -> RawRow | None:
     return next((row for row in read_source(0, source, split) if row.value is not None), None)
 
 
-def count_rows(sources: Sequence[Source]) -> int | None:
-    """How many rows `read_rows` will give, for a progress bar; None where counting would mean parsing or fetching.
+def count_rows(sources: Sequence[Source], split: str) -> int | None:
+    """How many rows `read_rows` will give, for a progress bar; None where counting would mean fetching them twice.
 
     Lines are counted without being parsed, which costs little beside encoding them.
     """
     total = 0
-    for path in (as_section(source).path for source in sources):
+    for source in map(as_section, sources):
+        path = source.path
         if _is_built_in(path):
             total += _task_numbers(path)[0]
-        elif path == STDIN or _is_hub_name(path) or readers.is_url(path):
+        elif path == STDIN or readers.is_url(path) or source.streaming:
             return None
+        elif _is_hub_name(path):
+            total += len(_load_hub(source, source.split or split))
         else:
-            counts = [_count_file(file) for file in readers.files_of(path)]
-            if None in counts:
-                return None
-            total += sum(count for count in counts if count is not None)
+            total += sum(map(readers.count_rows, readers.files_of(path)))
     return total
-
-
-def _count_file(file: str) -> int | None:
-    if file.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst")):
-        return sum(1 for line in read_lines(Path(file)) if line.strip())
-    if not file.endswith(".parquet"):
-        return None
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    try:
-        return parquet.read_metadata(file).num_rows
-    except (OSError, pa.ArrowInvalid) as error:
-        raise RmcliError(f"source {file}: not a readable Parquet file: {error}") from error
 
 
 def parse_json_row(source_id: int, file: str, line: int, data: bytes) -> RawRow:
@@ -159,15 +146,26 @@ def _read_tasks(source_id: int, source: str) -> Iterator[RawRow]:
 
 
 def _read_hub(source_id: int, source: SourceSection, split: str) -> Iterator[RawRow]:
+    data_set = _load_hub(source, split)
+    with _explained(source, split):
+        for line, value in enumerate(data_set, 1):
+            yield RawRow(source_id, source.path, line, dict(value), None, readers.excerpt_of(value))
+
+
+def _load_hub(source: SourceSection, split: str) -> Any:
+    """The data set, downloaded once into the Hub's cache, or a stream of it."""
     from datasets import load_dataset
 
     optional: dict[str, Any] = {"name": source.subset, "revision": source.revision, "streaming": source.streaming}
     given = {key: value for key, value in optional.items() if value}
+    with _explained(source, split), hub.asking():
+        return load_dataset(source.path, split=split, **given)
+
+
+@contextmanager
+def _explained(source: SourceSection, split: str) -> Iterator[None]:
     try:
-        with hub.asking():
-            data_set = load_dataset(source.path, split=split, **given)
-        for line, value in enumerate(data_set, 1):
-            yield RawRow(source_id, source.path, line, dict(value), None, readers.excerpt_of(value))
+        yield
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         at = f" at revision {source.revision}" if source.revision else ""

@@ -167,6 +167,7 @@ def merge(folders: Sequence[Path], target: Path, overwrite: bool = False) -> dic
 # What parts of one data set do not share. Counts are added up; the rest is made anew.
 _ADDED = ("rows", "rows_by_source", "splits")
 _OWN = ("shard", "shards", "manifest_sha256")
+_ENGINE = "tokenizer_engine"  # each gives the same ids, which it has proven
 
 
 def _in_order(manifests: Mapping[Path, Mapping[str, Any]]) -> list[Path]:
@@ -197,7 +198,7 @@ def _add_up(manifests: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> 
     first = manifests[0]
     whole = {key: value for key, value in first.items() if key not in _OWN}
     for manifest, folder in zip(manifests[1:], folders[1:], strict=True):
-        for key in sorted((first.keys() | manifest.keys()) - {*_ADDED, *_OWN}):
+        for key in sorted((first.keys() | manifest.keys()) - {*_ADDED, *_OWN, _ENGINE}):
             difference = _first_difference(key, first.get(key), manifest.get(key))
             if difference:
                 raise RmcliError(
@@ -206,6 +207,8 @@ def _add_up(manifests: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> 
                 )
         for key in (key for key in _ADDED if key in whole or key in manifest):
             whole[key] = _sum(whole.get(key), manifest.get(key))
+    if _ENGINE in whole:
+        whole[_ENGINE] = ", ".join(dict.fromkeys(manifest[_ENGINE] for manifest in manifests))
     return whole
 
 
@@ -384,13 +387,10 @@ class PackedSplit:
         return self._prefix_lengths[row] + np.add.reduceat(self._response_lengths[row], starts)
 
     def group_conversations(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(groups of the row,) each: how many conversations, their tokens unshared, the longest one's tokens."""
-        numbers, prefixes, responses = (
-            lengths[row] for lengths in (self._num_responses, self._prefix_lengths, self._response_lengths)
-        )
-        starts = np.cumsum(numbers) - numbers
-        unshared = numbers * prefixes + np.add.reduceat(responses, starts)
-        return numbers, unshared, prefixes + np.maximum.reduceat(responses, starts)
+        """(groups of the row,) each: how many conversations, tokens of the prefix, those of the longest of them."""
+        numbers, prefixes = self._num_responses[row], self._prefix_lengths[row]
+        longest = np.maximum.reduceat(self._response_lengths[row], np.cumsum(numbers) - numbers)
+        return numbers, prefixes, prefixes + longest
 
     @property
     def tokens_per_row(self) -> np.ndarray:

@@ -1,6 +1,8 @@
 """`in = kept + rejected + duplicates + not_taken`: per source and reason, with weights, caps and grouped rows."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -156,8 +158,6 @@ def test_shards_merged_hold_what_one_run_holds(cli, tmp_path):
     assert merged_rows == [*rows_of_whole, 101]
     for option in (("--decontaminate", "rows.jsonl"), ("--shard", "1/2"), ("--source", "path=rows.jsonl")):
         assert cli("prepare", "--merge", "part1", "part2", "-o", "no", *option).code == 2
-    refused = cli("prepare", "--merge", "part1", "part2", "-o", "memory://x")
-    assert (refused.code, "memory://x is a URL" in refused.stderr) == (2, True)
 
 
 def test_a_row_that_its_weight_repeats_is_no_duplicate(cli, tmp_path):
@@ -431,6 +431,25 @@ def test_a_key_that_never_changes_is_an_error(cli, tmp_path, monkeypatch):
     assert "tasks:1100:1001: more than 1,000 rows in a row belong to one group" in result.stderr
 
 
+@pytest.mark.parametrize("which", ["all", "best_worst", "adjacent"])
+def test_pairs_chooses_from_groups_in_strict_order_and_counts_the_others(which, cli, tmp_path):
+    prompt = [{"role": "user", "content": "q"}]
+    ranked = {"prompt": prompt, "responses": ["best", "good", "bad"], "ranks": [1, 2, 3]}
+    tied = {"prompt": prompt, "responses": ["one", "two", "three"], "ranks": [1, 1, 2]}
+    write_lines(tmp_path / "rows.jsonl", [ranked, tied])
+    result = cli(
+        "prepare", "rows.jsonl", "--map-fn", "canonical", "--pairs", which, *TINY, "-s", "data.eval_fraction=0"
+    )
+    assert result.code == 0, result.stderr
+    found = sorted(groups("train"), key=lambda group: group.row_id)
+    stored = [[(c.first, c.second) for c in group.comparisons] for group in found]
+    expected = {"all": [(0, 1), (0, 2), (1, 2)], "best_worst": [(0, 2)], "adjacent": [(0, 1), (1, 2)]}
+    assert stored[0] == expected[which]
+    assert len(stored[1]) == 3
+    said = f"data.pairs = {which}: 1 groups are in no strict order and keep all their comparisons"
+    assert (said in result.stderr) == (which != "all")
+
+
 # --- at scale ---
 
 
@@ -468,3 +487,28 @@ def test_all_real_files_go_through_in_one_command(cli, tmp_path, real_data):
     assert written == manifest["rows"]["groups"] == sum(rows["groups"] for rows in by_source.values())
     for word in (*sources, "not taken", "groups written", "all"):
         assert word in result.stderr
+
+
+@pytest.mark.slow
+def test_the_table_of_all_real_files_in_the_docs_is_what_the_real_tokenizer_gives(cli, real_data, gguf):
+    """The command of docs/format.md, which holds its table and its other figures."""
+    page = (REPOSITORY / "docs" / "format.md").read_text(encoding="utf-8")
+    (typed,) = re.findall(r"\$ (rmcli prepare --source .*?) -o data/all\n", page, flags=re.DOTALL)
+    typed = re.sub(r"path=(\w+\.jsonl\.gz)", lambda found: f"path={real_data / found[1]}", typed.replace("\\\n", " "))
+    typed = typed.replace("map_fn=examples", f"map_fn={REPOSITORY / 'examples'}")
+    model = ("-s", f"model.pretrained_model_name_or_path={gguf}", "-o", "all")
+    result = cli(*shlex.split(typed)[1:], *model)
+    assert result.code == 0, result.stderr
+    manifest = store.read_manifest(Path("all"))
+    columns = ("in", "kept", "rejected", "duplicates", "not_taken", "groups")
+    for rows in [*manifest["rows_by_source"], {"source": "all", **manifest["rows"]}]:
+        name = Path(rows["source"]).name.removesuffix(".jsonl.gz")
+        assert f"| {name} | {' | '.join(f'{rows[column]:,}' for column in columns)} |" in page
+    train, held_out = manifest["splits"]["train"], manifest["splits"]["eval"]
+    fill = [split["num_tokens"] / split["num_rows"] / 4096 for split in (train, held_out)]
+    assert (
+        f"{train['num_rows']} packs of 4,096 tokens are {fill[0]:.1%} full, {held_out['num_rows']} of\n".replace(
+            "%", " %"
+        )
+        in page
+    )

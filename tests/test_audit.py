@@ -360,6 +360,7 @@ def test_audit_answers_on_stdout_and_in_json(cli, prepared):
     assert figures["rows_left_out"] == {"duplicate": 1}
     assert figures["sources"][0]["longer_wins"] == 40
     assert figures["splits"]["train"]["replies_without_header"] == 0
+    assert [len(rows) for rows in figures["extremes"].values()] == [10, 10, 10]
     longest = figures["extremes"]["longest"][0]
     assert (longest["before_reply"], longest["reply"]) == (
         f"user question {longest['row_id']}",

@@ -1,6 +1,7 @@
 """Killed at any point, or with the disk full: the old set stays whole, nothing is left, a rerun is the same."""
 
 import errno
+import itertools
 import json
 import os
 import random
@@ -138,8 +139,10 @@ def test_twenty_five_random_kills_of_prepare(run, tmp_path, overwrite):
     seconds = run(command=command)["seconds"]  # others may slow this one down: some kills come too late
     expect_whole(target, new)
     draw = random.Random(0)
-    killed = 0
-    for _ in range(25):
+    killed = tried = 0
+    while killed < 25:
+        tried += 1
+        assert tried <= 200, f"{killed} of {tried} kills came in time"
         shutil.rmtree(target)
         if overwrite:
             shutil.copytree(tmp_path / "old", target)
@@ -151,7 +154,6 @@ def test_twenty_five_random_kills_of_prepare(run, tmp_path, overwrite):
         assert run(command=prepare_arguments(target, 300, True))["status"] == 0
         expect_whole(target, new)
         assert names(place) == ["set"]
-    assert killed >= 8
 
 
 @pytest.mark.slow
@@ -201,10 +203,11 @@ def test_fifty_random_kills_of_a_real_process(tmp_path):
         expect_whole(target, new)
         draw = random.Random(seed)
         with child() as run:
-            return sum(kill(run, target, draw, seconds_writing, number) for number in range(25))
+            landed = (kill(run, target, draw, seconds_writing, number) for number in range(100))
+            return len(list(itertools.islice(filter(None, landed), 25)))
 
     with ThreadPoolExecutor(2) as pool:
-        assert sum(pool.map(kills, (1, 2))) >= 20
+        assert sum(pool.map(kills, (1, 2))) == 50
 
 
 def test_a_half_replaced_set_is_put_back_and_that_is_said(tmp_path, capsys):

@@ -16,7 +16,7 @@ from conftest import write_lines
 from pyarrow import parquet
 from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase
 
-from rmcli import chat_templates, engines, map_fns, output, sources, store, threads
+from rmcli import chat_templates, config, engines, map_fns, output, sources, store, threads
 from rmcli.config import resolve
 from rmcli.encode import Encoder
 from rmcli.errors import ConfigError, RmcliError
@@ -441,14 +441,26 @@ def test_a_shard_that_is_none_is_refused(cli, tmp_path, shard):
 # --- progress ---
 
 
-def test_the_bar_knows_the_number_of_rows_of_local_sources(tmp_path):
+def test_the_bar_knows_the_number_of_rows_of_files_and_hub_sets(tmp_path, monkeypatch):
     write_lines(tmp_path / "a.jsonl", ROWS[:40])
     with gzip.open(tmp_path / "b.jsonl.gz", "wt") as file:
         file.write('{"a": 1}\n\n{broken\n')
     parquet.write_table(pa.Table.from_pylist(ROWS[:7]), tmp_path / "c.parquet")
+    (tmp_path / "d.csv").write_text('prompt,chosen\n"two\nlines",b\nc,d\nbroken\n')
+    (tmp_path / "e.json").write_text(json.dumps(ROWS[:5], indent=1))
+    for name, writer in (("f", pa.ipc.new_file), ("g", pa.ipc.new_stream)):
+        table = pa.Table.from_pylist(ROWS[:6])
+        with writer(str(tmp_path / f"{name}.arrow"), table.schema) as file:
+            file.write_table(table)
     local = [str(tmp_path), "tasks:11"]
-    assert sources.count_rows(local) == len(list(sources.read_rows(local, "train"))) == 40 + 2 + 7 + 11
-    assert sources.count_rows([*local, "org/name"]) is None
+    number = 40 + 2 + 7 + 3 + 5 + 6 + 6 + 11
+    assert sources.count_rows(local, "train") == len(list(sources.read_rows(local, "train"))) == number
+    asked = []
+    monkeypatch.setattr(sources, "_load_hub", lambda source, split: asked.append((source.path, split)) or ROWS[:9])
+    assert sources.count_rows([*local, "org/name"], "test") == number + 9
+    assert asked == [("org/name", "test")]
+    for unknown in ("memory://a.jsonl", "-", "path=org/name,streaming=true"):
+        assert sources.count_rows([config.parse_source(unknown) if "=" in unknown else unknown], "train") is None
 
 
 def test_the_bar_shows_rows_per_second_and_the_time_left(monkeypatch):

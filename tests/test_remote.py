@@ -7,7 +7,7 @@ import pytest
 from conftest import write_lines
 from fsspec.implementations.memory import MemoryFileSystem
 
-from rmcli import remote, store
+from rmcli import prepare, remote, store
 from rmcli.errors import RmcliError
 
 ROWS = [{"prompt": f"question {n}", "chosen": f"right {n}", "rejected": f"wrong {n}"} for n in range(40)]
@@ -36,6 +36,42 @@ def test_prepare_writes_to_a_url_what_it_writes_to_a_folder_and_train_reads_it(c
     assert all((copy / file).read_bytes() == (tmp_path / "out" / file).read_bytes() for file in files)
     trained = cli("train", "--preset", "tiny", "--data", url, "-o", "run", "-s", "train.max_steps=1")
     assert trained.code == 0, trained.stderr
+
+
+def test_what_is_prepared_at_a_url_is_audited_there(cli, tmp_path, url):
+    write_lines(tmp_path / "rows.jsonl", ROWS)
+    there = cli(*prepare_command("rows.jsonl", url), "--json", "--report", tmp_path / "there.html")
+    assert there.code == 0, there.stderr
+    assert f"the ten most extreme ones: rmcli audit {url}" in there.stderr
+    assert "prompt share" in there.stderr
+    figures = json.loads(there.stdout)["audit"]
+    assert figures["folder"] == url
+    assert url in (tmp_path / "there.html").read_text(encoding="utf-8")
+    assert cli(*prepare_command("rows.jsonl", "out")).code == 0
+    audits = [json.loads(cli("audit", place, "--json").stdout) for place in ("out", url)]
+    assert [one.pop("folder") for one in audits] == ["out", url]
+    assert audits[0] == audits[1] == {key: value for key, value in figures.items() if key != "folder"}
+
+
+def test_parts_at_urls_are_merged_into_a_url(cli, tmp_path, url, monkeypatch):
+    """One of them by another engine, as on a machine without gigatoken: both have proven their ids."""
+    write_lines(tmp_path / "rows.jsonl", ROWS)
+    versions = iter(["gigatoken 0.10.0", "transformers 5.23.0"])
+    real = prepare._manifest
+    named = lambda *arguments: {**real(*arguments), "tokenizer_engine": next(versions)}  # noqa: E731
+    monkeypatch.setattr(prepare, "_manifest", named)
+    parts = [f"{url}-{number}" for number in (1, 2)]
+    for number, part in enumerate(parts, 1):
+        assert cli(*prepare_command("rows.jsonl", part), "--shard", f"{number}/2").code == 0
+    merged = cli("prepare", "--merge", *parts, "-o", url)
+    assert merged.code == 0, merged.stderr
+    assert "40 in = 40 kept" in merged.stderr
+    assert f"the ten most extreme ones: rmcli audit {url}" in merged.stderr
+    manifest = store.read_manifest(remote.fetch(url))
+    assert manifest["tokenizer_engine"] == "gigatoken 0.10.0, transformers 5.23.0"
+    assert manifest["rows"]["kept"] == 40
+    assert cli("prepare", "--merge", *parts, "-o", url).code == 1
+    assert cli("prepare", "--merge", *parts, "-o", url, "--overwrite").code == 0
 
 
 def test_a_url_that_is_taken_is_left_alone_or_replaced_whole(cli, tmp_path, url):

@@ -96,6 +96,27 @@ def test_a_folder_is_all_its_files_in_sorted_order(tmp_path, place):
     assert read[2].value == {"prompt": "last"}
 
 
+@pytest.mark.parametrize("place", ["path", "memory://"])
+def test_a_saved_data_set_is_its_rows_and_one_of_several_splits_is_to_be_named(tmp_path, place, monkeypatch):
+    """What save_to_disk writes beside its Arrow files is JSON, but no rows."""
+    rows = datasets.Dataset.from_list(ROWS[:20])
+    rows.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": rows, "test": rows.select(range(3))}).save_to_disk(tmp_path / "two")
+    datasets.DatasetDict({"train": rows}).save_to_disk(tmp_path / "only")
+    monkeypatch.chdir(tmp_path / "one")
+    root = str(tmp_path)
+    if place != "path":
+        root = f"memory://{tmp_path}"
+        fsspec.filesystem("memory").put(str(tmp_path), str(tmp_path), recursive=True)
+    for folder in (f"{root}/one", f"{root}/only", f"{root}/two/train", *(["."] if place == "path" else [])):
+        assert [row.value for row in sources.read_rows([folder], "train")] == ROWS[:20]
+    with pytest.raises(ConfigError, match=r"two holds a saved data set of 2 splits, test, train") as error:
+        readers.files_of(f"{root}/two")
+    assert error.value.hint == f"name one: {root}/two/train"
+    (tmp_path / "state.json").write_text('{"a": 1}\n')  # of that name, but no saved set's
+    assert readers.files_of(str(tmp_path / "state.json")) == [str(tmp_path / "state.json")]
+
+
 def test_stdin_is_json_lines(monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"a": 1}\n\nbad\n{"a": 2}')))
     read = list(sources.read_rows(["-"], "train"))
@@ -200,15 +221,16 @@ def test_a_bad_csv_row_costs_no_other(tmp_path):
 def test_a_text_that_is_not_utf8_costs_its_own_arrow_row(tmp_path):
     offsets, data = pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0\3\0\0\0"), pa.py_buffer(b"a\xffc")
     texts = pa.Array.from_buffers(pa.string(), 3, [None, offsets, data])
-    batch = pa.record_batch([texts], ["t"])
+    batch = pa.record_batch([texts, pa.array([7, 8, 9])], ["t", "n"])
     with pa.ipc.new_stream(str(tmp_path / "a.arrow"), batch.schema) as writer:
         writer.write_batch(batch)
     read = list(readers.read_file(str(tmp_path / "a.arrow")))
     assert [(row.number, row.value, row.problem) for row in read] == [
-        (1, {"t": "a"}, None),
+        (1, {"t": "a", "n": 7}, None),
         (2, None, "bad_text"),
-        (3, {"t": "c"}, None),
+        (3, {"t": "c", "n": 9}, None),
     ]
+    assert read[1].text == '{"t": "(not UTF-8)", "n": 8}'
 
 
 @pytest.mark.parametrize("name", sorted(FORMATS.keys() - {"a.jsonl", "lines.json", "a.csv"}))

@@ -132,6 +132,16 @@ def test_a_deleted_and_a_swapped_shard_are_found(tmp_path):
     refused(folder, f"train/{FIRST}", "is damaged: sha256")
 
 
+def test_two_shards_of_one_split_that_changed_places_are_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "SHARD_BYTES", 20_000)
+    folder = write(tmp_path / "set", groups_of(400))
+    first, second, *_ = sorted((folder / "train").iterdir())
+    aside = tmp_path / "aside"
+    for one, other in ((first, aside), (second, first), (aside, second)):
+        one.rename(other)
+    refused(folder, f"train/{first.name}", "is damaged: ")
+
+
 def test_a_wrong_number_of_rows_is_found_when_the_sha256_is_right(tmp_path):
     folder = write(tmp_path / "set", groups_of(100))
     manifest = store.read_manifest(folder)

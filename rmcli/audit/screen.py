@@ -18,7 +18,10 @@ def show(figures: Mapping[str, Any], *, brief: bool) -> None:
         to_answer=to_answer,
         title="lengths: so many per cent are at most as long",
     )
-    if not brief:
+    if brief:
+        shares = (f"{name} {one['prompt_share']:.1%}" for name, one in figures["splits"].items() if one["groups"])
+        write(f"prompt share of all tokens, unshared: {', '.join(shares)}")
+    else:
         columns = ["split", "groups", "packs", "pack fill", "prompt share", "sharing ratio", "truncated"]
         output.table(columns, split_rows(figures), to_answer=True, title="splits")
     output.table(
@@ -29,7 +32,9 @@ def show(figures: Mapping[str, Any], *, brief: bool) -> None:
     )
     for line in summary_lines(figures):
         write(line)
-    if not brief:
+    if brief:
+        write(f"endings, the rows found and the ten most extreme ones: rmcli audit {figures['folder']}")
+    else:
         _show_endings(figures)
         _show_rows(figures)
     if figures["findings"]:
