@@ -1,7 +1,7 @@
 """How close `rmcli train` comes to what a GPU can do: model FLOPs of whole optimizer steps over its peak (MFU).
 
     python benchmarks/mfu.py internlm2-1.8b --tokenizer FOLDER --data hh_rlhf_harmless.jsonl.gz --map-fn hh_rlhf \\
-        --max-packed-length 16384 --packs 4 --way train.kernels=compile --output gpu-internlm2-1.8b-mfu.json
+        --max-packed-length 16384 --packs 4 --way train.kernels=compile --output mfu-internlm2-1.8b-2026-01-31.json
 
 Random weights of a real shape (benchmarks/material.py), the lengths of real pairs, the command as users run it: its
 own loop, its batches built ahead, its own meter. Only the writing of the model folder is left out. Each way is a
@@ -61,6 +61,8 @@ def run_way(job: dict[str, Any]) -> dict[str, Any]:
     loop.run(build_job(resolve(job["preset"], settings=job["settings"]), Path(job["data"]), run))
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     on_cuda = torch.cuda.is_available()
+    if "mfu" not in lines[0]:
+        raise SystemExit("the peak of this device is not known: give train.peak_tflops in --way")
     return {
         "lines": [line for line in lines if "mfu" in line],
         "peak_device_gib": torch.cuda.max_memory_allocated() / figures.GIB if on_cuda else 0.0,
@@ -79,15 +81,20 @@ def measure(way: str, arguments: argparse.Namespace, folder: Path, number: int) 
     }
     path = folder / f"way-{number}.json"
     path.write_text(json.dumps(job), encoding="utf-8")
-    done = subprocess.run([sys.executable, __file__, "--way-of", str(path)], stdout=subprocess.PIPE, text=True)
+    done = subprocess.run([sys.executable, __file__, "--way-of", str(path)], capture_output=True, text=True)
+    sys.stderr.write(done.stderr)
     if done.returncode:
-        return {"settings": way, "error": f"exit code {done.returncode}; its error stands above"}
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        last = next(iter(reversed(done.stderr.strip().splitlines())), f"exit code {done.returncode}")
+        return {"settings": way, "error": last[:300]}
+    return {"settings": way, **summarize(json.loads(done.stdout.splitlines()[-1]))}
+
+
+def summarize(found: dict[str, Any]) -> dict[str, Any]:
+    """What the lines of a run come to: medians after the warm-up, and each line's own."""
     lines = found.pop("lines")
     # Line 1 is step 1 alone, line 2 step 2: the warm-up.
     timed = lines[2:]
     return {
-        "settings": way,
         **{name: median(line[name] for line in timed) for name in SHOWN},
         "seconds_per_step": median(line["pairs"] / line["pairs_per_s"] for line in timed) / LOG_EVERY,
         "pairs_per_step": sum(line["pairs"] for line in timed) / len(timed) / LOG_EVERY,
@@ -145,6 +152,9 @@ def main() -> None:
     parser.add_argument("--way", action="append", default=[], help="settings, by blanks; repeatable")
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
     arguments = parser.parse_args()
+    if arguments.lines < 1:
+        parser.error("--lines must be 1 at least")
+    machine = figures.machine()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         made = make_material(arguments, folder)
@@ -152,6 +162,7 @@ def main() -> None:
     worked = next((way for way in ways if "error" not in way), {})
     result = figures.heading(
         "mfu.py",
+        machine=machine,
         shape=arguments.shape,
         layers=arguments.layers,
         material=made,

@@ -272,6 +272,7 @@ def make_material(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]
 
 def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """The whole comparison: what goes into the JSON."""
+    machine = figures.machine()
     made = make_material(arguments, folder)
     names = arguments.contenders.split(",") if arguments.contenders else default_contenders(arguments)
     found: dict[str, Any] = {"facts": {}, "not_run": {}}
@@ -282,6 +283,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     shown = {name: facts["versions"] for name, facts in found["facts"].items()}
     result = figures.heading(
         "train.py",
+        machine=machine,
         model=arguments.model_config or Path(arguments.model or material.GGUF).name,
         layers=None if arguments.model_config else arguments.layers,
         material=made,
@@ -291,6 +293,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         pairs_per_step=arguments.pairs_per_step,
         steps=arguments.steps,
         warmup=arguments.warmup,
+        at_once=arguments.at_once,
         threads={name: facts["threads"] for name, facts in found["facts"].items()},
         versions={"rmcli": shown[OURS]} | ({"trl": shown[best]} if best else {}),
         contenders=table,
@@ -402,6 +405,8 @@ def parser() -> argparse.ArgumentParser:
 
 def checked(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> argparse.Namespace:
     arguments.layers = arguments.layers or None
+    if arguments.at_once < 1:
+        parser.error("--at-once must be 1 at least")
     needs_trl = arguments.against == "trl" or "trl" in (arguments.contenders or "")
     if needs_trl and not arguments.startup and arguments.trl_python is None:
         parser.error("--trl-python is missing: TRL lives in an environment of its own")

@@ -41,8 +41,8 @@ def join_bits(weight: Tensor, low: Tensor) -> Tensor:
     return _join(weight.view(torch.int16), low).view(torch.float32)
 
 
-# The passes over all weights around the update are integers and tables alone, so that compiling them, which makes one
-# kernel of each, changes no bit of a master.
+# The passes over all weights around the update, which may be compiled into one kernel each. Those of split weights
+# are integers alone: compiling them changes no bit. Those of 8-bit states divide.
 
 
 def _split(bits_N: Tensor) -> tuple[Tensor, Tensor]:

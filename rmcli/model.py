@@ -87,6 +87,17 @@ def set_attention(network: Any, backend: str) -> None:
     network.packed_backend = backend
 
 
+@contextmanager
+def attention_backend(network: Any, backend: str) -> Iterator[None]:
+    """Run packed rows by another backend for a while."""
+    before = getattr(network, "packed_backend", "auto")
+    set_attention(network, backend)
+    try:
+        yield
+    finally:
+        set_attention(network, before)
+
+
 def check_attention(config: Config, model_config: PreTrainedConfig, rows: Rows, device: torch.device) -> None:
     """Raise ConfigError when `model.attention` cannot run this model here, before its weights are loaded."""
     backend = config.model.attention

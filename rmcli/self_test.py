@@ -1,13 +1,16 @@
 """The self-test at the start of a run: packed + shared against each conversation alone, on this model and device.
 
-What is right is transformers' eager attention on single conversations in float32. In bfloat16 the same single
-conversations are some per cent away from that, the more the deeper the model, so packed rows cannot be nearer: their
-distance is held against the distance of the single ones. Where a mixture of experts sends one token elsewhere by
-rounding it is many times as large, by chance: in bfloat16 a probe that fails is drawn again.
+What is right is transformers' eager attention on single conversations in float32. Packed rows must equal it to EXACT
+in float32, which proves their layout and positions on this architecture. Where the run computes in bfloat16, that is
+then held against the same: single conversations themselves are some per cent away from float32 there, the more the
+deeper the model, so packed rows may be TIMES as far. Where a mixture of experts sends one token elsewhere by rounding
+it is farther, by chance: a probe that fails in bfloat16 is drawn again.
+Compiled layers are no part of it: they are compiled when the first row of the run passes through them.
 Axes: T tokens of the row, S scores, D hidden size, N random heads.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +24,7 @@ from rmcli.records import TokenGroup
 
 NUM_HEADS = 64  # a single score may agree by chance
 EXACT = 1e-4  # limit in float32
-REDUCED, TIMES = 1e-2, 2  # least limit in bfloat16, and how many times the distance of single conversations it is
+REDUCED, TIMES = 1e-2, 2  # in bfloat16: the least limit, and how many times the distance of single conversations
 PROBES = 3  # drawn in bfloat16 at most
 
 
@@ -111,37 +114,73 @@ class SelfTest:
         # A NaN compares false: it does not pass.
         return self.score_error <= self.score_limit and self.gradient_error <= self.gradient_limit
 
+    def said(self, precision: str) -> str | None:
+        """Say the result; returns what is wrong, if anything is."""
+        limits = f"limit {self.score_limit:.0e}"
+        if self.score_limit != self.gradient_limit:
+            limits = f"limits {self.score_limit:.1e}, {self.gradient_limit:.1e}"
+        output.say(
+            f"self-test{precision}: packed + shared against each conversation alone: score {self.score_error:.1e}, "
+            f"gradient {self.gradient_error:.1e} ({limits}) {'ok' if self.passed else 'FAILED'}"
+        )
+        if self.passed:
+            return None
+        return (
+            f"scores of packed rows are {self.score_error:.1e} apart from single ones, gradients "
+            f"{self.gradient_error:.1e} ({limits}){precision}"
+        )
 
-def expect(network: Any, choice: RowChoice, dtype: str, seed: int = 0) -> list[Outcome]:
-    """Single conversations of each probe in float32, for `settle_rows`; none where rows are not packed.
 
-    Taken as soon as the weights are loaded: once they are bfloat16 nothing can tell what is right.
+@dataclass(frozen=True)
+class Expected:
+    """Single conversations of each probe in float32, and what is wrong with packed rows there."""
+
+    outcomes: tuple[Outcome, ...] = ()
+    problem: str | None = None
+
+
+def expect(network: Any, choice: RowChoice, dtype: str, seed: int = 0) -> Expected:
+    """The self-test in float32, said aloud, and what the one in bfloat16 needs of it; nothing unless rows are packed.
+
+    Called as soon as the weights are loaded: once they are bfloat16 nothing can tell what is right.
     """
     if choice.rows != "packed":
-        return []
-    number = PROBES if _is_reduced(network, dtype) else 1
-    return [Probe.of(network, seed + n).run_alone(network, "float32") for n in range(number)]
+        return Expected()
+    assert network.dtype != torch.bfloat16
+    reduced = model.is_reduced(dtype, network.device)
+    try:
+        with _evaluating(network):
+            probes = [Probe.of(network, seed + number) for number in range(PROBES if reduced else 1)]
+            outcomes = tuple(probe.run_alone(network, "float32") for probe in probes)
+            with model.attention_backend(network, "sdpa") if reduced else nullcontext():
+                packed = probes[0].run_packed(network, "float32")
+    except ConfigError:
+        raise  # the attention that was asked for lacks what this model needs
+    except RmcliError as error:
+        return Expected(problem=error.message)
+    return Expected(outcomes, SelfTest(*packed.distances(outcomes[0]), EXACT, EXACT).said(""))
 
 
-def _is_reduced(network: Any, dtype: str) -> bool:
-    return network.dtype == torch.bfloat16 or model.is_reduced(dtype, network.device)
+def compare_reduced(network: Any, probe: Probe, outcome: Outcome, dtype: str) -> SelfTest:
+    """Packed rows in bfloat16 against float32; the limits are what single conversations reach, times TIMES."""
+    with _evaluating(network):
+        errors = probe.run_packed(network, dtype).distances(outcome)
+        of_alone = probe.run_alone(network, dtype).distances(outcome)
+    return SelfTest(*errors, *(max(REDUCED, TIMES * distance) for distance in of_alone))
 
 
-def compare(network: Any, probe: Probe, expected: Outcome, dtype: str) -> SelfTest:
-    """Packed rows against `expected`; in bfloat16 the limits are what single conversations reach, times TIMES."""
+@contextmanager
+def _evaluating(network: Any) -> Iterator[None]:
     was_training = network.training
     network.eval()
-    errors = probe.run_packed(network, dtype).distances(expected)
-    limits = (EXACT, EXACT)
-    if _is_reduced(network, dtype):
-        of_alone = probe.run_alone(network, dtype).distances(expected)
-        limits = tuple(max(REDUCED, TIMES * distance) for distance in of_alone)
-    network.train(was_training)
-    return SelfTest(*errors, *limits)
+    try:
+        yield
+    finally:
+        network.train(was_training)
 
 
 def settle_rows(
-    network: Any, choice: RowChoice, dtype: str, seed: int = 0, expected: Sequence[Outcome] = ()
+    network: Any, choice: RowChoice, dtype: str, seed: int = 0, expected: Expected | None = None
 ) -> RowChoice:
     """Say how conversations are run, and prove packed rows on this model and device.
 
@@ -156,7 +195,10 @@ def settle_rows(
         return choice
     if choice.rows == "single":
         return _single(network, str(choice.reason))
-    problem = _problem(network, dtype, seed, expected or expect(network, choice, dtype, seed))
+    expected = expected or expect(network, choice, dtype, seed)
+    problem = expected.problem
+    if problem is None and (network.dtype == torch.bfloat16 or model.is_reduced(dtype, network.device)):
+        problem = _problem_in_bfloat16(network, expected.outcomes, dtype, seed)
     if problem is None:
         model.hold_rope(network)
         return choice
@@ -171,30 +213,20 @@ def _single(network: Any, reason: str) -> RowChoice:
     return RowChoice("single", reason)
 
 
-def _problem(network: Any, dtype: str, seed: int, expected: Sequence[Outcome]) -> str | None:
-    """What is wrong with packed rows on this network by every probe; None as soon as one passes."""
-    apart = None
-    for number, outcome in enumerate(expected):
+def _problem_in_bfloat16(network: Any, outcomes: Sequence[Outcome], dtype: str, seed: int) -> str | None:
+    """What is wrong by every probe; None as soon as one passes."""
+    problem = None
+    for number, outcome in enumerate(outcomes):
         try:
-            result = compare(network, Probe.of(network, seed + number), outcome, dtype)
+            result = compare_reduced(network, Probe.of(network, seed + number), outcome, dtype)
         except ConfigError:
-            raise  # the attention that was asked for lacks what this model needs
+            raise
         except RmcliError as error:
             return error.message
-        limits = f"limit {result.score_limit:.0e}"
-        if result.score_limit != result.gradient_limit:
-            limits = f"limits {result.score_limit:.1e}, {result.gradient_limit:.1e}"
-        output.say(
-            f"self-test: packed + shared against each conversation alone: score {result.score_error:.1e}, "
-            f"gradient {result.gradient_error:.1e} ({limits}) {'ok' if result.passed else 'FAILED'}"
-        )
-        if result.passed:
+        problem = result.said(" in bfloat16")
+        if problem is None:
             return None
-        apart = (
-            f"scores of packed rows are {result.score_error:.1e} apart from single ones, gradients "
-            f"{result.gradient_error:.1e} ({limits})"
-        )
-    return apart
+    return problem
 
 
 def probe_groups(vocab_size: int, seed: int) -> tuple[list[TokenGroup], list[list[int]]]:

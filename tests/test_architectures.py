@@ -8,13 +8,13 @@ from contextlib import nullcontext
 import pytest
 import torch
 from conftest import REPOSITORY, NoWaiting, single_batches
-from test_exactness import gradients, largest_relative, uneven_groups
+from test_exactness import gradients, largest_relative, one_key_more, uneven_groups
 from tiny_backbones import FELT, PACKED, SINGLE, tiny_config
 from transformers import AutoModelForSequenceClassification, LlamaConfig, Phi3Config
 
 from rmcli import architectures, attention, batch, model
 from rmcli.errors import RmcliError
-from rmcli.self_test import settle_rows
+from rmcli.self_test import expect, settle_rows
 
 
 def tiny_network(name: str, seed: int = 0, **changes: object) -> torch.nn.Module:
@@ -261,6 +261,26 @@ def test_a_proven_architecture_that_fails_is_a_fault(monkeypatch):
     monkeypatch.setattr(attention.PackedLayout, "mask", full)
     with pytest.raises(RmcliError, match="self-test failed: scores of packed rows are"):
         settle_rows(network, architectures.RowChoice("packed"), "float32")
+
+
+def test_what_rounding_hides_in_bfloat16_is_found_in_float32(monkeypatch):
+    """One key more moves nanochat by less than bfloat16 does."""
+    network = tiny_network("nanochat")
+    network.set_attn_implementation(attention.ATTENTION_NAME)
+    monkeypatch.setattr(attention.PackedLayout, "mask", one_key_more)
+    with pytest.raises(RmcliError, match=r"self-test failed: scores of packed rows are .*\(limit 1e-04\)$"):
+        settle_rows(network, architectures.RowChoice("packed"), "bfloat16")
+
+
+@pytest.mark.parametrize("name", ["cohere2_moe", "deepseek_v2", "gpt_oss", "mellum"])
+def test_mixtures_of_experts_pass_with_bfloat16_weights(name):
+    """A token that rounding sends to another expert makes one probe fail, not three."""
+    network, packed = tiny_network(name), architectures.RowChoice("packed")
+    network.set_attn_implementation(attention.ATTENTION_NAME)
+    expected = expect(network, packed, "bfloat16")
+    for parameter in network.base_model.parameters():
+        parameter.data = parameter.data.bfloat16()
+    assert settle_rows(network, packed, "bfloat16", expected=expected) == packed
 
 
 # --- classifiers that transformers does not have ---

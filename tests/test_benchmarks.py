@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ sys.path.append(str(REPOSITORY / "benchmarks"))
 
 import figures
 import material
+import mfu
 import scaling
 import train
 
@@ -56,6 +58,55 @@ def test_the_page_says_what_is_not_measured(tmp_path):
     assert text.count("Not yet measured.") == 8
     assert "2026-01-10: P, 2 cores ([figures](../benchmarks/results/startup-2026-01-10.json))." in text
     assert "| **rmcli over bare** | **3.00x** |" in text
+
+
+def test_the_page_of_prepares_speed_says_what_its_figures_say():
+    page = (REPOSITORY / "docs" / "prepare-speed.md").read_text(encoding="utf-8")
+    names = re.findall(r"results/(prepare-threads-[0-9-]+\.json)", page)
+    assert len(names) == 1
+    found = json.loads((BENCHMARKS / "results" / names[0]).read_text(encoding="utf-8"))
+    ways = ("xtuner", "bare", "bare, first thread", "transformers")
+    for way in ways:
+        llama3, smollm2 = (f"{found[name]['seconds'][way]['cpu']:.3f}" for name in ("llama3", "smollm2"))
+        assert f"| {llama3} | {smollm2} |" in page
+    assert f"| {found['llama3']['seconds']['gigatoken']['cpu']:.3f} | refused |" in page
+    for what, digits in (("over XTuner's way", ".1f"), ("of the bare tokenizer's time", ".2f")):
+        key, unit = f"{what}, transformers (cpu)", "x" * (digits == ".1f")
+        shown = [f"**{found[name]['ratios'][key]:{digits}}{unit}**" for name in ("llama3", "smollm2")]
+        assert f"| **{what}, transformers** | {' | '.join(shown)} |" in page
+    for name, label in (("llama3", "Llama-3"), ("smollm2", "SmolLM2")):
+        rounds = found[name]["rounds"]
+        taken = zip(rounds["transformers"], rounds["transformers, num_proc 2"], strict=True)
+        each = ", ".join(f"{one['wall'] / two['wall']:.2f}" for one, two in taken)
+        assert f"| encoding, {label} | {each} |" in page
+    rounds = found["whole command"]["rounds"]
+    each = ", ".join(f"{one / two:.2f}" for one, two in zip(rounds["1"], rounds["2"], strict=True))
+    assert f"| the whole command, 181,200 rows, SmolLM2 | {each} | 122 and 67 |" in page
+
+
+def test_mfu_is_the_median_of_the_lines_after_the_warm_up():
+    def line(mfu: float, pairs: int, pairs_per_s: float) -> dict[str, float]:
+        rest = {"effective_mfu": 2 * mfu, "tokens_per_s": 9.0, "tokens": 100 * pairs, "loss": mfu}
+        return {"mfu": mfu, "pairs": pairs, "pairs_per_s": pairs_per_s, **rest}
+
+    lines = [line(0.01, 8, 1), line(0.02, 8, 1), line(0.4, 16, 4), line(0.5, 16, 2), line(0.3, 20, 10)]
+    found = mfu.summarize({"lines": lines, "peak_device_gib": 7.0, "versions": {}, "device_name": "GPU"})
+    assert (found["mfu"], found["effective_mfu"], found["peak_device_gib"]) == (0.4, 0.8, 7.0)
+    assert found["seconds_per_step"] == 2.0  # of 4, 8 and 2 seconds for two steps each
+    assert found["pairs_per_step"] == pytest.approx(52 / 3 / 2)
+    assert [one["mfu"] for one in found["each"]] == [0.4, 0.5, 0.3]
+    result = {"command": "python x", "machine": {"processor": "P", "cores": 2}, "max_packed_length": 8, "packs": 3}
+    result |= {"material": {"parameters": 1e6, "tokens_per_pair": 9.0, "sharing": 1.5}}
+    result["ways"] = [{"settings": "a=1", **found}, {"settings": "b=2", "error": "Error: no"}]
+    section = performance_page().utilization("mfu-x-2026-01-02.json", result)
+    assert "| a=1 | **40.0%** | 40.0%, 50.0%, 30.0% | 80.0% | 4.0 | 9 | 2.00 | 9 | 7.0 |" in section
+    assert "| b=2 | not run: Error: no | " in section
+
+
+def test_a_comparison_with_none_at_once_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        train.parse(["--at-once", "0"])
+    assert "--at-once must be 1 at least" in capsys.readouterr().err
 
 
 def test_the_scaling_page_has_the_tables_of_its_script():

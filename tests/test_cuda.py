@@ -199,6 +199,8 @@ WAYS = {
     "split": ("train.master_weights=split",),
     "8 bits": ("train.master_weights=split", "train.optimizer=adamw_8bit"),
     "compile": ("train.kernels=compile",),
+    "compile, split, 8 bits": ("train.kernels=compile", "train.master_weights=split", "train.optimizer=adamw_8bit"),
+    "liger": ("train.kernels=liger",),
     "compile, split, full": (
         "train.kernels=compile",
         "train.master_weights=split",
@@ -237,6 +239,8 @@ def on_cpu(tiny_run, tmp_path_factory) -> list[float]:
 @pytest.mark.parametrize("way", WAYS)
 def test_train_learns_on_cuda_as_on_the_cpu(way, tiny_run, on_cpu, tmp_path):
     """Split weights are bfloat16 in every sum of a forward; under autocast only products are."""
+    if way == "liger":
+        pytest.importorskip("liger_kernel", reason="the extra rmcli[liger] is not installed")
     torch._dynamo.reset()
     settings = WAYS[way]
     losses = losses_of(tiny_run.data, tmp_path / "run", (*going_on(tiny_run), *settings), 8)
@@ -257,7 +261,6 @@ def test_deterministic_runs_on_cuda_are_bitwise_equal(data, tmp_path):
 def test_no_step_waits_for_the_device(way, data, tmp_path, monkeypatch):
     """torch raises where a call would wait, in a step and in the building of its batches."""
     settings = ("train.max_steps=4", *WAYS[way])
-    waited = []
     run_step = loop._Trainer.run_step
 
     def strict(self, feed):
@@ -267,15 +270,11 @@ def test_no_step_waits_for_the_device(way, data, tmp_path, monkeypatch):
         try:
             self.feeder.build(feed.step)
             return run_step(self, built)
-        except RuntimeError as error:
-            waited.append(str(error))
-            raise
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
     monkeypatch.setattr(loop._Trainer, "run_step", strict)
     loop.run(build_job(resolve("tiny", settings=settings), data, tmp_path / "run"))
-    assert waited == []
 
 
 def test_the_model_folder_scores_on_cuda_as_transformers_does_on_the_cpu(data, tmp_path):

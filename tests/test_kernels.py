@@ -15,8 +15,9 @@ from rmcli import batch, kernels, model, store
 from rmcli.attention import RowShape, Segment
 from rmcli.config import TrainSection, resolve
 from rmcli.errors import ConfigError, RmcliError
+from rmcli.pack import pack
 from rmcli.plan import RowSizes, plan
-from rmcli.records import TokenGroup
+from rmcli.records import PAIR, Comparison, TokenGroup
 from rmcli.train.feed import groups_of, shape_of_all
 
 SHAPE = RowShape(num_tokens=192, longest=32)
@@ -89,6 +90,8 @@ def varlen_on_cpu(monkeypatch):
 
     def varlen_attn(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa=False):
         assert window_size == (-1, 0)
+        assert query.shape[1] == key.shape[1] or not torch.compiler.is_compiling()  # spread for their gradients' sum
+        assert enable_gqa == (query.shape[1] != key.shape[1])
         assert max_q >= (cu_seq_q[1:] - cu_seq_q[:-1]).max() if not torch.compiler.is_compiling() else True
         return varlen_kernel(query, key, value, cu_seq_q, cu_seq_k, scale)
 
@@ -148,24 +151,44 @@ def test_a_shape_grows_where_it_must_and_never_shrinks():
     assert (large.num_tokens, large.longest) == (1024, 16)
 
 
-@pytest.mark.parametrize(
-    "train",
-    [{"pairs_per_step": 50, "max_epochs": 2}, {"batch_size": 2, "accumulative_counts": 3}],
-    ids=["pairs", "packs"],
-)
-def test_one_shape_holds_every_forward_of_a_run_and_is_no_larger(train, tiny_run):
-    split = store.PackedSplit(tiny_run.data, "train")
+PAIRS = {"pairs_per_step": 7, "max_epochs": 2}
+PACKS = {"batch_size": 2, "accumulative_counts": 3}
+
+
+@pytest.mark.parametrize("train", [PAIRS, PACKS], ids=["pairs", "packs"])
+def test_one_shape_holds_every_forward_of_a_run_and_is_no_larger(train, tmp_path):
+    """Pairs and lists of three, some without a shared prompt; under focal, groups of ties alone are left out."""
+    generator = np.random.default_rng(0)
+    tie = (Comparison(0, 1, 0.5),)
+    groups = [
+        random_group(
+            generator,
+            int(generator.integers(0, 40)) * (number % 5 > 0),
+            [int(n) for n in generator.integers(1, 90, 2 + number % 2)],
+            comparisons=tie if number % 7 == 0 else PAIR,
+        )
+        for number in range(60)
+    ]
+    with store.StoreWriter(tmp_path / "set") as writer:
+        writer.add_rows("train", pack(groups, 300, shuffle=True, seed=0))
+        writer.finish({})
+    split = store.PackedSplit(tmp_path / "set", "train")
     sizes = RowSizes([split.group_tokens(row) for row in range(len(split))])
-    steps = plan(sizes, TrainSection.model_validate(train), True, 2048)
+    steps = plan(sizes, TrainSection.model_validate(train), True, 300)
     forwards = [forward for step in steps for forward in step.forwards[0]]
     shape = shape_of_all(forwards, split)
-    layouts = [batch.build_packed(groups_of(split, one, "ranking"), shape=shape).layout for one in forwards]
-    assert {layout.shape for layout in layouts} == {shape}
-    lengths = [[len(layout.segments), int(layout.cu_seq_k[-1]), max(layout.q_lengths)] for layout in layouts]
-    num_segments, num_keys, longest = map(max, zip(*lengths, strict=True))
-    assert (num_segments, num_keys, 1) == (shape.num_segments, shape.num_keys, shape.num_copies)
-    assert 0 <= shape.longest - longest < 128
+    for loss_type in ("ties", "focal"):
+        used = filter(None, (groups_of(split, one, loss_type) for one in forwards))
+        layouts = [batch.build_packed(own, shape=shape).layout for own in used]
+        assert {layout.shape for layout in layouts} == {shape}
+        if loss_type == "ties":  # all groups are used
+            lengths = [[len(one.segments), int(one.cu_seq_k[-1]), len(one.copies)] for one in layouts]
+            largest = tuple(map(max, zip(*lengths, strict=True)))
+            assert largest == (shape.num_segments, shape.num_keys, 1 + shape.num_copies)
+    assert shape.num_copies == 2
+    longest = max(len(group.prefix) + len(one) for group in groups for one in group.responses)
     own = max(int(sum(sizes.group_tokens[p.row][p.start : p.stop].sum() for p in one)) for one in forwards)
+    assert 0 <= shape.longest - longest < 128
     assert 0 <= shape.num_tokens - own < 128
     assert shape.num_tokens % 128 == shape.longest % 128 == 0
 

@@ -191,7 +191,7 @@ def test_split_scores_are_those_of_a_bfloat16_model():
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("state_bits", [32, 8])
 @pytest.mark.parametrize("split", [True, False])
-def test_compiled_passes_change_no_bit(split, state_bits, device, monkeypatch):
+def test_compiled_passes_change_no_bit_but_for_8_bit_codes_on_cuda(split, state_bits, device, monkeypatch):
     """On a CPU traced but not compiled: a compiler need not be there. Step 3 of 5 is left out."""
     if device == "cpu":
         monkeypatch.setattr(

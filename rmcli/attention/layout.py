@@ -45,9 +45,7 @@ class RowShape:
         num_copies = max(Counter(s.prefix_start for s in segments if s.prefix_length).values(), default=0)
         longest = self.longest if longest <= self.longest else _power_of_two(longest)
         whole = self.num_tokens if num_tokens <= self.num_tokens else num_tokens + -num_tokens % 1024
-        missing = whole - num_tokens
-        num_segments = len(segments) + -(-missing // longest)
-        num_keys += missing
+        num_segments, num_keys = RowShape(whole, longest).filled_up(num_tokens, len(segments), num_keys)
         return RowShape(
             num_tokens=whole,
             longest=longest,
@@ -55,6 +53,11 @@ class RowShape:
             num_segments=self.num_segments if num_segments <= self.num_segments else _power_of_two(num_segments),
             num_copies=self.num_copies if num_copies <= self.num_copies else _power_of_two(num_copies),
         )
+
+    def filled_up(self, num_tokens: Any, num_segments: Any, num_keys: Any) -> tuple[Any, Any]:
+        """Segments and keys of a row of so many tokens, what fills it up included; numbers, or arrays of them."""
+        missing = self.num_tokens - num_tokens
+        return num_segments + -(-missing // self.longest), num_keys + missing
 
     def filling(self, num_tokens: int) -> tuple[Segment, ...]:
         """Segments of their own over the tokens that are missing: nothing sees them."""

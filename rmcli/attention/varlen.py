@@ -49,12 +49,12 @@ def _in_one_call(kernel: Callable[[Tensor, Tensor, Tensor, Call], Tensor], call:
             "set model.attention=flex or sdpa",
         )
     query_THD, key_THD, value_THD = (_by_token(tensor, size) for tensor in (call.query, call.key, call.value))
-    key_KHD, value_KHD = gather_keys(key_THD, call.layout), gather_keys(value_THD, call.layout)
-    if torch.compiler.is_compiling():
-        # The kernel's own sum of grouped gradients is slow; here it becomes a part of the gather's backward.
-        groups = call.query.shape[1] // call.key.shape[1]
-        key_KHD, value_KHD = (tensor.repeat_interleave(groups, dim=1) for tensor in (key_KHD, value_KHD))
-    output_THD = kernel(query_THD, key_KHD, value_KHD, call._replace(scaling=call.scale))  # of the head as it was
+    output_THD = kernel(
+        query_THD,
+        gather_keys(key_THD, call.layout),
+        gather_keys(value_THD, call.layout),
+        call._replace(scaling=call.scale),  # of the head as it was
+    )
     return output_THD[..., :value_size].unsqueeze(0)
 
 
@@ -73,6 +73,10 @@ def _torch_kernel(query_THD: Tensor, key_KHD: Tensor, value_KHD: Tensor, call: C
     (`_flash_attention_backward` in torch's attention_backward.cu).
     """
     arguments: dict[str, Any] = {"window_size": _kernel_window(call.window), "scale": call.scale}
+    if torch.compiler.is_compiling():
+        # The kernel's own sum of grouped gradients is slow; here it becomes a part of the gather's backward.
+        groups = query_THD.shape[1] // key_KHD.shape[1]
+        key_KHD, value_KHD = (tensor.repeat_interleave(groups, dim=1) for tensor in (key_KHD, value_KHD))
     if query_THD.shape[1] != key_KHD.shape[1] and _wants_enable_gqa():
         arguments["enable_gqa"] = True
     layout = call.layout

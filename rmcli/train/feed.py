@@ -1,5 +1,6 @@
 """What each step needs, built ahead of it: while the device works on one step, a thread lays out the next."""
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -97,28 +98,24 @@ def groups_of(split: store.PackedSplit, forward: Iterable[Slice], loss_type: str
 
 
 def shape_of_all(forwards: Iterable[Iterable[Slice]], split: store.PackedSplit) -> RowShape:
-    """The one shape that all these forwards fill up to, none larger than needed.
+    """The one shape that all these forwards fill up to, no larger than the largest of them needs.
 
-    Offsets of segments that do not exist and lengths that none has cost a kernel time as well.
+    Offsets of segments that do not exist and lengths that none has cost a kernel time as well. Groups that the loss
+    does not use count, too: a forward without them is filled up.
     """
-    columns = [(split.group_tokens(row), *split.group_conversations(row)) for row in range(len(split))]
+    rows = [(split.group_tokens(row), *split.group_conversations(row)) for row in range(len(split))]
+    columns = np.stack([np.concatenate(column) for column in zip(*rows, strict=True)])  # one per group of the split
+    first = [0, *itertools.accumulate(split.groups_per_row)]
     sizes = []
     for forward in forwards:
-        cut = [[column[part.start : part.stop] for column in columns[part.row]] for part in forward]
-        tokens, conversations, unshared, longest = (np.concatenate(parts) for parts in zip(*cut, strict=True))
-        sizes.append((tokens.sum(), conversations.sum(), unshared.sum(), longest.max(), conversations.max()))
-    if not sizes:
-        return RowShape(num_tokens=128, longest=128)
-    tokens, conversations, unshared, longest, most = np.array(sizes).T
+        groups = [g for part in forward for g in range(first[part.row] + part.start, first[part.row] + part.stop)]
+        tokens, numbers, prefixes, longest = columns[:, groups]
+        unshared = tokens + (numbers - 1) * prefixes
+        sizes.append((tokens.sum(), numbers.sum(), unshared.sum(), longest.max(), numbers.max()))
+    tokens, numbers, unshared, longest, most = np.array(sizes).T
     num_tokens, longest = (int(largest) + -int(largest) % 128 for largest in (tokens.max(), longest.max()))
-    missing = num_tokens - tokens
-    return RowShape(
-        num_tokens=num_tokens,
-        longest=longest,
-        num_keys=int((unshared + missing).max()),
-        num_segments=int((conversations + -(-missing // longest)).max()),
-        num_copies=int(most.max()) - 1,
-    )
+    num_segments, num_keys = RowShape(num_tokens, longest).filled_up(tokens, numbers, unshared)
+    return RowShape(num_tokens, longest, int(num_keys.max()), int(num_segments.max()), int(most.max()) - 1)
 
 
 def ahead(build: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

@@ -52,7 +52,7 @@ def _run(job: Job, with_profile: bool) -> dict[str, Any]:
     expected = self_test.expect(network, job.row_choice, config.model.dtype, config.train.seed)
     if config.train.kernels == "liger":
         kernels.use_liger(network)
-    # Split weights become bfloat16 here: the self-test runs on what trains.
+    # Split weights become bfloat16 here: the second half of the self-test runs on them.
     optimizer = optim.build_optimizer(network, model.score_head(network), config.train)
     rows = self_test.settle_rows(network, job.row_choice, config.model.dtype, config.train.seed, expected).rows
     if config.train.activation_checkpointing != "none":
