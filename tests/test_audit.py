@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -443,3 +444,7 @@ def test_the_figures_of_the_real_hh_set_and_of_pairs_planted_in_it(cli, tmp_path
     longest = figures["extremes"]["longest"][0]
     assert (longest["row_id"], longest["tokens"], longest["reply_tokens"]) == (926, 1024, 560)
     assert longest["reply"].startswith("A house fire")
+    longest, apart, shortest = screen.extreme_lines(figures)  # what prepare prints of them
+    assert longest.startswith("the longest conversations, row (tokens): 926 (1,024), ")
+    assert shortest.startswith("the shortest replies, row (tokens): 24 (5), ")
+    assert re.fullmatch(r"answers to one prompt [^:]*: (\d+ \([\d,]+/\d+\), ){9}\d+ \([\d,]+/\d+\)", apart)

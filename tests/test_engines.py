@@ -3,16 +3,20 @@
 import gzip
 import io
 import json
+import os
+import pty
 import re
+import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import write_lines
+from conftest import REPOSITORY, write_lines
 from pyarrow import parquet
 from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase
 
@@ -461,6 +465,29 @@ def test_the_bar_knows_the_number_of_rows_of_files_and_hub_sets(tmp_path, monkey
     assert asked == [("org/name", "test")]
     for unknown in ("memory://a.jsonl", "-", "path=org/name,streaming=true"):
         assert sources.count_rows([config.parse_source(unknown) if "=" in unknown else unknown], "train") is None
+
+
+def test_prepare_draws_its_bar_on_a_terminal(tmp_path):
+    """A JSON array, whose rows are counted first; stderr is a terminal, stdout is not."""
+    (tmp_path / "rows.json").write_text(json.dumps(ROWS * 5))
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "rmcli", "prepare", "rows.json", "--map-fn", "canonical", "--preset", "tiny"]
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", "PYTHONPATH": str(REPOSITORY)}
+    environment = {name: value for name, value in environment.items() if name not in ("NO_COLOR", "CI")}
+    with subprocess.Popen(
+        [*command, "--no-audit", "-o", "out"], stdout=subprocess.PIPE, stderr=theirs, cwd=tmp_path, env=environment
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        with suppress(OSError):  # how Linux says that the other end is closed
+            while part := os.read(ours, 4096):
+                shown += part
+        assert process.wait() == 0, shown.decode()
+        assert process.stdout.read() == b"out\n"
+    os.close(ours)
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
+    assert re.search(r"prepare .* [1-9]\d*/10000 +[\d,]+ rows/s +0:00:\d\d", text)
+    assert "10,000 in" in text
 
 
 def test_the_bar_shows_rows_per_second_and_the_time_left(monkeypatch):

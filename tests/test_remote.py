@@ -42,7 +42,7 @@ def test_what_is_prepared_at_a_url_is_audited_there(cli, tmp_path, url):
     write_lines(tmp_path / "rows.jsonl", ROWS)
     there = cli(*prepare_command("rows.jsonl", url), "--json", "--report", tmp_path / "there.html")
     assert there.code == 0, there.stderr
-    assert f"the ten most extreme ones: rmcli audit {url}" in there.stderr
+    assert f"their texts, and how conversations end: rmcli audit {url}" in there.stderr
     assert "prompt share" in there.stderr
     figures = json.loads(there.stdout)["audit"]
     assert figures["folder"] == url
@@ -66,7 +66,7 @@ def test_parts_at_urls_are_merged_into_a_url(cli, tmp_path, url, monkeypatch):
     merged = cli("prepare", "--merge", *parts, "-o", url)
     assert merged.code == 0, merged.stderr
     assert "40 in = 40 kept" in merged.stderr
-    assert f"the ten most extreme ones: rmcli audit {url}" in merged.stderr
+    assert f"their texts, and how conversations end: rmcli audit {url}" in merged.stderr
     manifest = store.read_manifest(remote.fetch(url))
     assert manifest["tokenizer_engine"] == "gigatoken 0.10.0, transformers 5.23.0"
     assert manifest["rows"]["kept"] == 40

@@ -33,7 +33,9 @@ def show(figures: Mapping[str, Any], *, brief: bool) -> None:
     for line in summary_lines(figures):
         write(line)
     if brief:
-        write(f"endings, the rows found and the ten most extreme ones: rmcli audit {figures['folder']}")
+        for line in extreme_lines(figures):
+            write(line)
+        write(f"their texts, and how conversations end: rmcli audit {figures['folder']}")
     else:
         _show_endings(figures)
         _show_rows(figures)
@@ -131,6 +133,21 @@ def extreme_rows(entries: list[dict[str, Any]], width: int) -> list[list[Any]]:
             one["reply"][:width],
         ]
         for one in entries
+    ]
+
+
+def extreme_lines(figures: Mapping[str, Any]) -> list[str]:
+    """The same rows by number and length alone: a line for each kind."""
+    shown = {
+        "longest": lambda one: f"{one['tokens']:,}",
+        "longest_ratio": lambda one: f"{one['longest_reply']:,}/{one['shortest_reply']:,}",
+        "shortest_reply": lambda one: f"{one['reply_tokens']:,}",
+    }
+    return [
+        f"{EXTREME_TITLES[name].partition(' (')[0]}, row (tokens): "
+        + ", ".join(f"{one['row_id']} ({length(one)})" for one in figures["extremes"][name])
+        for name, length in shown.items()
+        if figures["extremes"][name]
     ]
 
 
