@@ -155,7 +155,7 @@ def test_what_activation_checkpointing_keeps_and_computes_again():
         if kind != "none":
             model.checkpoint_activations(network, kind)
         model.scores(network, packed)  # what the first call alone allocates
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
             scores = model.scores(network, packed)
         held[kind] = sum(event.self_cpu_memory_usage for event in profiler.key_averages())
         with FlopCounterMode(display=False) as counter:
