@@ -21,7 +21,6 @@ from typing import Any
 
 import figures
 import material
-import train
 
 LOG_EVERY = 2
 SHOWN = ("mfu", "effective_mfu", "pairs_per_s", "tokens_per_s")
@@ -116,12 +115,7 @@ def make_material(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]
         map_fn=arguments.map_fn,
         settings=tuple(settings_of(arguments, folder / "model", "")),
     )
-    path = material.as_file(request, folder / "request.json")
-    made = subprocess.run(
-        [sys.executable, str(train.FOLDER / "material.py"), str(path)], check=True, stdout=subprocess.PIPE, text=True
-    )
-    answer: dict[str, Any] = json.loads(made.stdout.splitlines()[-1])
-    return answer
+    return material.make_apart(request)
 
 
 def show(result: dict[str, Any]) -> None:

@@ -262,12 +262,7 @@ def make_material(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]
         map_fn=arguments.map_fn,
         settings=tuple(our_settings(arguments, folder / "model")),
     )
-    path = material.as_file(request, folder / "request.json")
-    made = subprocess.run(
-        [sys.executable, str(FOLDER / "material.py"), str(path)], check=True, stdout=subprocess.PIPE, text=True
-    )
-    answer: dict[str, Any] = json.loads(made.stdout.splitlines()[-1])
-    return answer
+    return material.make_apart(request)
 
 
 def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -182,6 +181,7 @@ def prepare_command(
     """Map, tokenize and pack preference data to Arrow on disk."""
     from rmcli import audit, prepare
     from rmcli import config as configs
+    from rmcli.readers import is_url
     from rmcli.tokenizer import load_tokenizer
 
     if report is not None:
@@ -211,17 +211,16 @@ def prepare_command(
         _option_layer("model", chat_template=_absolute_if_file(chat_template)),
     ]
     resolved = configs.resolve(preset, config or (), set_ or (), options=options)
-    url = out if out is not None and "://" in out else None
-    plan = prepare.plan(resolved, None if out is None or url else Path(out))
-    target = url or str(plan.folder)
+    plan = prepare.plan(resolved, None if out is None else Path(out))
+    target = out if out is not None and is_url(out) else str(plan.folder)
     if dry_run:
         shown = {"sources": [named.section.model_dump() for named in plan.sources], "output": target}
         _show_config(plan.resolved, shown, json)
         return
-    with prepare.at_url(url, overwrite) if url else nullcontext(plan.folder) as folder:
+    with prepare.folder_for(target, overwrite) as folder:
         reward = load_tokenizer(resolved.config.model)
         local = replace(plan, folder=folder)
-        manifest = prepare.run(local, overwrite and not url, show, place=target, reward=reward)
+        manifest = prepare.run(local, overwrite, show, place=target, reward=reward)
         num_threads = resolved.config.data.num_proc
         audited = _audit_prepared(folder, target, resolved.config.model, with_audit, report, reward, num_threads)
     if json:
@@ -266,10 +265,9 @@ def _merge(
 
     if not parts or out is None:
         raise ConfigError("--merge joins prepared folders into a new one", "rmcli prepare --merge DIR... -o DIR")
-    folders = [remote.fetch(part) if "://" in part else Path(part) for part in parts]
-    to_url = "://" in out
-    with prepare.at_url(out, overwrite) if to_url else nullcontext(Path(out)) as folder:
-        manifest = prepare.merge(folders, folder, overwrite and not to_url)
+    folders = [remote.local(part) for part in parts]
+    with prepare.folder_for(out, overwrite) as folder:
+        manifest = prepare.merge(folders, folder, overwrite)
         audited = {}
         if with_audit or report is not None:
             model = configs.ModelSection(**manifest["config"]["model"])
@@ -301,7 +299,7 @@ def audit_command(
 
     if report is not None:
         audit.check_plots()
-    folder = remote.fetch(place) if "://" in place else Path(place)
+    folder = remote.local(place)
     manifest = store.read_manifest(folder)
     own = configs.Layer(f"{place}/manifest.json", {"model": manifest["config"]["model"]}, explicit=False)
     resolved = configs.resolve(preset, config or (), set_ or (), base=own)
@@ -363,10 +361,7 @@ def train_command(
     from rmcli import remote, train
 
     resolved = configs.resolve(preset, config or (), set_ or ())
-    if data is None:
-        folder = _prepared_data(resolved, dry_run)
-    else:
-        folder = remote.fetch(data) if "://" in data else Path(data)
+    folder = _prepared_data(resolved, dry_run) if data is None else remote.local(data)
     job = train.build_job(resolved, folder, out)
     if dry_run:
         _show_config(job.resolved, train.describe(job), json)

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from rmcli import accounting, chat_templates, decontaminate, engines, map_fns, output, remote, sources, store
+from rmcli import accounting, chat_templates, decontaminate, engines, map_fns, output, readers, remote, sources, store
 from rmcli.config import DataSection, Layer, Resolved, SourceSection, relayer
 from rmcli.duplicates import Seen
 from rmcli.encode import Encoder, group_key, is_held_out, prompt_of
@@ -175,16 +175,22 @@ def _known_prompt(row: Mapping[str, Any]) -> Conversation | None:
 
 
 @contextmanager
-def at_url(url: str, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder to prepare in; what was written is proven, and uploaded to `url` when the context ends."""
-    remote.check_target(url, overwrite)
+def folder_for(place: str, overwrite: bool) -> Iterator[Path]:
+    """The folder to prepare in: `place` itself, or a temporary one where that is a URL.
+
+    What was written there is proven, and uploaded when the context ends.
+    """
+    if not readers.is_url(place):
+        yield Path(place)
+        return
+    remote.check_target(place, overwrite)
     with TemporaryDirectory(prefix="rmcli-") as temporary:
         folder = Path(temporary) / "data"
         yield folder
         for split in store.SPLITS:
             store.PackedSplit(folder, split)  # compares each file with its hash
-        remote.upload(folder, url)
-    output.say(f"uploaded to {url}")
+        remote.upload(folder, place)
+    output.say(f"uploaded to {place}")
 
 
 def merge(parts: Sequence[Path], folder: Path, overwrite: bool = False) -> dict[str, Any]:

@@ -94,6 +94,75 @@ def test_a_url_that_is_taken_is_left_alone_or_replaced_whole(cli, tmp_path, url)
     assert "holds no prepared data, so --overwrite leaves it alone" in foreign.stderr
 
 
+class Killed(BaseException):
+    """Nothing catches it: what comes after it is not done."""
+
+
+CHANGES = ("put_file", "cp_file", "rm_file", "pipe_file", "makedirs", "rm")
+
+
+@pytest.mark.parametrize("over_an_old_set", [True, False])
+def test_an_upload_killed_at_any_point_leaves_the_old_set_or_the_new_one(
+    cli, tmp_path, url, monkeypatch, over_an_old_set
+):
+    """Before each call that changes something: what is fetched is whole, and the next upload leaves nothing over."""
+    for name, rows in (("old", ROWS), ("new", ROWS[:30])):
+        write_lines(tmp_path / f"{name}.jsonl", rows)
+        assert cli(*prepare_command(f"{name}.jsonl", name), "--no-audit").code == 0
+    file_system, root = fsspec.core.url_to_fs(url)
+    seen, calls, last = set(), 0, None
+
+    def at_most(number: int | None) -> None:
+        for name in CHANGES:
+            real = getattr(type(file_system), name)
+            real = getattr(real, "real", real)
+
+            def limited(self, *arguments, real=real, **options):
+                nonlocal calls
+                calls += 1
+                if number is not None and calls > number:
+                    raise Killed
+                return real(self, *arguments, **options)
+
+            limited.real = real
+            monkeypatch.setattr(type(file_system), name, limited)
+
+    def whole() -> int | None:
+        try:
+            copy = remote.fetch(url)
+        except RmcliError:
+            return None
+        for split in store.SPLITS:
+            store.PackedSplit(copy, split)  # compares each file with its hash
+        return store.read_manifest(copy)["rows"]["kept"]
+
+    while last is None or calls > last:
+        at_most(None)
+        if file_system.exists(root):
+            file_system.rm(root, recursive=True)
+        if over_an_old_set:
+            remote.upload(tmp_path / "old", url)
+        last = 0 if last is None else last + 1
+        calls = 0
+        at_most(last)
+        try:
+            remote.upload(tmp_path / "new", url)
+        except Killed:
+            pass
+        else:
+            break
+        at_most(None)
+        seen.add(found := whole())
+        assert found in (40, 30) if over_an_old_set else found in (None, 30)
+        remote.check_target(url, overwrite=True)
+        remote.upload(tmp_path / "new", url)
+        assert whole() == 30
+        assert not file_system.exists(root + remote.BESIDE)
+        assert not file_system.exists(f"{root}/{remote.UPLOADING}")
+    assert last > 20
+    assert seen == ({40, 30} if over_an_old_set else {None, 30})
+
+
 @pytest.mark.parametrize("files_before_the_cut", [0, 1, 3])
 def test_an_upload_that_was_cut_can_be_done_again(cli, tmp_path, url, monkeypatch, files_before_the_cut):
     write_lines(tmp_path / "rows.jsonl", ROWS)
@@ -111,13 +180,13 @@ def test_an_upload_that_was_cut_can_be_done_again(cli, tmp_path, url, monkeypatc
     monkeypatch.setattr(type(file_system), "put_file", cut)
     failed = cli(*prepare_command("fewer.jsonl", url), "--overwrite")
     assert (failed.code, "the line is dead" in failed.stderr) == (1, True)
-    with pytest.raises(RmcliError):
-        remote.fetch(url)
+    assert store.read_manifest(remote.fetch(url))["rows"]["kept"] == 40
     monkeypatch.setattr(type(file_system), "put_file", real)
     assert cli(*prepare_command("fewer.jsonl", url)).code == 1  # not without --overwrite
     assert cli(*prepare_command("fewer.jsonl", url), "--overwrite").code == 0
     assert store.read_manifest(remote.fetch(url))["rows"]["kept"] == 30
     assert not file_system.exists(f"{url}/{remote.UPLOADING}")
+    assert not file_system.exists(f"{url}{remote.BESIDE}")
 
 
 def test_a_copy_is_fetched_once_and_a_cut_one_again(cli, tmp_path, url, monkeypatch):
