@@ -1,0 +1,49 @@
+"""Folders that version 0.1.0 wrote before the package was laid out in rooms: they load, and are written the same.
+
+Made on a CPU, with `nano` the tiny preset's folder at hidden_size 16, intermediate_size 32, 2 layers and 2 heads:
+    rmcli prepare tasks:60 -p tiny -o data -s data.eval_fraction=0.2
+    rmcli train -p tiny --data data -o run -s model.pretrained_model_name_or_path=nano -s train.max_steps=20
+        -s train.max_epochs=20 -s train.pairs_per_step=16
+    rmcli score run/model data/eval.jsonl -o scores.jsonl
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+BEFORE = REPOSITORY / "tests" / "written_before"
+
+
+def test_a_data_folder_written_before_trains_and_is_audited(cli, tmp_path):
+    trained = cli("train", "-p", "tiny", "--data", BEFORE / "data", "-o", tmp_path / "run", "-s", "train.max_steps=2")
+    assert trained.code == 0, trained.stderr
+    audited = cli("audit", BEFORE / "data", "--json")
+    assert audited.code == 0, audited.stderr
+    assert json.loads(audited.stdout)["splits"]["train"]["groups"] == 52
+
+
+def test_a_model_folder_written_before_scores_as_it_did(cli):
+    scored = cli("score", BEFORE / "model", BEFORE / "data" / "eval.jsonl")
+    assert scored.code == 0, scored.stderr
+    now = [json.loads(line) for line in scored.stdout.splitlines()]
+    then = [json.loads(line) for line in (BEFORE / "scores.jsonl").read_text().splitlines()]
+    assert len(now) == len(then) == 8
+    for one, other in zip(now, then, strict=True):
+        assert one == {key: pytest.approx(value, abs=1e-6) for key, value in other.items()}
+
+
+def test_prepare_writes_the_bytes_it_wrote(cli, tmp_path):
+    prepared = cli("prepare", "tasks:60", "-p", "tiny", "-o", "data", "-s", "data.eval_fraction=0.2", "--no-audit")
+    assert prepared.code == 0, prepared.stderr
+    then, now = (
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for folder in (BEFORE / "data", tmp_path / "data")
+    )
+    then_said, now_said = (json.loads(files.pop(Path("manifest.json"))) for files in (then, now))
+    assert now == then
+    for manifest in (then_said, now_said):  # the engine's version is that of the installed library
+        del manifest["tokenizer_engine"], manifest["manifest_sha256"]
+    assert list(now_said) == list(then_said)
+    assert now_said == then_said
