@@ -22,8 +22,9 @@ import torch
 import transformers
 
 import rmcli
-from rmcli.config import resolve
-from rmcli.train import build_job, loop
+from rmcli.config.layers import resolve
+from rmcli.train import loop
+from rmcli.train.job import build_job
 
 
 class GatedTrainer(loop._Trainer):

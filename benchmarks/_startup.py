@@ -17,7 +17,7 @@ def stop(*_: object) -> None:
 
 
 def start_rmcli() -> None:
-    from rmcli import cli
+    from rmcli.cli import app as cli
     from rmcli.train import loop
 
     loop._Trainer.run_step = stop  # type: ignore[assignment]

@@ -30,9 +30,10 @@ import train
 import transformers
 
 import rmcli
-from rmcli import optim
-from rmcli.config import resolve
-from rmcli.train import build_job, loop
+from rmcli.config.layers import resolve
+from rmcli.model import optim
+from rmcli.train import loop
+from rmcli.train.job import build_job
 
 AS_IS = "rmcli"
 TOLERANCE = {"fused": 1e-5}  # of the first three steps' losses (later, AdamW magnifies rounding); others are equal

@@ -114,15 +114,16 @@ def build_model(source: Path, layers: int | None, shape: str | None, folder: Pat
 
 def read_pairs(data: Path, map_fn: str) -> list[dict[str, Any]]:
     """The pairs of the file as whole conversations: {"chosen": messages, "rejected": messages}."""
-    from rmcli import map_fns, sources
     from rmcli.errors import Skip
     from rmcli.records import PAIR, as_dicts
+    from rmcli.rows.map_fns.apply import apply, find_map_function
+    from rmcli.rows.readers import read_lines
 
-    function = map_fns.find_map_function(map_fn)
+    function = find_map_function(map_fn)
     pairs = []
-    for number, line in enumerate(sources.read_lines(data), 1):
+    for number, line in enumerate(read_lines(data), 1):
         try:
-            group = map_fns.apply(function, json.loads(line), f"{data}:{number}")
+            group = apply(function, json.loads(line), f"{data}:{number}")
         except Skip:
             continue
         if group.comparisons == PAIR:
@@ -137,8 +138,8 @@ def write_lines(path: Path, values: list[Any]) -> None:
 
 def prepare_pairs(pairs: list[dict[str, Any]], preset: str, settings: tuple[str, ...], folder: Path) -> Path:
     """`rmcli prepare` on them: nothing held out, over-long ones dropped. Row ids are indices into `pairs`."""
-    from rmcli import prepare
-    from rmcli.config import Layer, resolve
+    from rmcli.config.layers import Layer, resolve
+    from rmcli.prepare import run as prepare
 
     write_lines(folder / "pairs.jsonl", pairs)
     source = {"sources": [str(folder / "pairs.jsonl")], "dataset_map_fn": "canonical"}
@@ -151,9 +152,9 @@ def write_steps(
     pairs: list[dict[str, Any]], data: Path, preset: str, settings: tuple[str, ...], path: Path
 ) -> list[list[int]]:
     """The pairs of each step of rmcli's own plan, one step a line, for those who do not plan like it."""
-    from rmcli.config import resolve
-    from rmcli.plan import plan
-    from rmcli.train import build_job
+    from rmcli.config.layers import resolve
+    from rmcli.train.job import build_job
+    from rmcli.train.plan import plan
 
     job = build_job(resolve(preset, settings=settings), data, path.parent / "no-run")
     steps = []

@@ -50,9 +50,10 @@ def run_way(job: dict[str, Any]) -> dict[str, Any]:
     import transformers
 
     import rmcli
-    from rmcli import model_folder
-    from rmcli.config import resolve
-    from rmcli.train import build_job, loop
+    from rmcli.config.layers import resolve
+    from rmcli.model import model_folder
+    from rmcli.train import loop
+    from rmcli.train.job import build_job
 
     versioned = {"rmcli": rmcli, "torch": torch, "transformers": transformers}
     model_folder.export = lambda *_: None

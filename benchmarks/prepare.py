@@ -36,13 +36,15 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core, unless a run says ot
 import figures
 import transformers
 
-from rmcli import engines, map_fns
-from rmcli.config import resolve
-from rmcli.encode import Encoder
+from rmcli.config.layers import resolve
 from rmcli.errors import Skip
-from rmcli.prepare import CHUNK
+from rmcli.prepare.run import CHUNK
 from rmcli.records import PreferenceGroup, as_dicts
-from rmcli.tokenizer import RewardTokenizer, load_tokenizer, resolve_reward_token
+from rmcli.rows.map_fns.apply import apply
+from rmcli.rows.map_fns.known import NAMED
+from rmcli.tokens import engines
+from rmcli.tokens.encode import Encoder
+from rmcli.tokens.tokenizer import RewardTokenizer, load_tokenizer, resolve_reward_token
 
 MAX_LENGTH = 2048
 LLAMA3_ROWS = 128256
@@ -59,7 +61,7 @@ def read_groups(path: Path) -> list[PreferenceGroup]:
     groups = []
     for row in read_rows(path):
         try:
-            groups.append(map_fns.apply(map_fns.NAMED["hh_rlhf"], row, ""))
+            groups.append(apply(NAMED["hh_rlhf"], row, ""))
         except Skip:
             continue
     return groups

@@ -8,7 +8,7 @@ lengths of hh are the means of what `rmcli prepare` stores of hh_rlhf_harmless (
 
 from dataclasses import dataclass
 
-from rmcli.flops import FlopCounter
+from rmcli.model.flops import FlopCounter
 from rmcli.records import TokenGroup
 
 PEAK = 989e12  # bf16 FLOP/s of an H200

@@ -40,11 +40,16 @@ import transformers
 from transformers import pipeline
 
 import rmcli
-from rmcli import map_fns, model, model_folder, output, score
-from rmcli.config import Config, Layer, resolve, trained_model_layers
-from rmcli.encode import Encoder
+from rmcli import output
+from rmcli.config.layers import Config, Layer, resolve, trained_model_layers
+from rmcli.model import forward as model
+from rmcli.model import model_folder
 from rmcli.records import TokenGroup, as_dicts
-from rmcli.tokenizer import load_tokenizer
+from rmcli.rows.map_fns.apply import apply
+from rmcli.rows.map_fns.known import NAMED
+from rmcli.score import run as score
+from rmcli.tokens.encode import Encoder
+from rmcli.tokens.tokenizer import load_tokenizer
 
 TOLERANCE = {"cpu": 1e-4, "cuda": 5e-2}  # float32 and bfloat16
 NUM_REPLIES = 8
@@ -85,7 +90,7 @@ def best_of(pairs: Sequence[dict[str, Any]], num_groups: int, seed: int = 0) -> 
 
 def fitting(encoder: Encoder, rows: Sequence[dict[str, Any]], wanted: int) -> list[dict[str, Any]]:
     """The first rows that need no truncation and can be scored."""
-    groups = [map_fns.apply(map_fns.NAMED["canonical"], row, "", best_first=False) for row in rows]
+    groups = [apply(NAMED["canonical"], row, "", best_first=False) for row in rows]
     encoded = encoder.encode(groups)
     fit = [row for row, tokens in zip(rows, encoded, strict=True) if isinstance(tokens, TokenGroup)]
     return fit[:wanted]
@@ -94,8 +99,7 @@ def fitting(encoder: Encoder, rows: Sequence[dict[str, Any]], wanted: int) -> li
 def conversations_of(row: dict[str, Any]) -> list[list[dict[str, str]]]:
     """What the row's scores are of, in their order."""
     return [
-        as_dicts(conversation)
-        for conversation in map_fns.apply(map_fns.NAMED["canonical"], row, "", best_first=False).conversations
+        as_dicts(conversation) for conversation in apply(NAMED["canonical"], row, "", best_first=False).conversations
     ]
 
 

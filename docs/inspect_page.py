@@ -16,7 +16,7 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from rmcli.cli import app
+from rmcli.cli.app import app
 
 PAGE = Path(__file__).parent / "inspect-token.md"
 BLOCK = re.compile(r"```\n\$ rmcli (?P<command>[^\n]*)\n.*?```", re.DOTALL)

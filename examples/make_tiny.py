@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from rmcli.tasks import generate
+from rmcli.rows.tasks import generate
 
 SPECIAL_TOKENS = ["<unk>", "<pad>", "<|im_start|>", "<|im_end|>", "<|reserved_special_token_0|>"]
 CHAT_TEMPLATE = (

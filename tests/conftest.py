@@ -15,9 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForSequenceClassification, Gemma2Config, LlamaConfig, Qwen3Config
 from typer.testing import CliRunner
 
-from rmcli import attention, output
-from rmcli.batch import build_padded
-from rmcli.cli import app
+from rmcli import output
+from rmcli.cli.app import app
+from rmcli.model.attention.shared_prefix import ATTENTION_NAME, register
+from rmcli.model.batch import build_padded
 from rmcli.records import TokenGroup
 
 REPOSITORY = Path(__file__).parent.parent
@@ -148,14 +149,14 @@ CONFIGS = {
 
 def tiny_model(name: str, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: object) -> torch.nn.Module:
     """A random reward model with a seeded non-zero head, on the shared-prefix attention."""
-    attention.register()
+    register()
     config = CONFIGS[name]()
     for key, value in changes.items():
         setattr(config, key, value)
     torch.manual_seed(seed)
     network = AutoModelForSequenceClassification.from_config(config, dtype=dtype)
     torch.nn.init.normal_(network.score.weight, std=0.3)
-    network.set_attn_implementation(attention.ATTENTION_NAME)
+    network.set_attn_implementation(ATTENTION_NAME)
     return network.eval()
 
 

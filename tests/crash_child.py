@@ -19,10 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from rmcli import cli, staging, store
-from rmcli.config import resolve
+from rmcli.cli import app as cli
+from rmcli.config.layers import resolve
+from rmcli.packs import staging
+from rmcli.packs import writer as store
 from rmcli.records import PackedRow, Reject, TokenGroup
-from rmcli.tokenizer import load_tokenizer
+from rmcli.tokens.tokenizer import load_tokenizer
 
 
 def write_set(folder: Path, marker: str, overwrite: bool) -> None:

@@ -8,8 +8,16 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, write_lines
 
-from rmcli import config, encode, map_fns, prepare, readers, store
+from rmcli.config import layers as config
+from rmcli.errors import Skip
+from rmcli.packs import writer as store
+from rmcli.prepare import run as prepare
 from rmcli.records import PreferenceGroup
+from rmcli.rows import readers
+from rmcli.rows.map_fns.data_sets import canonical
+from rmcli.rows.map_fns.fields import MapFunction
+from rmcli.rows.map_fns.known import NAMED
+from rmcli.tokens import encode
 
 TINY = ("--preset", "tiny", "-o", "out")
 CANONICAL = ("--map-fn", "canonical")
@@ -54,7 +62,7 @@ def test_a_weight_below_one_takes_that_share_and_counts_the_rest(cli, tmp_path):
 
 
 def test_what_a_small_weight_takes_a_larger_one_takes_too_and_a_seed_chooses():
-    keys = [encode.group_key(map_fns.canonical(row)) for row in PAIRS]
+    keys = [encode.group_key(canonical(row)) for row in PAIRS]
 
     def taken(weight: float, seed: int = 0) -> set[bytes]:
         return {key for key in keys if prepare.num_copies(key, weight, seed)}
@@ -389,14 +397,14 @@ def test_every_reason_is_given_by_a_row(cli, tmp_path):
 def two_rows(rows: list) -> PreferenceGroup:
     """Rows of one prompt: the better score first."""
     if len(rows) != 2:
-        raise map_fns.Skip("one_response")
+        raise Skip("one_response")
     better, worse = sorted(rows, key=lambda row: -row["score"])
-    return map_fns.canonical({"prompt": better["prompt"], "chosen": better["text"], "rejected": worse["text"]})
+    return canonical({"prompt": better["prompt"], "chosen": better["text"], "rejected": worse["text"]})
 
 
 def test_rows_of_one_key_make_one_group_and_are_all_accounted_for(cli, tmp_path, monkeypatch):
-    by_prompt = map_fns.MapFunction(two_rows, ("prompt", "text", "score"), None, lambda row: row["prompt"])
-    monkeypatch.setitem(map_fns.NAMED, "two_rows", by_prompt)
+    by_prompt = MapFunction(two_rows, ("prompt", "text", "score"), None, lambda row: row["prompt"])
+    monkeypatch.setitem(NAMED, "two_rows", by_prompt)
 
     def rows_of(prompt: str, *scores: int) -> list[str]:
         return [json.dumps({"prompt": prompt, "text": f"text {score}", "score": score}) for score in scores]
@@ -425,8 +433,8 @@ def test_rows_of_one_key_make_one_group_and_are_all_accounted_for(cli, tmp_path,
 
 
 def test_a_key_that_never_changes_is_an_error(cli, tmp_path, monkeypatch):
-    constant = map_fns.MapFunction(two_rows, (), None, lambda row: 1)
-    monkeypatch.setitem(map_fns.NAMED, "two_rows", constant)
+    constant = MapFunction(two_rows, (), None, lambda row: 1)
+    monkeypatch.setitem(NAMED, "two_rows", constant)
     result = cli("prepare", "tasks:1100", "--map-fn", "two_rows", *TINY)
     assert "tasks:1100:1001: more than 1,000 rows in a row belong to one group" in result.stderr
 

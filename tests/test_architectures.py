@@ -12,14 +12,18 @@ from test_exactness import gradients, largest_relative, one_key_more, uneven_gro
 from tiny_backbones import FELT, PACKED, SINGLE, tiny_config
 from transformers import AutoModelForSequenceClassification, LlamaConfig, Phi3Config
 
-from rmcli import architectures, attention, batch, model
+from rmcli.backbones import architectures
 from rmcli.errors import RmcliError
-from rmcli.self_test import expect, settle_rows
+from rmcli.model import batch
+from rmcli.model import forward as model
+from rmcli.model.attention.layout import PackedLayout
+from rmcli.model.attention.shared_prefix import ATTENTION_NAME, register
+from rmcli.model.self_test import expect, settle_rows
 
 
 def tiny_network(name: str, seed: int = 0, **changes: object) -> torch.nn.Module:
     """A random reward model of that architecture with a seeded non-zero head."""
-    attention.register()
+    register()
     config = tiny_config(name, **changes)
     architectures.ensure_classifier(config)
     torch.manual_seed(seed)
@@ -48,7 +52,7 @@ def test_packed_and_shared_equals_single_conversations(name):
     assert architectures.choose_rows(True, network.config, 64) == architectures.RowChoice("packed")
     expected = backbone_scores(network, groups)
     expected_gradients = gradients(network, expected)
-    network.set_attn_implementation(attention.ATTENTION_NAME)
+    network.set_attn_implementation(ATTENTION_NAME)
     actual = model.scores(network, batch.build_packed(groups))
     assert expected.std() > 0.1
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
@@ -58,7 +62,7 @@ def test_packed_and_shared_equals_single_conversations(name):
 @pytest.mark.parametrize("name", sorted(set(PACKED) - architectures.WHOLE_LAST_LAYER))
 def test_a_last_layer_at_the_reward_positions_only_changes_nothing(name):
     network, packed = tiny_network(name), batch.build_packed(uneven_groups())
-    network.set_attn_implementation(attention.ATTENTION_NAME)
+    network.set_attn_implementation(ATTENTION_NAME)
     expected = model.scores(network, packed)
     expected_gradients = gradients(network, expected)
     model.trim(network)
@@ -72,7 +76,7 @@ def test_a_last_layer_at_the_reward_positions_only_changes_nothing(name):
 
 def test_a_copy_of_a_trimmed_network_runs_its_own_last_layer():
     network, packed = tiny_network("llama"), batch.build_packed(uneven_groups())
-    network.set_attn_implementation(attention.ATTENTION_NAME)
+    network.set_attn_implementation(ATTENTION_NAME)
     model.trim(network)
     twin = copy.deepcopy(network)
     expected = model.scores(network, packed)
@@ -88,7 +92,7 @@ def test_a_copy_of_a_trimmed_network_runs_its_own_last_layer():
 @pytest.mark.parametrize("name", sorted(architectures.WHOLE_LAST_LAYER))
 def test_these_need_the_whole_last_layer(name):
     network, packed = tiny_network(name), batch.build_packed(uneven_groups())
-    network.set_attn_implementation(attention.ATTENTION_NAME)
+    network.set_attn_implementation(ATTENTION_NAME)
     expected = model.scores(network, packed)
     try:
         model.trim(network)
@@ -125,7 +129,7 @@ def test_packing_those_would_be_wrong(name):
     network, groups = tiny_network(name), uneven_groups()
     with torch.no_grad():
         expected = backbone_scores(network, groups, network.config._attn_implementation)
-        network.set_attn_implementation(attention.ATTENTION_NAME)
+        network.set_attn_implementation(ATTENTION_NAME)
         actual = model.scores(network, batch.build_packed(groups))
     assert (actual - expected).abs().max() > 1e-2
 
@@ -172,7 +176,7 @@ def rope_config(kind: str) -> LlamaConfig:
 
 
 def rope_network(kind: str) -> torch.nn.Module:
-    attention.register()
+    register()
     torch.manual_seed(0)
     network = AutoModelForSequenceClassification.from_config(rope_config(kind), dtype=torch.float32).eval()
     torch.nn.init.normal_(network.score.weight, std=0.3)
@@ -186,7 +190,7 @@ def test_conversations_below_the_switch_length_are_packed_exactly(kind):
     network = rope_network(kind)
     assert architectures.choose_rows(True, network.config, 24).rows == "packed"
     expected = backbone_scores(network, groups)
-    network.set_attn_implementation(attention.ATTENTION_NAME)
+    network.set_attn_implementation(ATTENTION_NAME)
     torch.testing.assert_close(model.scores(network, batch.build_packed(groups)), expected, atol=1e-5, rtol=0)
 
 
@@ -196,7 +200,7 @@ def test_below_the_switch_length_no_forward_asks_for_the_longest_position(kind, 
     groups = [group for group in uneven_groups() if len(group.prefix) + max(map(len, group.responses)) <= 24]
     network = rope_network(kind)
     expected = backbone_scores(network, groups)
-    network.set_attn_implementation(attention.ATTENTION_NAME if rows == "packed" else "eager")
+    network.set_attn_implementation(ATTENTION_NAME if rows == "packed" else "eager")
     packed = batch.build(rows, groups, 0)
     with torch.no_grad(), pytest.raises(AssertionError) if kind == "dynamic" else nullcontext(), NoWaiting():
         model.hidden_at_scores(network, packed)
@@ -219,7 +223,7 @@ def test_longer_ones_run_alone_and_never_feel_what_ran_before(kind):
         torch.testing.assert_close(model.scores(network, batch.build_single(groups)), fresh, atol=1e-5, rtol=0)
         again = model.scores(network, batch.build_single([groups[4], *groups]))[2:]
         torch.testing.assert_close(again, fresh, atol=1e-5, rtol=0)
-        network.set_attn_implementation(attention.ATTENTION_NAME)
+        network.set_attn_implementation(ATTENTION_NAME)
         packed = model.scores(network, batch.build_packed(groups))
     assert (packed - fresh).abs().max() > 1e-3  # the long conversation would move its neighbours
 
@@ -229,7 +233,7 @@ def test_longer_ones_run_alone_and_never_feel_what_ran_before(kind):
 
 def test_an_unknown_architecture_that_fails_falls_back_and_says_so(monkeypatch, capsys):
     network = tiny_network("lfm2")
-    network.set_attn_implementation(attention.ATTENTION_NAME)
+    network.set_attn_implementation(ATTENTION_NAME)
     choice = settle_rows(network, architectures.RowChoice("packed"), "float32")
     assert choice.rows == "single"
     assert network.config._attn_implementation == "sdpa"
@@ -241,14 +245,14 @@ def test_an_unknown_architecture_that_fails_falls_back_and_says_so(monkeypatch, 
 def test_an_unknown_architecture_that_passes_is_packed(monkeypatch, capsys):
     monkeypatch.setattr(architectures, "PROVEN", frozenset())
     network = tiny_network("llama")
-    network.set_attn_implementation(attention.ATTENTION_NAME)
+    network.set_attn_implementation(ATTENTION_NAME)
     assert settle_rows(network, architectures.RowChoice("packed"), "float32").rows == "packed"
     assert " ok\n" in capsys.readouterr().err
 
 
 def test_an_architecture_whose_attention_gets_a_mask_falls_back(capsys):
     network = tiny_network("stablelm")
-    network.set_attn_implementation(attention.ATTENTION_NAME)
+    network.set_attn_implementation(ATTENTION_NAME)
     monkey = architectures.RowChoice("packed")  # had it claimed to take any attention
     assert settle_rows(network, monkey, "float32").rows == "single"
     assert "called without a layout or with a mask" in capsys.readouterr().err
@@ -256,9 +260,9 @@ def test_an_architecture_whose_attention_gets_a_mask_falls_back(capsys):
 
 def test_a_proven_architecture_that_fails_is_a_fault(monkeypatch):
     network = tiny_network("llama")
-    network.set_attn_implementation(attention.ATTENTION_NAME)
+    network.set_attn_implementation(ATTENTION_NAME)
     full = lambda self, q, k, window, device: torch.ones(q, k, dtype=torch.bool)  # noqa: E731
-    monkeypatch.setattr(attention.PackedLayout, "mask", full)
+    monkeypatch.setattr(PackedLayout, "mask", full)
     with pytest.raises(RmcliError, match="self-test failed: scores of packed rows are"):
         settle_rows(network, architectures.RowChoice("packed"), "float32")
 
@@ -266,8 +270,8 @@ def test_a_proven_architecture_that_fails_is_a_fault(monkeypatch):
 def test_what_rounding_hides_in_bfloat16_is_found_in_float32(monkeypatch):
     """One key more moves nanochat by less than bfloat16 does."""
     network = tiny_network("nanochat")
-    network.set_attn_implementation(attention.ATTENTION_NAME)
-    monkeypatch.setattr(attention.PackedLayout, "mask", one_key_more)
+    network.set_attn_implementation(ATTENTION_NAME)
+    monkeypatch.setattr(PackedLayout, "mask", one_key_more)
     with pytest.raises(RmcliError, match=r"self-test failed: scores of packed rows are .*\(limit 1e-04\)$"):
         settle_rows(network, architectures.RowChoice("packed"), "bfloat16")
 
@@ -276,7 +280,7 @@ def test_what_rounding_hides_in_bfloat16_is_found_in_float32(monkeypatch):
 def test_mixtures_of_experts_pass_with_bfloat16_weights(name):
     """A token that rounding sends to another expert makes one probe fail, not three."""
     network, packed = tiny_network(name), architectures.RowChoice("packed")
-    network.set_attn_implementation(attention.ATTENTION_NAME)
+    network.set_attn_implementation(ATTENTION_NAME)
     expected = expect(network, packed, "bfloat16")
     for parameter in network.base_model.parameters():
         parameter.data = parameter.data.bfloat16()

@@ -15,11 +15,15 @@ from conftest import REPOSITORY, tiny_model
 from test_architectures import backbone_scores, tiny_network
 from test_exactness import gradients, largest_relative, uneven_groups
 
-from rmcli import attention, batch, model
-from rmcli.attention import Call, PackedLayout, by_segment, varlen
-from rmcli.config import resolve
+from rmcli.config.layers import resolve
 from rmcli.errors import ConfigError
-from rmcli.self_test import settle_rows
+from rmcli.model import batch
+from rmcli.model import forward as model
+from rmcli.model.attention import by_segment, varlen
+from rmcli.model.attention.call import Call
+from rmcli.model.attention.layout import PackedLayout, Segment
+from rmcli.model.attention.shared_prefix import ATTENTION_NAME, BACKENDS, _choose
+from rmcli.model.self_test import settle_rows
 
 
 def reference_varlen(query, key, value, cu_seq_q, cu_seq_k, scale, window_size, softcap=0.0):
@@ -137,14 +141,14 @@ def test_every_backend_scores_and_learns_as_single_conversations_do(name, backen
     network, groups = tiny_network(name), uneven_groups()
     expected = backbone_scores(network, groups)
     expected_gradients = gradients(network, expected)
-    network.set_attn_implementation(attention.ATTENTION_NAME)
+    network.set_attn_implementation(ATTENTION_NAME)
     model.set_attention(network, backend)
     if rows == "trimmed":
         model.trim(network)
     called = []
-    for known, attend in attention.BACKENDS.items():
+    for known, attend in BACKENDS.items():
         spy = lambda call, known=known, attend=attend: (called.append(known), attend(call))[1]  # noqa: E731
-        fake_kernels.setitem(attention.BACKENDS, known, spy)
+        fake_kernels.setitem(BACKENDS, known, spy)
     actual = model.scores(network, batch.build_packed(groups))
     assert set(called) == {backend}
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
@@ -156,7 +160,7 @@ def test_every_backend_scores_and_learns_as_single_conversations_do(name, backen
 def test_one_key_too_many_is_noticed_under_flex(name, column, shift, fake_kernels):
     """The token before a segment, the one after a prefix; and queries of later responses one place further on."""
     network, packed = tiny_network(name), batch.build_packed(uneven_groups())
-    network.set_attn_implementation(attention.ATTENTION_NAME)
+    network.set_attn_implementation(ATTENTION_NAME)
     model.set_attention(network, "flex")
     with torch.no_grad():
         expected = model.scores(network, packed)
@@ -198,7 +202,7 @@ def test_the_gradient_through_flex_attentions_sinks_is_exact_in_float64(fake_ker
     results = []
     for backend in ("flex", "sdpa"):
         call = Call(query, key, value, layout, scaling=0.3, window=6, softcap=2.0, sinks=sinks)
-        output = attention.BACKENDS[backend](call)
+        output = BACKENDS[backend](call)
         results.append((output, *torch.autograd.grad(output.square().sum(), tensors)))
     for by_flex, by_loop in zip(*results, strict=True):
         torch.testing.assert_close(by_flex, by_loop, atol=1e-12, rtol=1e-12)
@@ -209,9 +213,9 @@ def test_a_bfloat16_forward_gives_every_kernel_bfloat16(backend, fake_kernels):
     """Rotary embeddings give float32 back under autocast."""
     network, packed = tiny_model("qwen3"), batch.build_packed(uneven_groups())
     seen = []
-    attend = attention.BACKENDS[backend]
+    attend = BACKENDS[backend]
     spy = lambda call: (seen.extend(t.dtype for t in call[:3]), attend(call))[1]  # noqa: E731
-    fake_kernels.setitem(attention.BACKENDS, backend, spy)
+    fake_kernels.setitem(BACKENDS, backend, spy)
     model.set_attention(network, backend)
     with torch.no_grad():
         reduced = model.scores(network, packed, "bfloat16")
@@ -225,7 +229,7 @@ def test_a_bfloat16_forward_gives_every_kernel_bfloat16(backend, fake_kernels):
 
 def test_auto_is_sdpa_on_cpu_and_in_float32_varlen_on_cuda_and_flex_where_varlen_cannot():
     def chosen(is_cuda: bool, dtype: torch.dtype, **needs: object) -> str:
-        return attention._choose(Call(SimpleNamespace(is_cuda=is_cuda, dtype=dtype), None, None, None, **needs))
+        return _choose(Call(SimpleNamespace(is_cuda=is_cuda, dtype=dtype), None, None, None, **needs))
 
     assert chosen(False, torch.bfloat16) == "sdpa"
     assert chosen(False, torch.float32, softcap=2.0) == "sdpa"
@@ -310,7 +314,7 @@ def test_what_a_layer_needs_and_a_backend_lacks_is_refused(backend, needs, said)
     layout = batch.build_packed(uneven_groups()).layout
     row = torch.zeros(1, 6, layout.num_tokens, 8)
     with pytest.raises(ConfigError, match=said):
-        attention.BACKENDS[backend](Call(row, row, row, layout, **needs))
+        BACKENDS[backend](Call(row, row, row, layout, **needs))
 
 
 @pytest.mark.parametrize("backend", ["varlen", "flash"])
@@ -318,12 +322,12 @@ def test_heads_that_are_too_large_are_refused(backend):
     layout = batch.build_packed(uneven_groups()).layout
     row = torch.zeros(1, 1, layout.num_tokens, 257)
     with pytest.raises(ConfigError, match="heads of 264 numbers are too large for this kernel, which takes 256"):
-        attention.BACKENDS[backend](Call(row, row, row, layout))
+        BACKENDS[backend](Call(row, row, row, layout))
 
 
 def test_the_self_test_passes_such_a_refusal_on():
     network = tiny_network("gemma2")
-    network.set_attn_implementation(attention.ATTENTION_NAME)
+    network.set_attn_implementation(ATTENTION_NAME)
     model.set_attention(network, "varlen")
     with pytest.raises(ConfigError, match="attention varlen has no soft-capping of logits"):
         settle_rows(network, SimpleNamespace(rows="packed"), "float32")
@@ -365,9 +369,7 @@ def test_gathered_keys_have_the_gradient_of_index_select():
 
 
 def test_a_prefix_of_eight_responses_sums_its_gradients_in_float32():
-    layout = PackedLayout.from_segments(
-        (attention.Segment(0, 5, 0, 0), *(attention.Segment(5 + 2 * n, 2, 0, 3) for n in range(7)))
-    )
+    layout = PackedLayout.from_segments((Segment(0, 5, 0, 0), *(Segment(5 + 2 * n, 2, 0, 3) for n in range(7))))
     torch.manual_seed(0)
     row = torch.randn(layout.num_tokens, 2, 8, dtype=torch.bfloat16, requires_grad=True)
     above = torch.randn(len(layout.kv_index), 2, 8, dtype=torch.bfloat16)
@@ -380,11 +382,11 @@ def test_a_prefix_of_eight_responses_sums_its_gradients_in_float32():
 def test_the_copies_of_two_groups_by_hand():
     layout = PackedLayout.from_segments(
         (
-            attention.Segment(0, 3, 0, 0),
-            attention.Segment(3, 2, 0, 2),
-            attention.Segment(5, 1, 0, 2),
-            attention.Segment(6, 2, 6, 0),
-            attention.Segment(8, 1, 6, 1),
+            Segment(0, 3, 0, 0),
+            Segment(3, 2, 0, 2),
+            Segment(5, 1, 0, 2),
+            Segment(6, 2, 6, 0),
+            Segment(8, 1, 6, 1),
         )
     )
     assert layout.kv_index.tolist() == [0, 1, 2, 0, 1, 3, 4, 0, 1, 5, 6, 7, 6, 8]

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from conftest import random_group, write_lines
 
-from rmcli import audit, store
-from rmcli.audit import figures as figures_module
-from rmcli.audit import near_duplicates, page, screen
-from rmcli.audit.packs import Packs
-from rmcli.config import resolve
+from rmcli.audit import page, screen
+from rmcli.audit import run as figures_module
+from rmcli.audit.figures import near_duplicates
+from rmcli.audit.figures.flat_packs import Packs
+from rmcli.audit.run import run
+from rmcli.config.layers import resolve
 from rmcli.errors import RmcliError
+from rmcli.packs import writer as store
 from rmcli.records import Comparison, PackedRow, TokenGroup
 
 TINY = resolve("tiny").config.model
@@ -32,7 +34,7 @@ def audited(folder: Path, train: list[list[TokenGroup]], held_out=(), capacity: 
         writer.add_rows("eval", [PackedRow(tuple(groups)) for groups in held_out])
         manifest = {"preset": "tiny", "tokenizer_sha256": "another", "sources": list(sources)}
         writer.finish({**manifest, "config": {"data": {"max_packed_length": capacity}}})
-    return audit.run(folder, TINY)
+    return run(folder, TINY)
 
 
 def test_copies_that_a_weight_makes_are_listed_once(tmp_path):
@@ -230,7 +232,7 @@ def test_neither_threads_nor_how_much_is_read_at_once_change_a_figure(tmp_path, 
     for at_once in (1, 500, 2**17):
         monkeypatch.setattr(figures_module, "TOKENS_AT_ONCE", at_once)
         for num_threads in (1, 3):
-            figures = audit.run(tmp_path / "set", TINY, num_threads=num_threads)
+            figures = run(tmp_path / "set", TINY, num_threads=num_threads)
             near = figures["near_duplicate_prompts"]
             assert near["pairs"] > (10 if cut > 10 else 0)
             assert near["train_prompts_compared"] == 90 or cut == 10
@@ -265,7 +267,7 @@ def held_out_and_train(system: str = "") -> list[dict]:
 
 def test_a_changed_word_is_found_between_the_splits_and_other_prompts_are_not(cli, tmp_path):
     write_lines(tmp_path / "rows.jsonl", held_out_and_train())
-    from rmcli.encode import is_held_out
+    from rmcli.tokens.encode import is_held_out
 
     def side(text: str, seed: int) -> bool:
         return is_held_out(({"role": "user", "content": text},), 0.4, seed)
@@ -411,7 +413,7 @@ def test_what_is_no_prepared_folder_is_refused(cli, prepared, tmp_path):
     assert cli("audit", "gone").stderr.splitlines()[0] == "error: gone holds no prepared data: no manifest.json"
     (prepared / "rejects.jsonl").write_text("{}\n")
     with pytest.raises(RmcliError, match=r"rejects.jsonl cannot be read"):
-        audit.run(prepared, TINY)
+        run(prepared, TINY)
     shard = next((prepared / "train").glob("*.arrow"))
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")
     assert "is damaged: sha256" in cli("audit", "out").stderr

@@ -197,9 +197,9 @@ def made(tmp_path_factory) -> Path:
 
 
 def test_every_contender_gets_the_pairs_of_rmclis_own_plan(made):
-    from rmcli.config import resolve
-    from rmcli.plan import plan
-    from rmcli.train import build_job
+    from rmcli.config.layers import resolve
+    from rmcli.train.job import build_job
+    from rmcli.train.plan import plan
 
     pairs = [json.loads(line) for line in (made / "pairs.jsonl").read_text().splitlines()]
     steps = [json.loads(line) for line in (made / "steps.jsonl").read_text().splitlines()]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rmcli import config as configs
+from rmcli.config import layers as configs
 from rmcli.errors import ConfigError
 
 PRESETS = configs.preset_names()

@@ -19,8 +19,9 @@ import pytest
 from conftest import REPOSITORY, run_cli
 from crash_child import Interrupted, write_set
 
-from rmcli import staging, store
 from rmcli.errors import RmcliError
+from rmcli.packs import staging
+from rmcli.packs import writer as store
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPOSITORY), "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 Run = Callable[..., dict]

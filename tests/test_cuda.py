@@ -16,10 +16,15 @@ from test_exactness import gradients, uneven_groups
 from test_kernels import packs
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rmcli import attention, batch, kernels, model, optim
-from rmcli.attention import BACKENDS, Call, RowShape, by_segment
-from rmcli.config import resolve
-from rmcli.train import build_job, loop
+from rmcli.config.layers import resolve
+from rmcli.model import batch, kernels, optim
+from rmcli.model import forward as model
+from rmcli.model.attention import by_segment, varlen
+from rmcli.model.attention.call import Call
+from rmcli.model.attention.layout import RowShape
+from rmcli.model.attention.shared_prefix import ATTENTION_NAME, BACKENDS
+from rmcli.train import loop
+from rmcli.train.job import build_job
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device"),
@@ -99,7 +104,7 @@ def test_the_gathers_backward_repeats_bit_by_bit():
     layout = batch.build_packed(groups, CUDA).layout
     tensor = torch.randn(layout.num_tokens, 4, 64, generator=generator).to(CUDA, torch.bfloat16).requires_grad_()
     above = torch.randn(len(layout.kv_index), 4, 64, generator=generator).to(CUDA, torch.bfloat16)
-    results = [torch.autograd.grad(attention.varlen.gather_keys(tensor, layout), tensor, above)[0] for _ in range(20)]
+    results = [torch.autograd.grad(varlen.gather_keys(tensor, layout), tensor, above)[0] for _ in range(20)]
     assert all(torch.equal(result, results[0]) for result in results)
     exact = torch.zeros(tensor.shape, dtype=torch.float64, device=CUDA)
     exact.index_add_(0, layout.kv_index, above.double())
@@ -117,7 +122,7 @@ def test_models_in_bfloat16_are_near_single_conversations_in_float32(name, rows)
     network, groups = tiny_network(name, **changes), uneven_groups()
     expected = backbone_scores(network, groups)
     expected_gradients = gradients(network, expected)
-    network.to(CUDA).set_attn_implementation(attention.ATTENTION_NAME)
+    network.to(CUDA).set_attn_implementation(ATTENTION_NAME)
     if rows == "trimmed":
         model.trim(network)
     actual = model.scores(network, batch.build_packed(groups, CUDA))
@@ -131,7 +136,7 @@ def test_models_in_float32_are_exact_on_cuda_too(name):
     network, groups = tiny_network(name), uneven_groups()
     expected = backbone_scores(network, groups)
     expected_gradients = gradients(network, expected)
-    network.to(CUDA).set_attn_implementation(attention.ATTENTION_NAME)
+    network.to(CUDA).set_attn_implementation(ATTENTION_NAME)
     actual = model.scores(network, batch.build_packed(groups, CUDA), "float32")
     torch.testing.assert_close(actual.cpu(), expected, atol=2e-5, rtol=0)
     assert furthest(learned(network, actual), expected_gradients) < 1e-4

@@ -10,9 +10,9 @@ import pytest
 from conftest import REPOSITORY, write_lines
 from pyarrow import parquet
 
-from rmcli import store
-from rmcli.decontaminate import EvaluationPrompts, prompts_of, read_prompts, words
+from rmcli.packs import writer as store
 from rmcli.records import Message, RawRow
+from rmcli.rows.decontaminate import EvaluationPrompts, prompts_of, read_prompts, words
 
 THIRTEEN = "one two three four five six seven eight nine ten eleven twelve thirteen"
 TWELVE = THIRTEEN.removesuffix(" thirteen")

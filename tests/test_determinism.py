@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from rmcli import model
+from rmcli.model import forward as model
 
 TINY = ("--preset", "tiny", "-s", "train.max_steps=4", "-s", "train.log_every=1")
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rmcli import embedding_rows
-from rmcli.embedding_rows import RowsUnavailableError, open_embedding
+from rmcli.backbones import embedding_rows
+from rmcli.backbones.embedding_rows import RowsUnavailableError, open_embedding
 from rmcli.errors import RmcliError
 
 NAME = "model.embed_tokens.weight"
@@ -194,7 +194,7 @@ def test_a_server_that_is_gone_is_one_line(hub_server, monkeypatch):
 
 
 def test_off_line_is_one_line(monkeypatch):
-    monkeypatch.setattr("rmcli.hub.is_reachable", lambda endpoint: False)
+    monkeypatch.setattr("rmcli.backbones.hub.is_reachable", lambda endpoint: False)
     with pytest.raises(RowsUnavailableError, match="the Hub cannot be reached and its cache has no copy"):
         open_embedding("org/never-cached")
 

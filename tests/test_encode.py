@@ -6,12 +6,14 @@ import json
 import numpy as np
 import pytest
 
-from rmcli import map_fns
-from rmcli.config import resolve
-from rmcli.encode import Encoder, common_prefix_length, is_held_out, prompt_of
+from rmcli.config.layers import resolve
 from rmcli.errors import ConfigError, RmcliError, Skip
 from rmcli.records import Comparison, PreferenceGroup, TokenGroup
-from rmcli.tokenizer import load_tokenizer, resolve_reward_token
+from rmcli.rows.map_fns.apply import apply, find_map_function
+from rmcli.rows.map_fns.data_sets import canonical
+from rmcli.rows.map_fns.known import NAMED
+from rmcli.tokens.encode import Encoder, common_prefix_length, is_held_out, prompt_of
+from rmcli.tokens.tokenizer import load_tokenizer, resolve_reward_token
 
 REWARD_ID = 4
 
@@ -193,10 +195,8 @@ def test_canonical_takes_lists_strings_and_whole_conversations():
     as_lists = {"prompt": [*turns("q")], "chosen": [*turns("q", "a")[1:]], "rejected": [*turns("q", "b")[1:]]}
     as_text = {"prompt": "q", "chosen": "a", "rejected": "b"}
     whole = {"chosen": [*turns("q", "a")], "rejected": [*turns("q", "b")]}
-    assert (
-        map_fns.canonical(as_lists) == map_fns.canonical(as_text) == map_fns.canonical(whole) == pair("q", "a", "b")
-    )
-    assert map_fns.canonical({**whole, "prompt": [*turns("q")]}) == pair("q", "a", "b")
+    assert canonical(as_lists) == canonical(as_text) == canonical(whole) == pair("q", "a", "b")
+    assert canonical({**whole, "prompt": [*turns("q")]}) == pair("q", "a", "b")
 
 
 @pytest.mark.parametrize(
@@ -217,14 +217,14 @@ def test_canonical_takes_lists_strings_and_whole_conversations():
 )
 def test_rows_that_do_not_fit(row, reason):
     with pytest.raises(Skip) as skip:
-        map_fns.apply(map_fns.NAMED["canonical"], row, "here")
+        apply(NAMED["canonical"], row, "here")
     assert skip.value.reason == reason
 
 
 def test_a_rows_weight_is_the_pairs():
     row = {"prompt": "q", "chosen": "a", "rejected": "b", "weight": 3}
-    assert map_fns.apply(map_fns.NAMED["canonical"], row, "here").weight == 3.0
-    assert map_fns.apply(map_fns.NAMED["canonical"], {**row, "weight": 0.5}, "here").weight == 0.5
+    assert apply(NAMED["canonical"], row, "here").weight == 3.0
+    assert apply(NAMED["canonical"], {**row, "weight": 0.5}, "here").weight == 0.5
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_a_broken_map_function_stops_with_its_place(tmp_path, body, message):
         f"def f(row):\n    {body}\n"
     )
     with pytest.raises(RmcliError) as error:
-        map_fns.apply(map_fns.find_map_function(f"{file}:f"), {}, "rows.jsonl:7")
+        apply(find_map_function(f"{file}:f"), {}, "rows.jsonl:7")
     assert message in error.value.message
 
 
@@ -251,9 +251,9 @@ def test_map_functions_are_found_by_name_file_and_module(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("def swap(row):\n    return {**row, 'chosen': row['rejected'], 'rejected': row['chosen']}\n")
     row = {"prompt": "q", "chosen": "a", "rejected": "b"}
-    assert map_fns.apply(map_fns.find_map_function(f"{file}:swap"), row, "here") == pair("q", "b", "a")
-    assert map_fns.apply(map_fns.find_map_function("rmcli.map_fns:canonical"), row, "here") == pair("q", "a", "b")
-    assert map_fns.find_map_function("orpo_dpo_mix_40k").default_source == "mlabonne/orpo-dpo-mix-40k"
+    assert apply(find_map_function(f"{file}:swap"), row, "here") == pair("q", "b", "a")
+    assert apply(find_map_function("rmcli.rows.map_fns.data_sets:canonical"), row, "here") == pair("q", "a", "b")
+    assert find_map_function("orpo_dpo_mix_40k").default_source == "mlabonne/orpo-dpo-mix-40k"
 
 
 @pytest.mark.parametrize(
@@ -263,13 +263,13 @@ def test_map_functions_are_found_by_name_file_and_module(tmp_path):
         ("nowhere.py:f", "no such file"),
         ("no_such_module:f", "cannot import no_such_module"),
         (".:dict", "cannot import ."),
-        ("rmcli.map_fns:canonicl", "has no function 'canonicl'"),
+        ("rmcli.rows.map_fns.data_sets:canonicl", "has no function 'canonicl'"),
         (None, "no map function"),
     ],
 )
 def test_map_functions_that_are_not_there(spec, message):
     with pytest.raises(ConfigError) as error:
-        map_fns.find_map_function(spec)
+        find_map_function(spec)
     assert message in error.value.message
     assert error.value.hint
 

@@ -20,12 +20,17 @@ from conftest import REPOSITORY, write_lines
 from pyarrow import parquet
 from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase
 
-from rmcli import chat_templates, config, engines, map_fns, output, sources, store, threads
-from rmcli.config import resolve
-from rmcli.encode import Encoder
+from rmcli import output, threads
+from rmcli.config import layers as config
+from rmcli.config.layers import resolve
 from rmcli.errors import ConfigError, RmcliError
-from rmcli.rendering import Renderer, copies_contents
-from rmcli.tokenizer import load_tokenizer, resolve_reward_token
+from rmcli.packs import writer as store
+from rmcli.rows import sources
+from rmcli.rows.map_fns.known import NAMED
+from rmcli.tokens import chat_templates, engines
+from rmcli.tokens.encode import Encoder
+from rmcli.tokens.rendering import Renderer, copies_contents
+from rmcli.tokens.tokenizer import load_tokenizer, resolve_reward_token
 
 TINY = ("--preset", "tiny")
 ROWS = [{"prompt": f"question {n % 700}", "chosen": f"right {n}", "rejected": f"wrong {n}"} for n in range(2000)]
@@ -45,7 +50,7 @@ def llama3(tokenizer_folder) -> PreTrainedTokenizerBase:
 def transcripts(real_data) -> list:
     with gzip.open(real_data / "hh_rlhf_harmless.jsonl.gz", "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
-    return [map_fns.NAMED["hh_rlhf"].function(row) for row in rows[:400]]
+    return [NAMED["hh_rlhf"].function(row) for row in rows[:400]]
 
 
 def conversation(*contents: str) -> tuple:
@@ -138,7 +143,7 @@ def test_the_real_llama_3_template_renders_real_transcripts_by_skeletons(llama3,
 def test_a_skeleton_that_is_wrong_after_all_is_given_up_aloud(tiny, monkeypatch, capsys):
     template = HEAD + "{{ message.content | upper }}{% endfor %}"
     monkeypatch.setattr(tiny, "chat_template", template)
-    monkeypatch.setattr("rmcli.rendering.copies_contents", lambda template: True)
+    monkeypatch.setattr("rmcli.tokens.rendering.copies_contents", lambda template: True)
     renderer = Renderer(tiny)
     assert renderer.render(conversation("a", "b")) == "AB"
     assert not renderer.uses_skeletons

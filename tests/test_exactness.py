@@ -7,12 +7,13 @@ from conftest import CONFIGS, random_group, single_batches, tiny_model
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from rmcli import batch, model, self_test
-from rmcli.architectures import RowChoice
-from rmcli.attention import PackedLayout, Segment
+from rmcli.backbones.architectures import RowChoice
 from rmcli.errors import RmcliError
+from rmcli.model import batch, self_test
+from rmcli.model import forward as model
+from rmcli.model.attention.layout import PackedLayout, Segment
+from rmcli.model.self_test import Probe
 from rmcli.records import TokenGroup
-from rmcli.self_test import Probe
 
 MODELS = sorted(CONFIGS)
 SHAPES = [(9, (5, 3)), (1, (7, 11)), (14, (2, 2)), (0, (4, 6)), (20, (8, 8)), (5, (3, 1, 6))]

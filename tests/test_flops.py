@@ -8,8 +8,10 @@ from test_architectures import tiny_network
 from test_exactness import uneven_groups
 from torch.utils.flop_counter import FlopCounterMode
 
-from rmcli import attention, batch, flops, model
-from rmcli.flops import FlopCounter
+from rmcli.model import batch, flops
+from rmcli.model import forward as model
+from rmcli.model.attention.shared_prefix import ATTENTION_NAME
+from rmcli.model.flops import FlopCounter
 from rmcli.records import TokenGroup
 
 
@@ -47,7 +49,7 @@ def test_a_trimmed_last_layer_by_hand():
 def test_matmuls_are_those_that_torch_counts(name):
     """torch counts attention on CPU as nothing, so what it counts is 6 N T."""
     network, groups = tiny_network(name), uneven_groups()
-    network.set_attn_implementation(attention.ATTENTION_NAME)
+    network.set_attn_implementation(ATTENTION_NAME)
     network.config._experts_implementation = "eager"  # torch does not count a grouped matmul
     packed = batch.build_packed(groups)
     with FlopCounterMode(display=False) as torchs:
@@ -59,7 +61,7 @@ def test_matmuls_are_those_that_torch_counts(name):
 
 def test_matmuls_of_a_trimmed_last_layer_are_those_that_torch_counts_but_for_unused_queries():
     network, groups = tiny_network("llama"), uneven_groups()
-    network.set_attn_implementation(attention.ATTENTION_NAME)
+    network.set_attn_implementation(ATTENTION_NAME)
     model.trim(network)
     packed = batch.build_packed(groups)
     with FlopCounterMode(display=False) as torchs:
@@ -79,7 +81,7 @@ def test_matmuls_of_a_trimmed_last_layer_are_those_that_torch_counts_but_for_unu
 )
 def test_attention_is_that_of_the_pairs_that_a_mask_allows(name, trimmed):
     network, groups = tiny_network(name), uneven_groups()
-    network.set_attn_implementation(attention.ATTENTION_NAME)
+    network.set_attn_implementation(ATTENTION_NAME)
     if trimmed:
         model.trim(network)
     counter = counter_of(network)

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rmcli import store
-from rmcli.config import resolve
-from rmcli.encode import Encoder
-from rmcli.tokenizer import load_tokenizer
+from rmcli.config.layers import resolve
+from rmcli.packs import writer as store
+from rmcli.tokens.encode import Encoder
+from rmcli.tokens.tokenizer import load_tokenizer
 
 KEPT = "kept"
 REWARD_TOKEN = "<|reserved_special_token_0|>"

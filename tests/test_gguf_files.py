@@ -4,7 +4,7 @@ import gguf
 import numpy as np
 import pytest
 
-from rmcli import gguf_files
+from rmcli.backbones import gguf_files
 
 
 @pytest.fixture

@@ -17,9 +17,11 @@ from safetensors.torch import load_file, save_file
 from test_embedding_rows import Server, hub_server, write_llama_70b  # noqa: F401  (a fixture)
 from transformers import LlamaConfig, LlamaModel
 
-from rmcli import inspect_token, token_evidence, tokenizer
-from rmcli.config import presets_folder, resolve
-from rmcli.token_evidence import Evidence
+from rmcli.config.layers import presets_folder, resolve
+from rmcli.inspect_token import evidence as token_evidence
+from rmcli.inspect_token import run as inspect_token
+from rmcli.inspect_token.evidence import Evidence
+from rmcli.tokens import tokenizer
 
 
 def inspected(cli, *arguments: object) -> dict:
@@ -454,7 +456,7 @@ def test_tiny_has_one_reserved_token(cli):
 
 
 def test_a_misspelt_preset_is_guessed(cli, monkeypatch):
-    monkeypatch.setattr("rmcli.hub.is_reachable", lambda endpoint: False)
+    monkeypatch.setattr("rmcli.backbones.hub.is_reachable", lambda endpoint: False)
     assert "did you mean the preset tiny?" in cli("inspect-token", "tinny").stderr
 
 

@@ -17,9 +17,13 @@ from conftest import REPOSITORY, random_group, write_lines
 from safetensors.torch import save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rmcli import batch, internlm2, model, tasks, tokenizer
-from rmcli.config import ModelSection, resolve
+from rmcli.backbones.internlm2 import auto as internlm2
+from rmcli.config.layers import ModelSection, resolve
 from rmcli.errors import ConfigError, RmcliError
+from rmcli.model import batch
+from rmcli.model import forward as model
+from rmcli.rows import tasks
+from rmcli.tokens import tokenizer
 
 LAYERS, HIDDEN, INNER, HEADS, GROUPS, SWITCH = 2, 32, 48, 4, 2, 2048
 HEAD_DIM = HIDDEN // HEADS

@@ -11,14 +11,16 @@ from test_exactness import gradients, largest_relative, uneven_groups
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention import varlen as torch_varlen
 
-from rmcli import batch, kernels, model, store
-from rmcli.attention import RowShape, Segment
-from rmcli.config import TrainSection, resolve
+from rmcli.config.layers import TrainSection, resolve
 from rmcli.errors import ConfigError, RmcliError
-from rmcli.pack import pack
-from rmcli.plan import RowSizes, plan
+from rmcli.model import batch, kernels
+from rmcli.model import forward as model
+from rmcli.model.attention.layout import RowShape, Segment
+from rmcli.packs import writer as store
+from rmcli.packs.pack import pack
 from rmcli.records import PAIR, Comparison, TokenGroup
 from rmcli.train.feed import groups_of, shape_of_all
+from rmcli.train.plan import RowSizes, plan
 
 SHAPE = RowShape(num_tokens=192, longest=32)
 

@@ -9,11 +9,14 @@ from collections import Counter
 import pytest
 from conftest import REPOSITORY, write_lines
 
-from rmcli import map_fns, store
-from rmcli.encode import is_ordered, prompt_of
 from rmcli.errors import ConfigError, Skip
-from rmcli.map_fns import comparisons, data_sets
+from rmcli.packs import writer as store
 from rmcli.records import PAIR, Comparison, PreferenceGroup
+from rmcli.rows.map_fns import comparisons, data_sets
+from rmcli.rows.map_fns.apply import apply as apply_function
+from rmcli.rows.map_fns.apply import find_map_function
+from rmcli.rows.map_fns.known import NAMED, recognise
+from rmcli.tokens.encode import is_ordered, prompt_of
 
 TIE = (Comparison(0, 1, 0.5),)
 
@@ -26,7 +29,7 @@ def turns(*contents: str) -> tuple:
 
 
 def apply(name: str, row: object) -> PreferenceGroup:
-    return map_fns.apply(map_fns.NAMED[name], row, "here")
+    return apply_function(NAMED[name], row, "here")
 
 
 def reason_of(name: str, row: object) -> str:
@@ -175,8 +178,8 @@ def test_chosen_comes_first_and_rejected_second_whatever_the_schema(name):
 
 
 def test_every_named_function_has_a_row_here_and_a_description():
-    assert map_fns.NAMED.keys() - ROWS.keys() == {"checkable_tasks", "pku_saferlhf_safer"}
-    assert all(known.description and known.columns for known in map_fns.NAMED.values())
+    assert NAMED.keys() - ROWS.keys() == {"checkable_tasks", "pku_saferlhf_safer"}
+    assert all(known.description and known.columns for known in NAMED.values())
 
 
 OPTIONAL = {("sharegpt_ranking", "system"), ("instruction", "input"), ("canonical", "prompt")}
@@ -184,12 +187,7 @@ OPTIONAL = {("sharegpt_ranking", "system"), ("instruction", "input"), ("canonica
 
 @pytest.mark.parametrize(
     ("name", "column"),
-    [
-        (name, column)
-        for name in sorted(ROWS)
-        for column in map_fns.NAMED[name].columns
-        if (name, column) not in OPTIONAL
-    ],
+    [(name, column) for name in sorted(ROWS) for column in NAMED[name].columns if (name, column) not in OPTIONAL],
 )
 def test_a_missing_column_is_named(name, column):
     rows = ROWS[name] if name == "helpsteer2" else [ROWS[name]]
@@ -219,7 +217,7 @@ def test_a_label_below_one_half_turns_the_pair_round():
 
 def test_score_keeps_the_rows_own_order():
     row = {"prompt": "q", "chosen": "a", "rejected": "b", "label": 0}
-    group = map_fns.apply(map_fns.NAMED["canonical"], row, "here", best_first=False)
+    group = apply_function(NAMED["canonical"], row, "here", best_first=False)
     assert answers_of(group) == ["a", "b"]
     assert group.comparisons == (Comparison(1, 0),)
 
@@ -387,7 +385,7 @@ def test_ultrafeedback_scores_make_margins_and_ties():
 
 
 def test_helpsteer2_takes_the_rows_of_a_prompt_together():
-    known = map_fns.NAMED["helpsteer2"]
+    known = NAMED["helpsteer2"]
     assert [known.rows_key(row) for row in HELPSTEER2] == ["q", "q"]
     assert reason_of("helpsteer2", HELPSTEER2[0]) == "single_response"
     assert reason_of("helpsteer2", [HELPSTEER2[0], {**HELPSTEER2[0], "response": "other"}]) == "tie"
@@ -493,11 +491,11 @@ def test_openai_tools_are_not_lost_in_silence():
 
 
 def test_real_instruction_rows_agree_with_the_example_of_a_users_own_file(real_data):
-    own = map_fns.find_map_function(f"{REPOSITORY / 'examples' / 'instruction_preference.py'}:to_pair")
+    own = find_map_function(f"{REPOSITORY / 'examples' / 'instruction_preference.py'}:to_pair")
     rows = read_real(real_data, "instruction_preference.jsonl.gz")
     assert len(rows) == 900
     for row in rows:
-        assert apply("instruction", row) == map_fns.apply(own, row, "here")
+        assert apply("instruction", row) == apply_function(own, row, "here")
 
 
 def test_reward_bench_2_compares_each_chosen_with_each_rejected():
@@ -545,7 +543,7 @@ def _fits_some_ranks(group: PreferenceGroup) -> bool:
 @pytest.mark.parametrize("name", sorted(ROWS))
 def test_a_schema_is_recognised_from_its_row(name):
     row = ROWS[name][0] if name == "helpsteer2" else ROWS[name]
-    assert map_fns.recognise(row) == {"xtuner": "canonical"}.get(name, name)
+    assert recognise(row) == {"xtuner": "canonical"}.get(name, name)
 
 
 @pytest.mark.parametrize(
@@ -560,13 +558,11 @@ def test_a_schema_is_recognised_from_its_row(name):
     ],
 )
 def test_relatives_of_a_schema_are_recognised_too(row, name):
-    assert map_fns.recognise(row) == name
+    assert recognise(row) == name
 
 
 def test_the_real_files_are_recognised(real_data):
-    names = {
-        file.name: map_fns.recognise(read_real(real_data, file.name)[0]) for file in real_data.glob("*.jsonl.gz")
-    }
+    names = {file.name: recognise(read_real(real_data, file.name)[0]) for file in real_data.glob("*.jsonl.gz")}
     assert names == {
         "finegrained_qa_4way.jsonl.gz": "finegrained_qa",
         "gsm8k_solution_pairs.jsonl.gz": "canonical",
@@ -579,12 +575,12 @@ def test_the_real_files_are_recognised(real_data):
 
 def test_an_unknown_schema_lists_what_was_seen_and_the_candidates():
     with pytest.raises(ConfigError) as error:
-        map_fns.recognise({"question": "q", "chosen": "a", "rejected": "b"})
+        recognise({"question": "q", "chosen": "a", "rejected": "b"})
     assert error.value.message == "no map function fits the columns question, chosen, rejected"
     assert "intel_orca_dpo reads system, question, chosen, rejected" in error.value.hint
     both = {**ROWS["instruction"], **ROWS["sharegpt_ranking"], "chosen": "a", "rejected": "b"}
     with pytest.raises(ConfigError) as error:
-        map_fns.recognise(both)
+        recognise(both)
     assert error.value.message.endswith("conversations: sharegpt_ranking, instruction")
 
 
@@ -669,7 +665,7 @@ def plugins(tmp_path, monkeypatch):
     site = tmp_path / "site"
     site.mkdir()
     (site / "their_rows.py").write_text(
-        "from rmcli.map_fns import MapFunction\n"
+        "from rmcli.rows.map_fns.fields import MapFunction\n"
         "def shout(row):\n    return {'prompt': row['q'], 'chosen': row['yes'], 'rejected': row['no']}\n"
         "def first_two(rows):\n    return {'prompt': 'q', 'responses': [r['a'] for r in rows], 'ranks': [2, 1]}\n"
         "grouped = MapFunction(first_two, ('key', 'a'), None, rows_key=lambda row: row['key'])\n"
@@ -693,11 +689,11 @@ def plugins(tmp_path, monkeypatch):
 
 def test_a_plugin_is_found_by_its_name(plugins):
     plugins(theirs={"shout": "their_rows:shout", "grouped": "their_rows:grouped"})
-    group = map_fns.apply(map_fns.find_map_function("shout"), {"q": "q", "yes": "good", "no": "bad"}, "here")
+    group = apply_function(find_map_function("shout"), {"q": "q", "yes": "good", "no": "bad"}, "here")
     assert group.conversations == (turns("q", "good"), turns("q", "bad"))
-    grouped = map_fns.find_map_function("grouped")
+    grouped = find_map_function("grouped")
     assert grouped.columns == ("key", "a")
-    assert answers_of(map_fns.apply(grouped, [{"a": "bad"}, {"a": "good"}], "here")) == ["good", "bad"]
+    assert answers_of(apply_function(grouped, [{"a": "bad"}, {"a": "good"}], "here")) == ["good", "bad"]
 
 
 def test_a_plugin_prepares_data(cli, tmp_path, plugins):
@@ -710,7 +706,7 @@ def test_a_plugin_prepares_data(cli, tmp_path, plugins):
 
 def test_a_plugin_may_not_take_a_built_in_name(plugins, capsys):
     plugins(theirs={"hh_rlhf": "their_rows:shout"})
-    assert map_fns.find_map_function("hh_rlhf") is map_fns.NAMED["hh_rlhf"]
+    assert find_map_function("hh_rlhf") is NAMED["hh_rlhf"]
     assert capsys.readouterr().err == (
         "note: theirs 1.5 offers a map function hh_rlhf: not used, rmcli has its own\n"
     )
@@ -743,7 +739,7 @@ def test_a_broken_plugin_is_one_line_and_only_when_it_is_used(cli, plugins, name
         },
         others={"twice": "their_rows:grouped"},
     )
-    assert map_fns.find_map_function("canonical") is map_fns.NAMED["canonical"]
+    assert find_map_function("canonical") is NAMED["canonical"]
     assert cli("map-fns").code == 0
     result = cli("prepare", "--map-fn", name, "--preset", "tiny")
     assert result.code == 2
@@ -754,7 +750,7 @@ def test_a_broken_plugin_is_one_line_and_only_when_it_is_used(cli, plugins, name
 def test_the_list_has_names_columns_data_sets_and_plugins(cli, plugins):
     plugins(theirs={"broken": "their_broken:f", "hh_rlhf": "their_rows:shout"})
     listed = json.loads(cli("map-fns", "--json").stdout)
-    assert [entry["name"] for entry in listed] == [*map_fns.NAMED, "broken", "hh_rlhf"]
+    assert [entry["name"] for entry in listed] == [*NAMED, "broken", "hh_rlhf"]
     assert listed[3] == {
         "name": "hh_rlhf",
         "columns": ["chosen", "rejected"],
@@ -767,7 +763,7 @@ def test_the_list_has_names_columns_data_sets_and_plugins(cli, plugins):
         ("not used, rmcli has its own", "theirs 1.5"),
     ]
     result = cli("map-fns")
-    for name, known in map_fns.NAMED.items():
+    for name, known in NAMED.items():
         (line,) = [line for line in result.stdout.splitlines() if line.split()[:1] == [name] and "theirs" not in line]
         assert known.columns[0] in line
         assert (known.default_source or "") in line
@@ -777,11 +773,11 @@ def test_the_list_has_names_columns_data_sets_and_plugins(cli, plugins):
 
 def test_auto_is_no_map_function_itself():
     with pytest.raises(ConfigError, match="auto needs rows to look at"):
-        map_fns.find_map_function("auto")
+        find_map_function("auto")
 
 
 def test_a_name_that_is_nearly_a_plugins_is_guessed(plugins):
     plugins(theirs={"shout": "their_rows:shout"})
     with pytest.raises(ConfigError) as error:
-        map_fns.find_map_function("shoot")
+        find_map_function("shoot")
     assert error.value.hint == "did you mean shout?"

@@ -8,14 +8,17 @@ import torch
 from conftest import REPOSITORY, tiny_model, write_lines
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rmcli import batch, chat_templates, model, store
-from rmcli import tokenizer as tokenizers
-from rmcli.config import resolve
-from rmcli.encode import Encoder
+from rmcli.config.layers import resolve
 from rmcli.errors import ConfigError, RmcliError
-from rmcli.model_folder import exported_template
+from rmcli.model import batch
+from rmcli.model import forward as model
+from rmcli.model.model_folder import exported_template
+from rmcli.packs import writer as store
 from rmcli.records import PreferenceGroup
-from rmcli.tokenizer import RewardTokenizer, load_tokenizer
+from rmcli.tokens import chat_templates
+from rmcli.tokens import tokenizer as tokenizers
+from rmcli.tokens.encode import Encoder
+from rmcli.tokens.tokenizer import RewardTokenizer, load_tokenizer
 
 NATURAL = ("-s", "model.reward_token=natural")
 TINY = ("--preset", "tiny")
@@ -451,7 +454,7 @@ def test_a_pad_token_is_never_an_ordinary_one():
 
 
 def test_score_says_when_the_self_test_fails(tiny_run, cli, monkeypatch):
-    from rmcli.attention import PackedLayout
+    from rmcli.model.attention.layout import PackedLayout
 
     full = lambda self, q, k, window, device: torch.ones(q, k, dtype=torch.bool)  # noqa: E731
     monkeypatch.setattr(PackedLayout, "mask", full)

@@ -9,10 +9,11 @@ import pytest
 import torch
 from conftest import random_group, tiny_model
 
-from rmcli import batch, model
-from rmcli.config import LossSection
-from rmcli.losses import LOSSES, PENALTIES, objective, plackett_luce
-from rmcli.metrics import PairMetrics
+from rmcli.config.layers import LossSection
+from rmcli.model import batch
+from rmcli.model import forward as model
+from rmcli.model.losses import LOSSES, PENALTIES, objective, plackett_luce
+from rmcli.model.metrics import PairMetrics
 from rmcli.records import PAIR, Comparison, TokenGroup
 
 

@@ -13,9 +13,11 @@ from conftest import REPOSITORY, random_group, tiny_model
 from tiny_backbones import tiny_config
 from transformers import AutoModelForSequenceClassification, LlamaConfig
 
-from rmcli import batch, checkpoint, compact_adamw, model, model_folder, optim
-from rmcli.compact_adamw import CompactAdamW, dequantize, dynamic_map, join_bits, quantize, round_bits
-from rmcli.config import TrainSection, resolve
+from rmcli.config.layers import TrainSection, resolve
+from rmcli.model import batch, compact_adamw, model_folder, optim
+from rmcli.model import forward as model
+from rmcli.model.compact_adamw import CompactAdamW, dequantize, dynamic_map, join_bits, quantize, round_bits
+from rmcli.runs import checkpoint
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 CPU = torch.device("cpu")

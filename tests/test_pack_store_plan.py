@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from conftest import random_group
 
-from rmcli import store
-from rmcli.config import TrainSection
+from rmcli.config.layers import TrainSection
 from rmcli.errors import RmcliError
-from rmcli.pack import best_fit_decreasing, pack
-from rmcli.plan import RowSizes, Slice, num_steps, plan
+from rmcli.packs import writer as store
+from rmcli.packs.pack import best_fit_decreasing, pack
 from rmcli.records import PackedRow, Reject, TokenGroup
+from rmcli.train.plan import RowSizes, Slice, num_steps, plan
 
 
 def groups_of(count: int, seed: int = 0) -> list[TokenGroup]:

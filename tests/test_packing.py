@@ -7,13 +7,14 @@ from itertools import cycle, islice, pairwise
 import numpy as np
 import pytest
 
-from rmcli import map_fns, sources
-from rmcli.config import resolve
-from rmcli.encode import Encoder
+from rmcli.config.layers import resolve
 from rmcli.errors import Skip
-from rmcli.pack import WINDOW, best_fit_decreasing, pack
+from rmcli.packs.pack import WINDOW, best_fit_decreasing, pack
 from rmcli.records import TokenGroup
-from rmcli.tokenizer import load_tokenizer
+from rmcli.rows import sources
+from rmcli.rows.map_fns.apply import apply, find_map_function
+from rmcli.tokens.encode import Encoder
+from rmcli.tokens.tokenizer import load_tokenizer
 
 PACK_TOKENS = 8192
 
@@ -22,11 +23,11 @@ PACK_TOKENS = 8192
 def hh_groups(gguf, real_data) -> list[TokenGroup]:
     """The pairs of the real HH file in tokens of SmolLM2."""
     config = resolve(None, settings=[f"model.pretrained_model_name_or_path={gguf}"]).config
-    function = map_fns.find_map_function("hh_rlhf")
+    function = find_map_function("hh_rlhf")
     groups = []
     for row in sources.read_rows([str(real_data / "hh_rlhf_harmless.jsonl.gz")], "train"):
         try:
-            groups.append(map_fns.apply(function, row.value, "hh"))
+            groups.append(apply(function, row.value, "hh"))
         except Skip:
             continue
     encoder = Encoder(load_tokenizer(config.model), config.data.max_length, config.data.overlong)

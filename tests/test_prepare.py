@@ -11,9 +11,10 @@ import pytest
 from conftest import write_lines
 from pyarrow import parquet
 
-from rmcli import store, tokenizer
-from rmcli.config import resolve
-from rmcli.encode import is_held_out
+from rmcli.config.layers import resolve
+from rmcli.packs import writer as store
+from rmcli.tokens import tokenizer
+from rmcli.tokens.encode import is_held_out
 
 TINY = ("--preset", "tiny")
 GOOD = [{"prompt": f"question {n}", "chosen": f"right {n}", "rejected": f"wrong {n}"} for n in range(40)]
@@ -292,7 +293,7 @@ def test_no_permission_to_write(cli, tmp_path):
 
 @pytest.mark.parametrize("source", ["org/data-set", None])
 def test_hub_data_off_line_is_one_line_with_a_way_out(cli, tmp_path, monkeypatch, source):
-    monkeypatch.setattr("rmcli.hub.is_reachable", lambda endpoint: False)
+    monkeypatch.setattr("rmcli.backbones.hub.is_reachable", lambda endpoint: False)
     arguments = [argument for argument in (source, "--map-fn", "orpo_dpo_mix_40k", *TINY) if argument]
     name = source or "mlabonne/orpo-dpo-mix-40k"
     refused(
@@ -309,7 +310,7 @@ def test_hub_data_off_line_is_one_line_with_a_way_out(cli, tmp_path, monkeypatch
     ],
 )
 def test_hub_models_off_line_are_one_line_with_a_way_out(cli, tmp_path, monkeypatch, arguments, name):
-    monkeypatch.setattr("rmcli.hub.is_reachable", lambda endpoint: False)
+    monkeypatch.setattr("rmcli.backbones.hub.is_reachable", lambda endpoint: False)
     write_lines(tmp_path / "rows.jsonl", GOOD)
     result = cli(*arguments)
     assert result.code == 1

@@ -15,10 +15,10 @@ import fetch_tokenizers
 import pytest
 from conftest import REPOSITORY
 
-from rmcli import config as configs
-from rmcli import token_evidence
-from rmcli import tokenizer as tokenizers
+from rmcli.config import layers as configs
 from rmcli.errors import ConfigError
+from rmcli.inspect_token import evidence as token_evidence
+from rmcli.tokens import tokenizer as tokenizers
 
 PRESETS = configs.preset_names()
 # Preset -> the tokenizer that is loaded for it. Those of big packages are checked by `make test-slow`.

@@ -11,11 +11,16 @@ import torch
 from conftest import REPOSITORY, run_cli, single_batches
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rmcli import batch, internlm2, map_fns, model, store, tokenizer
-from rmcli.config import resolve
-from rmcli.encode import Encoder
+from rmcli.backbones.internlm2 import auto as internlm2
+from rmcli.config.layers import resolve
+from rmcli.model import batch
+from rmcli.model import forward as model
+from rmcli.packs import writer as store
 from rmcli.records import TokenGroup
-from rmcli.tokenizer import load_tokenizer
+from rmcli.rows.map_fns.known import NAMED
+from rmcli.tokens import tokenizer
+from rmcli.tokens.encode import Encoder
+from rmcli.tokens.tokenizer import load_tokenizer
 
 MAP_FN = f"{REPOSITORY / 'examples' / 'instruction_preference.py'}:to_pair"
 
@@ -44,7 +49,7 @@ def hh_groups(reward, real_data) -> list[TokenGroup]:
     """Four short real pairs: the reference runs each conversation alone and eagerly."""
     with gzip.open(real_data / "hh_rlhf_harmless.jsonl.gz", "rt", encoding="utf-8") as lines:
         rows = [json.loads(line) for line in islice(lines, 60)]
-    encoded = Encoder(reward, 1024, "drop").encode([map_fns.NAMED["hh_rlhf"].function(row) for row in rows])
+    encoded = Encoder(reward, 1024, "drop").encode([NAMED["hh_rlhf"].function(row) for row in rows])
     groups = sorted((group for group in encoded if isinstance(group, TokenGroup)), key=lambda group: group.num_tokens)
     return groups[:4]
 

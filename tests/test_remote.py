@@ -7,8 +7,10 @@ import pytest
 from conftest import write_lines
 from fsspec.implementations.memory import MemoryFileSystem
 
-from rmcli import prepare, remote, store
 from rmcli.errors import RmcliError
+from rmcli.packs import remote
+from rmcli.packs import writer as store
+from rmcli.prepare import run as prepare
 
 ROWS = [{"prompt": f"question {n}", "chosen": f"right {n}", "rejected": f"wrong {n}"} for n in range(40)]
 

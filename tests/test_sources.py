@@ -14,9 +14,10 @@ import pytest
 from conftest import write_lines
 from pyarrow import parquet
 
-from rmcli import config, readers, sources
-from rmcli.duplicates import Seen
+from rmcli.config import layers as config
 from rmcli.errors import ConfigError, RmcliError
+from rmcli.rows import readers, sources
+from rmcli.rows.duplicates import Seen
 
 ROWS = [
     {"prompt": f"q {n}", "chosen": f"größer\n{n}", "rejected": f'"{n}", 2024-01-0{n % 9 + 1}'} for n in range(3000)

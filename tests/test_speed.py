@@ -8,8 +8,8 @@ import sys
 import pytest
 from conftest import REPOSITORY, find_tokenizer
 
-from rmcli.config import resolve
-from rmcli.tokenizer import load_tokenizer
+from rmcli.config.layers import resolve
+from rmcli.tokens.tokenizer import load_tokenizer
 
 MOST_ROUNDS = 8
 

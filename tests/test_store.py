@@ -12,9 +12,9 @@ import pyarrow as pa
 import pytest
 from conftest import random_group
 
-from rmcli import store
 from rmcli.errors import RmcliError
-from rmcli.pack import pack
+from rmcli.packs import writer as store
+from rmcli.packs.pack import pack
 from rmcli.records import Reject, TokenGroup
 
 FIRST = "data-00000-of-00001.arrow"

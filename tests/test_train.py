@@ -12,13 +12,19 @@ import torch
 from conftest import NoWaiting, write_lines
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rmcli import checkpoint, model, model_folder, optim, store, tasks, tokenizer, train
-from rmcli.config import TrainSection, resolve
+from rmcli.config.layers import TrainSection, resolve
 from rmcli.errors import RmcliError
-from rmcli.plan import plan
-from rmcli.train import build_job, loop
+from rmcli.model import forward as model
+from rmcli.model import model_folder, optim
+from rmcli.packs import writer as store
+from rmcli.rows import tasks
+from rmcli.runs import checkpoint
+from rmcli.tokens import tokenizer
 from rmcli.train import job as train_job
+from rmcli.train import loop
 from rmcli.train.feed import STEPS_AHEAD, ahead
+from rmcli.train.job import build_job
+from rmcli.train.plan import plan
 
 GOLDEN = Path(__file__).parent / "golden" / "tiny_losses.json"
 TINY = ("--preset", "tiny")
@@ -213,7 +219,7 @@ def test_checkpoints_are_renamed_when_complete_and_limited(tiny_run, cli, tmp_pa
     trained(cli, tiny_run.data, "run", *limits)
     assert [path.name for path in checkpoint.list_checkpoints(tmp_path / "run")] == ["step-3", "step-4"]
     config = resolve("tiny").config
-    job = train.build_job(resolve("tiny"), tiny_run.data, tmp_path / "other")
+    job = build_job(resolve("tiny"), tiny_run.data, tmp_path / "other")
     network = model.load_model(config.model, job.reward)
     state = model_folder.state_of(network, optim.build_optimizer(network, network.score, config.train), 0)
     checkpoint.load(tmp_path / "run" / "checkpoints" / "step-4", state)
@@ -319,7 +325,7 @@ def test_dry_run_shows_origins_and_the_plan_and_writes_nothing(cli, tiny_run, tm
 
 
 def test_the_self_test_is_shown_and_stops_a_broken_attention(cli, tiny_run, monkeypatch):
-    from rmcli.attention import PackedLayout
+    from rmcli.model.attention.layout import PackedLayout
 
     shown = trained(cli, tiny_run.data, "run", "train.max_steps=1").stderr
     assert "self-test: packed + shared against each conversation alone" in shown
@@ -403,7 +409,7 @@ def test_data_for_another_tokenizer_is_refused_with_both_hashes(cli, tiny_run, t
 
 
 def resolve_tiny_folder() -> Path:
-    from rmcli.config import presets_folder
+    from rmcli.config.layers import presets_folder
 
     return presets_folder() / "tiny"
 
@@ -507,7 +513,7 @@ def test_ctrl_c_is_130(cli, tiny_run, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "run", interrupt)
+    monkeypatch.setattr(loop, "run", interrupt)
     assert "error: interrupted" in trained(cli, tiny_run.data, "run", code=130).stderr
 
 

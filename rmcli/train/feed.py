@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from rmcli import batch as batches
-from rmcli import store
-from rmcli.attention import RowShape
-from rmcli.flops import FlopCounter
-from rmcli.losses import Targets
-from rmcli.plan import Slice, Step
+from rmcli.model import batch as batches
+from rmcli.model.attention.layout import RowShape
+from rmcli.model.flops import FlopCounter
+from rmcli.model.losses import Targets
+from rmcli.packs import writer as store
 from rmcli.records import Rows, TokenGroup
+from rmcli.train.plan import Slice, Step
 
 STEPS_AHEAD = 2
 

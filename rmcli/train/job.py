@@ -8,15 +8,18 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from rmcli import flops, model, model_folder, output, store
-from rmcli.architectures import RowChoice, choose_rows
-from rmcli.batch import comparisons_of, trains_as_list
-from rmcli.config import Config, Resolved, SourceSection
+from rmcli import output
+from rmcli.backbones.architectures import RowChoice, choose_rows
+from rmcli.config.layers import Config, Resolved, SourceSection
 from rmcli.errors import ConfigError, RmcliError
-from rmcli.kernels import check_kernels
-from rmcli.plan import RowSizes, num_steps, plan
+from rmcli.model import flops, model_folder
+from rmcli.model import forward as model
+from rmcli.model.batch import comparisons_of, trains_as_list
+from rmcli.model.kernels import check_kernels
+from rmcli.packs import writer as store
 from rmcli.records import Rows
-from rmcli.tokenizer import CHAT_TEMPLATE_HINT, RewardTokenizer, load_model_config, load_tokenizer
+from rmcli.tokens.tokenizer import CHAT_TEMPLATE_HINT, RewardTokenizer, load_model_config, load_tokenizer
+from rmcli.train.plan import RowSizes, num_steps, plan
 
 GIB = 2**30
 

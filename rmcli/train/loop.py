@@ -13,18 +13,23 @@ from accelerate.utils import set_seed
 from safetensors import SafetensorError
 from torch import Tensor
 
-from rmcli import architectures, checkpoint, kernels, model, model_folder, optim, output, self_test, store
-from rmcli import batch as batches
-from rmcli.attention import RowShape
-from rmcli.config import Config
+from rmcli import output
+from rmcli.backbones import architectures
+from rmcli.config.layers import Config
 from rmcli.errors import RmcliError
-from rmcli.losses import objective
-from rmcli.metrics import PairMetrics
-from rmcli.plan import Slice, Step, plan
+from rmcli.model import batch as batches
+from rmcli.model import forward as model
+from rmcli.model import kernels, model_folder, optim, self_test
+from rmcli.model.attention.layout import RowShape
+from rmcli.model.losses import objective
+from rmcli.model.metrics import PairMetrics
+from rmcli.packs import writer as store
 from rmcli.records import Rows
+from rmcli.runs import checkpoint
 from rmcli.train.determinism import deterministic
 from rmcli.train.feed import Feeder, StepFeed, ahead, groups_of, shape_of_all
 from rmcli.train.job import Job, check_memory, describe
+from rmcli.train.plan import Slice, Step, plan
 from rmcli.train.profile import profiled
 
 

@@ -1,0 +1,1 @@
+"""The command line, one file per command: arguments in; a call, the answer on stdout and the next command out."""

@@ -1,0 +1,1 @@
+"""What a run folder is: the name of the next one, its metrics and its checkpoints."""

@@ -1,0 +1,1 @@
+"""`rmcli score`: a model folder and conversations in, their scores out, line by line."""

@@ -1,0 +1,222 @@
+"""`rmcli score`: JSON lines of conversations or pairs -> JSON lines of scores, in the same order."""
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from json import dumps
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+
+from rmcli import output
+from rmcli.backbones.architectures import choose_rows
+from rmcli.config.layers import Config
+from rmcli.errors import RmcliError, Skip
+from rmcli.model import batch as batches
+from rmcli.model import forward as model
+from rmcli.model import self_test
+from rmcli.model.metrics import PairMetrics
+from rmcli.packs import pack
+from rmcli.records import PreferenceGroup, Rows, TokenGroup
+from rmcli.rows import readers, sources
+from rmcli.rows.map_fns.apply import apply
+from rmcli.rows.map_fns.fields import as_messages
+from rmcli.rows.map_fns.known import NAMED
+from rmcli.tokens.encode import Encoder
+from rmcli.tokens.tokenizer import load_tokenizer
+
+WINDOW = 1024  # lines read, packed and scored together
+
+# A pair that training cannot use can still be scored, each side for itself.
+SCORED_APART = {"overlong", "chosen_equals_rejected", "identical_after_truncation"}
+
+
+@dataclass
+class Summary:
+    """What was scored: lines in, scores and errors out, and the metrics of the pairs among them."""
+
+    lines: int = 0
+    truncated: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    pairs: PairMetrics = field(default_factory=PairMetrics)
+
+    def as_dict(self) -> dict[str, Any]:
+        numbers: dict[str, Any] = {"lines": self.lines, "errors": dict(self.errors), "truncated": self.truncated}
+        if self.pairs.num_pairs:
+            result = self.pairs.result()
+            numbers |= {"pairs": self.pairs.num_pairs, "accuracy": result["accuracy"], "margin": result["margin"]}
+        return numbers
+
+
+def run(config: Config, source: str, target: str) -> Summary:
+    """Score every line of `source` into `target` ("-" is stdin and stdout)."""
+    reward = load_tokenizer(config.model)
+    encoder = Encoder(reward, config.data.max_length, config.data.overlong)
+    device = model.pick_device(config)
+    model_config = model.load_model_config(config.model)
+    choice = choose_rows(config.model.use_varlen_attn, model_config, config.data.max_length)
+    model.check_attention(config, model_config, choice.rows, device)
+    lines = _read(source)
+    network: Any = model.load_model(config.model, reward, rows=choice.rows, device=device)
+    rows = self_test.settle_rows(network, choice, config.model.dtype).rows
+    scorer = _Scorer(network, encoder, config, rows)
+    summary = Summary()
+    with _open_output(target) as results:
+        numbered = enumerate(lines, 1)
+        while window := list(islice(numbered, WINDOW)):
+            for line in _score_window(scorer, source, window, summary):
+                results.write(dumps(line, ensure_ascii=False) + "\n")
+            results.flush()
+    return summary
+
+
+@dataclass(frozen=True)
+class _Scorer:
+    """A model ready to score: `rows` is how it runs conversations."""
+
+    network: Any
+    encoder: Encoder
+    config: Config
+    rows: Rows
+
+
+def report(summary: Summary) -> None:
+    """The figures, for a person."""
+    values = summary.as_dict()
+    output.say(f"{values['lines']:,} lines scored" + (f", {summary.truncated:,} truncated" * bool(summary.truncated)))
+    if "pairs" in values:
+        output.say(
+            f"{values['pairs']:,} pairs: accuracy {values['accuracy']:.3f}, mean margin {values['margin']:.3f}"
+        )
+
+
+def _score_window(
+    scorer: _Scorer, source: str, window: list[tuple[int, bytes]], summary: Summary
+) -> list[dict[str, Any]]:
+    """One result per line, in order."""
+    parsed = [_parse(source, number, data) for number, data in window]
+    groups = [group for group in parsed if isinstance(group, PreferenceGroup)]
+    encoded = iter(_encode(scorer.encoder, groups))
+    entries = [next(encoded) if isinstance(group, PreferenceGroup) else group for group in parsed]
+    token_groups = {at: entry for at, entry in enumerate(entries) if isinstance(entry, TokenGroup)}
+    scores = dict(zip(token_groups, _run(scorer, list(token_groups.values())), strict=True))
+    results = []
+    for at, entry in enumerate(entries):
+        summary.lines += 1
+        if isinstance(entry, str):
+            summary.errors[entry] += 1
+            results.append({"error": entry})
+        else:
+            results.append(_as_result(entry, scores[at]))
+            summary.truncated += entry.truncated
+            targets = batches.build_targets([entry], "ranking") if len(scores[at]) > 1 else None
+            if targets is not None and len(targets.better):
+                summary.pairs.add(torch.tensor(scores[at]), targets.better, targets.worse)
+    return results
+
+
+def _parse(source: str, number: int, data: bytes) -> PreferenceGroup | str:
+    if not data.strip():
+        return "empty_line"  # one result per line, whatever the line
+    row = sources.parse_json_row(0, source, number, data)
+    if row.value is None:
+        return row.problem or "wrong_type"
+    try:
+        if "messages" in row.value:
+            return PreferenceGroup((as_messages(row.value["messages"]),))
+        return apply(NAMED["canonical"], row.value, f"{source}:{number}", best_first=False)
+    except Skip as skip:
+        return skip.reason
+
+
+def _encode(encoder: Encoder, groups: list[PreferenceGroup]) -> list[TokenGroup | str]:
+    results = encoder.encode(groups)
+    for at, result in enumerate(results):
+        if isinstance(result, str) and result in SCORED_APART and len(groups[at].conversations) > 1:
+            results[at] = _encode_apart(encoder, groups[at])
+    return results
+
+
+def _encode_apart(encoder: Encoder, group: PreferenceGroup) -> TokenGroup | str:
+    sides = encoder.encode([PreferenceGroup((conversation,)) for conversation in group.conversations])
+    problems = [side for side in sides if isinstance(side, str)]
+    if problems:
+        return problems[0]
+    whole = [side for side in sides if isinstance(side, TokenGroup)]
+    return TokenGroup(
+        prefix=np.empty(0, dtype=np.int32),
+        responses=tuple(side.responses[0] for side in whole),
+        truncated=any(side.truncated for side in whole),
+        comparisons=group.comparisons,
+    )
+
+
+@torch.no_grad()
+def _run(scorer: _Scorer, groups: list[TokenGroup]) -> list[list[float]]:
+    """Scores of each group's conversations."""
+    network, config = scorer.network, scorer.config
+    capacity = max([config.data.max_packed_length, *(group.num_tokens for group in groups)])
+    results: list[list[float]] = [[] for _ in groups]
+    for members in pack.best_fit_decreasing([group.num_tokens for group in groups], capacity):
+        chunk = [groups[index] for index in members]
+        together = [[group] for group in chunk] if scorer.rows == "padded" else [chunk]
+        values: list[float] = []
+        for part in together:
+            batch = batches.build(scorer.rows, part, scorer.encoder.reward.pad_token_id, network.device)
+            values += model.scores(network, batch, config.model.dtype).tolist()
+        for index in members:
+            count = len(groups[index].responses)
+            results[index], values = values[:count], values[count:]
+    return results
+
+
+def _as_result(group: TokenGroup, scores: list[float]) -> dict[str, Any]:
+    rounded = [float(f"{score:.7g}") for score in scores]  # float32 has seven digits
+    if len(rounded) == 1:
+        result: dict[str, Any] = {"score": rounded[0]}
+    elif len(rounded) > 2:
+        result = {"scores": rounded}
+    else:
+        margin = float(f"{scores[0] - scores[1]:.7g}")
+        result = {"chosen_score": rounded[0], "rejected_score": rounded[1], "margin": margin}
+    return result | ({"truncated": True} if group.truncated else {})
+
+
+def _read(source: str) -> Iterator[bytes]:
+    if source == "-":
+        return iter(sys.stdin.buffer)
+    path = Path(source)
+    if path.is_dir():
+        raise RmcliError(f"input {source} is a folder", "give a .jsonl file, or - for stdin")
+    if not path.is_file():
+        raise RmcliError(f"input {source}: no such file", "give a .jsonl file, or - for stdin")
+    return readers.read_lines(path)
+
+
+@contextmanager
+def _open_output(target: str) -> Iterator[IO[str]]:
+    """stdout, or a file that appears only when it is complete; a device or pipe is written as it is."""
+    if target == "-":
+        yield output.answer_stream()
+        return
+    path = Path(target).resolve()
+    direct = path.exists() and not path.is_file()
+    temporary = path if direct else path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            yield file
+        if not direct:
+            temporary.replace(path)
+    except OSError as error:
+        raise RmcliError(
+            f"cannot write {target}: {error.strerror or error}", "choose another file with -o"
+        ) from error
+    finally:
+        if not direct and temporary.parent.is_dir():
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,223 @@
+"""Conversations to tokens: template, reward token, length policy, longest common prefix.
+
+The chat template renders each whole conversation once; the reward token is appended by id. The shared prefix is the
+longest common *token* prefix, so nothing is assumed about templates or word boundaries.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from json import JSONEncoder
+
+import numpy as np
+from jinja2.exceptions import TemplateError
+
+from rmcli.errors import ConfigError
+from rmcli.records import PAIR, Comparison, Conversation, PreferenceGroup, TokenGroup
+from rmcli.tokens.engines import EngineName, TokenEngine
+from rmcli.tokens.rendering import Renderer
+from rmcli.tokens.tokenizer import CHAT_TEMPLATE_HINT, RewardTokenizer
+
+_encode = JSONEncoder(ensure_ascii=False).encode  # json.dumps would make one for each call
+ROLES = frozenset({"system", "user", "assistant", "tool"})
+
+# Why encode leaves a group out; sources and map functions add bad_json, wrong_type and missing_column.
+REASONS = (
+    "empty_conversation",
+    "unknown_role",
+    "no_assistant_reply",
+    "empty_reply",
+    "chosen_equals_rejected",
+    "reward_token_in_text",
+    "template_error",
+    "no_end_of_turn",
+    "overlong",
+    "identical_after_truncation",
+)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Turns PreferenceGroups into TokenGroups. Safe to use from several threads.
+
+    `overlong` is the policy of `data.overlong`, `pairs` is `data.pairs`, `engine_name` is `data.tokenizer_engine`.
+    """
+
+    reward: RewardTokenizer
+    max_length: int
+    overlong: str
+    pairs: str = "all"
+    engine_name: EngineName = "transformers"
+
+    def __post_init__(self) -> None:
+        if self.reward.tokenizer.chat_template is None:
+            raise ConfigError(
+                f"the tokenizer {self.reward.tokenizer.name_or_path!r} has no chat template", CHAT_TEMPLATE_HINT
+            )
+
+    @cached_property
+    def engine(self) -> TokenEngine:
+        return TokenEngine(self.reward.tokenizer, self.engine_name)
+
+    @cached_property
+    def renderer(self) -> Renderer:
+        return Renderer(self.reward.tokenizer)
+
+    def encode(self, groups: Sequence[PreferenceGroup]) -> list[TokenGroup | str]:
+        """Per group its tokens, or the reason it is left out. Row and source ids are the caller's to set."""
+        texts: list[str] = []
+        results: list[TokenGroup | str | range] = []  # range: where the group's texts stand
+        for group in groups:
+            problem = self._problem(group)
+            if problem is not None:
+                results.append(problem)
+                continue
+            try:
+                rendered = [self.renderer.render(conversation) for conversation in group.conversations]
+            except TemplateError:
+                results.append("template_error")
+                continue
+            results.append(range(len(texts), len(texts) + len(rendered)))
+            texts.extend(rendered)
+        # The template has written BOS where the model wants one: no special tokens are added again.
+        ids = self.engine.encode(texts)
+        return [
+            result if isinstance(result, str | TokenGroup) else self._group([ids[index] for index in result], group)
+            for group, result in zip(groups, results, strict=True)
+        ]
+
+    def _problem(self, group: PreferenceGroup) -> str | None:
+        token = self.reward.reward_token
+        for conversation in group.conversations:
+            if not conversation:
+                return "empty_conversation"
+            if not ROLES.issuperset([message["role"] for message in conversation]):
+                return "unknown_role"
+            if conversation[-1]["role"] != "assistant":
+                return "no_assistant_reply"
+            if not conversation[-1]["content"].strip():
+                return "empty_reply"
+            contents = [message["content"] for message in conversation]
+            # Of all contents at once the answer is almost always no.
+            if token in "\n".join(contents) and any(token in content for content in contents):
+                return "reward_token_in_text"
+        first, *others = group.conversations
+        if others and all(_is_same(other, first) for other in others):
+            return "chosen_equals_rejected"
+        return None
+
+    def _group(self, conversations: list[np.ndarray], group: PreferenceGroup) -> TokenGroup | str:
+        token_ids = [ids for ids in map(self.reward.finish, conversations) if ids is not None]
+        if len(token_ids) < len(conversations):
+            return "no_end_of_turn"
+        # A reserved token anywhere but at the end came from the text; a natural one ends every turn.
+        reward_id = self.reward.reward_token_id
+        if self.reward.mode == "reserved" and any((ids[:-1] == reward_id).any() for ids in token_ids):
+            return "reward_token_in_text"
+        return self._shorten(token_ids, group)
+
+    def _shorten(self, token_ids: list[np.ndarray], group: PreferenceGroup) -> TokenGroup | str:
+        """Apply the length policy. Raises nothing; returns the reason when the group cannot be kept."""
+        excess = max(len(ids) for ids in token_ids) - self.max_length
+        if _compares_equals(token_ids, group):
+            return "chosen_equals_rejected"
+        if excess > 0 and self.overlong == "drop":
+            return "overlong"
+        if excess > 0 and self.overlong == "truncate_right":
+            token_ids = [
+                ids if len(ids) <= self.max_length else np.append(ids[: self.max_length - 1], ids[-1])
+                for ids in token_ids
+            ]
+        elif excess > 0:
+            # Every member loses the same tokens of the shared prompt, so that all still answer one prompt.
+            keep = int(token_ids[0][0] == self.reward.tokenizer.bos_token_id)
+            if common_prefix_length(token_ids) - keep < excess:
+                return "overlong"
+            token_ids = [np.concatenate([ids[:keep], ids[keep + excess :]]) for ids in token_ids]
+        if excess > 0 and _compares_equals(token_ids, group):
+            return "identical_after_truncation"
+        shared = common_prefix_length(token_ids) if len(token_ids) > 1 else 0
+        return TokenGroup(
+            prefix=token_ids[0][:shared],
+            responses=tuple(ids[shared:] for ids in token_ids),
+            weight=group.weight,
+            truncated=excess > 0,
+            comparisons=select_pairs(group.comparisons, len(token_ids), self.pairs),
+            ordered=is_ordered(group.comparisons, len(token_ids)),
+        )
+
+
+def _compares_equals(token_ids: Sequence[np.ndarray], group: PreferenceGroup) -> bool:
+    """Whether one response is called better than another that is the same, token for token."""
+    if len(token_ids) < 2:
+        return False
+    return any(
+        not comparison.is_tie and np.array_equal(token_ids[comparison.first], token_ids[comparison.second])
+        for comparison in group.comparisons
+    )
+
+
+def common_prefix_length(token_ids: Sequence[np.ndarray]) -> int:
+    """Tokens all of them begin with, at most one less than the shortest: each keeps its last token for itself."""
+    limit = min(len(ids) for ids in token_ids) - 1
+    same = np.ones(limit, dtype=bool)
+    for ids in token_ids[1:]:
+        same &= ids[:limit] == token_ids[0][:limit]
+    return limit if same.all() else int(same.argmin())
+
+
+def is_ordered(comparisons: Sequence[Comparison], num_responses: int) -> bool:
+    """Whether the comparisons say that each response is better than the next, and nothing against it.
+
+    A soft label says less than an order does; margins do not matter to it.
+    """
+    if comparisons is PAIR:
+        return num_responses == 2
+    if any(c.label != 1 or c.first >= c.second for c in comparisons):
+        return False
+    pairs = {(c.first, c.second) for c in comparisons}
+    return all((index, index + 1) in pairs for index in range(num_responses - 1))
+
+
+def select_pairs(comparisons: tuple[Comparison, ...], num_responses: int, which: str) -> tuple[Comparison, ...]:
+    """The comparisons that `data.pairs` keeps of a group in strict order; all of any other."""
+    if which == "all" or not is_ordered(comparisons, num_responses):
+        return comparisons
+    wanted = [(0, num_responses - 1)] if which == "best_worst" else [(i, i + 1) for i in range(num_responses - 1)]
+    kept = tuple(comparison for comparison in comparisons if (comparison.first, comparison.second) in wanted)
+    return kept or tuple(Comparison(*pair) for pair in wanted)
+
+
+def prompt_of(group: PreferenceGroup) -> Conversation:
+    """The messages before the first difference; the whole first conversation when they differ from the start."""
+    first = group.conversations[0]
+    length = 0
+    while all(len(c) > length and c[length] == first[length] for c in group.conversations):
+        length += 1
+    return first[:length] or first
+
+
+def is_held_out(prompt: Conversation, eval_fraction: float, eval_seed: int = 0) -> bool:
+    """Whether a prompt belongs to the eval split: a hash of its text decides, so one prompt is on one side only."""
+    salt = f"{eval_seed}\n" if eval_seed else ""
+    digest = sha256((salt + _as_key(prompt)).encode("utf-8")).digest()
+    return int.from_bytes(digest[:8], "big") < eval_fraction * 2**64
+
+
+def group_key(group: PreferenceGroup) -> bytes:
+    """16 bytes that are equal for exact duplicates: the same texts with the same verdict."""
+    texts = "\n".join(map(_as_key, group.conversations))
+    return sha256(f"{texts}\n{group.comparisons}".encode()).digest()[:16]
+
+
+def _is_same(one: Conversation, other: Conversation) -> bool:
+    """Whether role for role and content for content they are equal. They differ at the end when they do."""
+    return len(one) == len(other) and all(
+        a["content"] == b["content"] and a["role"] == b["role"]
+        for a, b in zip(reversed(one), reversed(other), strict=True)
+    )
+
+
+def _as_key(conversation: Conversation) -> str:
+    return _encode([[message["role"], message["content"]] for message in conversation])

@@ -1,0 +1,313 @@
+"""The tokenizer and its reward token: found by name, checked by id, never resized in silence."""
+
+import copy
+import difflib
+import functools
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rmcli.backbones import gguf_files, hub
+from rmcli.backbones.internlm2 import auto as internlm2
+from rmcli.config.layers import ModelSection, preset_names, pretrained_arguments
+from rmcli.errors import ConfigError, RmcliError
+from rmcli.tokens import chat_templates
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+NATURAL = "natural"  # model.reward_token: the template's own end-of-turn token
+_LOADERS = {"config": internlm2.AutoConfig, "tokenizer": internlm2.AutoTokenizer}
+ROWS_MULTIPLE = 64  # rows of a grown embedding: a size that kernels like
+CHAT_TEMPLATE_HINT = f"give one: --chat-template FILE, or a built-in one: {', '.join(chat_templates.BUILT_IN)}"
+
+
+@dataclass(frozen=True)
+class RewardTokenizer:
+    """A tokenizer and the token whose hidden state is scored.
+
+    `mode`: reserved (an unused token appended to each conversation) or natural (the template's own end-of-turn
+    token). `num_embedding_rows` is the model's; it may exceed len(tokenizer). Where a new token found no row it is
+    what the embedding has to grow to, and `grown_from` what it has. `added`: the token was new and took the next id.
+    """
+
+    tokenizer: "PreTrainedTokenizerBase"
+    reward_token: str
+    reward_token_id: int
+    num_embedding_rows: int
+    added: bool = False
+    mode: str = "reserved"
+    grown_from: int | None = None
+
+    @property
+    def pad_token_id(self) -> int:
+        """An id to pad with: the tokenizer's own, else another special token. Never the reward token.
+
+        Only special tokens: as a pad token any other would be cut out of the text it occurs in.
+        """
+        tokenizer = self.tokenizer
+        special = sorted(index for index, token in tokenizer.added_tokens_decoder.items() if token.special)
+        candidates = [tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id]
+        for candidate in (*candidates, *special):
+            if not isinstance(candidate, int) or candidate >= self.num_embedding_rows:  # some lie past the rows
+                continue
+            if candidate != self.reward_token_id:
+                return candidate
+        raise ConfigError(
+            f"the tokenizer of {tokenizer.name_or_path} has no special token to pad with but {self.reward_token}",
+            "choose another reward token",
+        )
+
+    def finish(self, ids: np.ndarray) -> np.ndarray | None:
+        """(tokens,) ids of a rendered conversation so that they end at the reward position; None when none is there.
+
+        Reserved: the rendered tail is kept and the token appended by id, unless an exported template has written it.
+        Natural: the tail after the last end-of-turn token is cut.
+        """
+        if self.mode == "natural":
+            found = np.flatnonzero(ids == self.reward_token_id)
+            return ids[: found[-1] + 1] if len(found) else None
+        if len(ids) and ids[-1] == self.reward_token_id:
+            return ids
+        return np.concatenate([ids, np.array([self.reward_token_id], dtype=ids.dtype)])
+
+    def fingerprint(self) -> dict[str, str]:
+        """sha256 of the vocabulary with its rules, and of the chat template: what prepared ids depend on."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is not None:
+            description = json.loads(backend.to_str())
+            description.pop("padding", None)
+            description.pop("truncation", None)
+        else:
+            description = self.tokenizer.get_vocab()
+        return {
+            "tokenizer_sha256": _sha256(json.dumps(description, sort_keys=True)),
+            "chat_template_sha256": _sha256(str(self.tokenizer.chat_template)),
+        }
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def from_pretrained(loader: Any, what: str, name: str, arguments: dict[str, Any]) -> Any:
+    """`loader.from_pretrained(**arguments)`, whose many failures become one line with the model and a way out."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+    from transformers.utils import logging as transformers_logging
+
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(logging.CRITICAL)  # load reports: what matters in them we say ourselves
+    transformers_logging.disable_progress_bar()
+    try:
+        if "gguf_file" in arguments:
+            with gguf_files.read_quickly():
+                return loader.from_pretrained(**arguments)
+        if Path(arguments["pretrained_model_name_or_path"]).is_dir():
+            return loader.from_pretrained(**arguments)
+        with hub.asking():
+            return loader.from_pretrained(**arguments)
+    except ImportError as error:
+        raise RmcliError(
+            f"the {what} of {name} needs a package: {_first_line(error)}",
+            "for .gguf files: pip install 'rmcli[gguf]'",
+        ) from error
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        RuntimeError,
+        AssertionError,
+        SafetensorError,
+        StrictDataclassError,
+    ) as error:
+        raise RmcliError(
+            f"cannot load the {what} of {name}: {_first_line(error)}",
+            _way_out(name),
+        ) from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        transformers_logging.enable_progress_bar()
+
+
+def _way_out(name: str) -> str:
+    if name in preset_names() or Path(name).exists():
+        return "give a whole model folder: config.json, weights and tokenizer"
+    close = difflib.get_close_matches(name, preset_names(), n=1, cutoff=0.7)
+    return (f"did you mean the preset {close[0]}? Else " if close else "") + (
+        "check the name and your access (hf auth login), or give a local folder or .gguf file: "
+        "-s model.pretrained_model_name_or_path=PATH"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def load_model_config(model: ModelSection) -> "PreTrainedConfig":
+    """The architecture's config, without weights. InternLM2's comes as the Llama config that computes the same."""
+    name = model.pretrained_model_name_or_path
+    if name is None:
+        raise ConfigError(
+            "model.pretrained_model_name_or_path is not set",
+            "choose a preset (-p) or give -s model.pretrained_model_name_or_path=PATH",
+        )
+    return _load_small("config", name, pretrained_arguments(name, model.revision))
+
+
+def _load_small(what: str, name: str, arguments: dict[str, str]) -> Any:
+    """The "config" or the "tokenizer", out of a .gguf file once: transformers walks its vocabulary for seconds."""
+    if "gguf_file" not in arguments:
+        return from_pretrained(_LOADERS[what], what, name, arguments)
+    path = Path(arguments["pretrained_model_name_or_path"], arguments["gguf_file"])
+    return copy.deepcopy(_load_from_gguf(what, name, path, path.stat().st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=4)
+def _load_from_gguf(what: str, name: str, path: Path, _changed: int) -> Any:
+    arguments = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    return from_pretrained(_LOADERS[what], what, name, arguments)
+
+
+def load_bare_tokenizer(model: ModelSection) -> "PreTrainedTokenizerBase":
+    """The tokenizer alone, without a reward token."""
+    name = model.tokenizer_name_or_path or model.pretrained_model_name_or_path
+    assert name is not None  # load_model_config has refused it
+    own = name == model.pretrained_model_name_or_path  # the revision is the model's
+    tokenizer = _load_small("tokenizer", name, pretrained_arguments(name, model.revision if own else None))
+    if model.chat_template is not None:
+        tokenizer.chat_template = chat_templates.load(model.chat_template, tokenizer)
+    return tokenizer
+
+
+def load_tokenizer(model: ModelSection) -> RewardTokenizer:
+    """The tokenizer of the configured model with its reward token resolved and checked.
+
+    Raises ConfigError when the token is not set, unknown, of another id, outside the embedding, or in other use.
+    """
+    num_rows = load_model_config(model).get_text_config().vocab_size
+    return resolve_reward_token(load_bare_tokenizer(model), model, num_rows)
+
+
+def resolve_reward_token(
+    tokenizer: "PreTrainedTokenizerBase", model: ModelSection, num_embedding_rows: int
+) -> RewardTokenizer:
+    """Resolve by name, then check the id (facts: 128002 is reserved in Llama-3 and `<think>` in SmolLM3)."""
+    name = model.tokenizer_name_or_path or model.pretrained_model_name_or_path
+    token, token_id = model.reward_token, model.reward_token_id
+    find = f"find one: rmcli inspect-token {name}"
+    if token is None and token_id is None:
+        raise ConfigError("model.reward_token is not set", find)
+    if token == NATURAL:
+        return _resolve_natural(tokenizer, token_id, name, num_embedding_rows)
+    added = token is not None and token not in tokenizer.get_vocab()
+    if token_id is not None and token_id >= num_embedding_rows and not (added and token_id == len(tokenizer)):
+        raise ConfigError(
+            f"model.reward_token_id = {token_id} is out of range: {name} has {num_embedding_rows} embedding rows",
+            find,
+        )
+    if token is None:
+        assert token_id is not None
+        token = _token_of(tokenizer, token_id)
+        if token is None:
+            raise ConfigError(
+                f"model.reward_token_id = {token_id} has no token in the tokenizer of {name}",
+                f"name it to use this spare row: -s model.reward_token='<|reward|>' (the first is {len(tokenizer)})",
+            )
+    elif added:
+        if token_id is None or token_id != len(tokenizer):
+            raise ConfigError(f"model.reward_token = {token!r} is not in the tokenizer of {name}", find)
+        tokenizer.add_tokens([token], special_tokens=True)
+    found = tokenizer.get_vocab()[token]
+    if token_id is not None and found != token_id:
+        raise ConfigError(
+            f"model.reward_token_id = {token_id} is {_token_of(tokenizer, token_id)!r} in the tokenizer of {name}, "
+            f"and {token!r} is {found}",
+            f"set one of them right: model.reward_token_id = {found}",
+        )
+    grown_from = None
+    if added and found >= num_embedding_rows:  # train grows the embedding and says so
+        grown_from = num_embedding_rows
+        num_embedding_rows = -(-(found + 1) // ROWS_MULTIPLE) * ROWS_MULTIPLE
+    if found >= num_embedding_rows:
+        raise ConfigError(
+            f"model.reward_token = {token!r} is id {found}, out of range: {name} has {num_embedding_rows} "
+            "embedding rows",
+            find,
+        )
+    for use in ("pad", "bos", "eos", "unk"):
+        if found == getattr(tokenizer, f"{use}_token_id"):
+            raise ConfigError(f"model.reward_token = {token!r} (id {found}) is the {use} token of {name}", find)
+    return RewardTokenizer(tokenizer, token, found, num_embedding_rows, added, grown_from=grown_from)
+
+
+def _resolve_natural(
+    tokenizer: "PreTrainedTokenizerBase", token_id: int | None, name: str | None, num_embedding_rows: int
+) -> RewardTokenizer:
+    """The template's end-of-turn token: the first special token it writes after an assistant's reply."""
+    found = end_of_turn_id(tokenizer)
+    if found is None:
+        raise ConfigError(
+            f"the chat template of {name} writes no special token after a reply: there is no natural reward token",
+            f"use an unused token: rmcli inspect-token {name}",
+        )
+    token = _token_of(tokenizer, found)
+    assert token is not None  # the tokenizer has just given this id
+    if token_id is not None and token_id != found:
+        raise ConfigError(
+            f"model.reward_token_id = {token_id}, but the end-of-turn token of {name} is {token!r} ({found})",
+            "leave reward_token_id out with reward_token = 'natural', or clear the preset's: "
+            "-s model.reward_token_id=none",
+        )
+    if found >= num_embedding_rows:
+        raise ConfigError(f"the end-of-turn token {token!r} ({found}) of {name} has no embedding row")
+    return RewardTokenizer(tokenizer, token, found, num_embedding_rows, mode=NATURAL)
+
+
+def end_of_turn_id(tokenizer: "PreTrainedTokenizerBase") -> int | None:
+    """Found by rendering: the first special token after the reply of a finished assistant turn."""
+    if tokenizer.chat_template is None:
+        raise ConfigError(f"the tokenizer {tokenizer.name_or_path!r} has no chat template", CHAT_TEMPLATE_HINT)
+    replies = ("Paris", "Madrid")  # plain letters: any tokenizer can write them
+    first = [{"role": "user", "content": "The capital of France?"}, {"role": "assistant", "content": replies[0]}]
+    second = [{"role": "user", "content": "And of Spain?"}, {"role": "assistant", "content": replies[1]}]
+    texts = [_rendered(tokenizer, first), _rendered(tokenizer, [*first, *second])]
+    tails = [text.rpartition(reply)[2] for text, reply in zip(texts, replies, strict=True)]
+    special = set(tokenizer.all_special_ids)
+    special |= {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    ends = []
+    for tail in tails:
+        ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
+        ends.append(next((index for index in ids if index in special), None))
+    # A last turn that ends otherwise than an earlier one would be scored before its reply.
+    return ends[0] if len(set(ends)) == 1 else None
+
+
+def _rendered(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]]) -> str:
+    """The conversation in the chat template's words. Raises ConfigError when it refuses or alters it."""
+    from jinja2.exceptions import TemplateError
+
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+    except TemplateError as error:
+        refusal = f"the chat template of {tokenizer.name_or_path} refuses a plain question and answer: {error}"
+        raise ConfigError(refusal, CHAT_TEMPLATE_HINT) from error
+    if not isinstance(text, str) or messages[-1]["content"] not in text:
+        raise ConfigError(
+            f"the chat template of {tokenizer.name_or_path} does not write the assistant's reply as it is",
+            CHAT_TEMPLATE_HINT,
+        )
+    return text
+
+
+def _token_of(tokenizer: "PreTrainedTokenizerBase", token_id: int) -> str | None:
+    if token_id >= len(tokenizer):
+        return None
+    token = tokenizer.convert_ids_to_tokens(token_id)
+    return token if isinstance(token, str) else None
