@@ -15,47 +15,57 @@ import pytest
 from conftest import REPOSITORY
 
 PACKAGE = REPOSITORY / "rmcli"
-# A file imports only from rows below its own.
-ROWS = [
+# From top to bottom. A folder imports only folders below its own; a command's folder imports no other command's.
+COMMANDS = {"prepare", "audit", "train", "score", "inspect_token"}
+FLOORS = [
     {"__main__"},
     {"cli"},
-    {"prepare", "train", "score", "inspect_token", "audit"},
-    {"self_test"},
-    {"map_fns", "sources", "accounting", "decontaminate", "duplicates", "remote", "encode", "pack", "store", "batch",
-     "model", "plan", "metrics", "optim", "checkpoint", "model_folder", "embedding_rows", "token_evidence"},
-    {"last_layer"},
-    {"architectures", "attention", "compact_adamw", "engines", "flops", "kernels", "losses", "readers", "rendering",
-     "staging", "tokenizer", "tasks"},
-    {"internlm2"},
-    {"chat_templates", "config", "hub"},
+    COMMANDS,
+    {"runs"},
+    {"model"},
+    {"packs"},
+    {"tokens", "rows"},
+    {"backbones"},
+    {"config"},
     {"plugins", "output"},
     {"records"},
-    {"errors", "gguf_files", "threads"},
-]  # fmt: skip
+    {"errors", "threads"},
+]
 
 
-def imports_of(path: Path) -> set[str]:
+def room_of(module: str) -> str:
+    """`rmcli.rows.map_fns.known` -> rows."""
+    return module.split(".")[1]
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imports_of(module: str) -> set[str]:
+    """The modules of rmcli that a module imports, anywhere in it."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == "rmcli":
-            found |= {alias.name for alias in node.names if alias.name != "__version__"}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rmcli."):
-            found.add(node.module.split(".")[1])
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "rmcli":
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner in MODULES else node.module)
         elif isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("rmcli.")}
-    return found
+            found |= {alias.name for alias in node.names if alias.name.split(".")[0] == "rmcli"}
+    return found - {"rmcli"}  # its version
 
 
-def test_a_file_imports_only_from_the_rows_below_its_own():
-    row_of = {name: number for number, row in enumerate(ROWS) for name in row}
-    files = [path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"]
-    name_of = {path: path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in files}
-    assert set(name_of.values()) == row_of.keys()
+def test_a_folder_imports_only_folders_below_it():
+    floor_of = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+    assert {room_of(module) for module in MODULES if module != "rmcli"} == floor_of.keys()
     wrong = [
-        f"{name} imports {other}"
-        for path, name in name_of.items()
-        for other in imports_of(path) - {name}
-        if row_of[other] <= row_of[name]
+        f"{module} imports {other}"
+        for module in MODULES
+        for other in imports_of(module)
+        if room_of(module) != room_of(other) and floor_of[room_of(other)] <= floor_of[room_of(module)]
     ]
     assert wrong == []
 
@@ -69,7 +79,7 @@ def test_only_output_writes_to_a_stream():
 
 def test_importing_the_command_line_loads_nothing_heavy():
     heavy = {"torch", "transformers", "datasets", "pyarrow", "accelerate", "numpy", "pydantic", "rich"}
-    code = "import sys, rmcli.cli; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    code = "import sys, rmcli.cli.app; print(*sorted({name.split('.')[0] for name in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "typer" in loaded
     assert heavy & set(loaded) == set()
@@ -108,7 +118,8 @@ def test_generated_pages_are_up_to_date():
 
 
 def test_every_reject_reason_is_documented():
-    from rmcli import encode, readers
+    from rmcli.rows import readers
+    from rmcli.tokens import encode
 
     page = (REPOSITORY / "docs" / "format.md").read_text()
     said = {*encode.REASONS, *readers.PROBLEMS}
@@ -158,7 +169,7 @@ def test_an_installed_wheel_finds_its_presets(distributions, tmp_path):
         assert {f"rmcli/{name}" for name in preset_files()} <= set(archive.namelist())
         assert "rmcli/audit/page.html" in archive.namelist()
     # Run from the unpacked wheel, which is what an installed one is.
-    code = "import rmcli.cli; print(rmcli.__file__); rmcli.cli.app(['presets'], standalone_mode=False)"
+    code = "import rmcli.cli.app; print(rmcli.__file__); rmcli.cli.app.app(['presets'], standalone_mode=False)"
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True
     )
@@ -172,7 +183,7 @@ def test_the_sdist_holds_what_a_wheel_is_built_from(distributions):
     (sdist,) = distributions.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
-    assert preset_files() | {"pyproject.toml", "LICENSE", "README.md", "rmcli/cli.py"} <= names
+    assert preset_files() | {"pyproject.toml", "LICENSE", "README.md", "rmcli/cli/app.py"} <= names
 
 
 def test_constraints_lie_within_the_ranges_of_the_project():
