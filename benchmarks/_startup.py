@@ -17,11 +17,11 @@ def stop(*_: object) -> None:
 
 
 def start_rmcli() -> None:
-    from rmcli.cli import app as cli
-    from rmcli.train import loop
+    from rmcli.cli.app import main
+    from rmcli.train.loop import Trainer
 
-    loop._Trainer.run_step = stop  # type: ignore[assignment]
-    cli.main()
+    Trainer.run_step = stop  # type: ignore[assignment]
+    main()
 
 
 def start_bare(folder: str) -> None:

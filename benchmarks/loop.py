@@ -30,10 +30,12 @@ import train
 import transformers
 
 import rmcli
-from rmcli.config.layers import resolve
+from rmcli.config.resolve import resolve
 from rmcli.model import optim
 from rmcli.train import loop
 from rmcli.train.job import build_job
+from rmcli.train.loop import Trainer
+from rmcli.train.run import run as train_run
 
 AS_IS = "rmcli"
 TOLERANCE = {"fused": 1e-5}  # of the first three steps' losses (later, AdamW magnifies rounding); others are equal
@@ -65,7 +67,7 @@ WITHOUT: dict[str, Callable[[], Any]] = {
 }
 
 
-class Timed(loop._Trainer):
+class Timed(Trainer):
     """The real trainer, which notes when the warm-up is over and when all is done."""
 
     warmup = 0
@@ -93,8 +95,8 @@ def run(name: str, arguments: argparse.Namespace, folder: Path) -> tuple[float, 
     """Seconds of the timed steps, and the losses of all."""
     Timed.warmup, Timed.seconds, Timed.losses = arguments.warmup, 0.0, ()
     resolved = resolve(arguments.preset, settings=train.our_settings(arguments, folder / "model"))
-    with without(name), mock.patch.object(loop, "_Trainer", Timed):
-        loop.run(build_job(resolved, folder / "data", folder / "run"))
+    with without(name), mock.patch("rmcli.train.run.Trainer", Timed):
+        train_run(build_job(resolved, folder / "data", folder / "run"))
     shutil.rmtree(folder / "run")
     return Timed.seconds, [float(loss) for loss in Timed.losses]
 

@@ -116,8 +116,8 @@ def read_pairs(data: Path, map_fn: str) -> list[dict[str, Any]]:
     """The pairs of the file as whole conversations: {"chosen": messages, "rejected": messages}."""
     from rmcli.errors import Skip
     from rmcli.records import PAIR, as_dicts
+    from rmcli.rows.files import read_lines
     from rmcli.rows.map_fns.apply import apply, find_map_function
-    from rmcli.rows.readers import read_lines
 
     function = find_map_function(map_fn)
     pairs = []
@@ -138,13 +138,15 @@ def write_lines(path: Path, values: list[Any]) -> None:
 
 def prepare_pairs(pairs: list[dict[str, Any]], preset: str, settings: tuple[str, ...], folder: Path) -> Path:
     """`rmcli prepare` on them: nothing held out, over-long ones dropped. Row ids are indices into `pairs`."""
-    from rmcli.config.layers import Layer, resolve
-    from rmcli.prepare import run as prepare
+    from rmcli.config.layers import Layer
+    from rmcli.config.resolve import resolve
+    from rmcli.prepare import job
+    from rmcli.prepare.run import run
 
     write_lines(folder / "pairs.jsonl", pairs)
     source = {"sources": [str(folder / "pairs.jsonl")], "dataset_map_fn": "canonical"}
     data = Layer("benchmark", {"data": {**source, "eval_fraction": 0.0, "overlong": "drop"}})
-    prepare.run(prepare.plan(resolve(preset, settings=settings, options=[data]), folder / "data"))
+    run(job.build_job(resolve(preset, settings=settings, options=[data]), folder / "data"))
     return folder / "data"
 
 
@@ -152,7 +154,7 @@ def write_steps(
     pairs: list[dict[str, Any]], data: Path, preset: str, settings: tuple[str, ...], path: Path
 ) -> list[list[int]]:
     """The pairs of each step of rmcli's own plan, one step a line, for those who do not plan like it."""
-    from rmcli.config.layers import resolve
+    from rmcli.config.resolve import resolve
     from rmcli.train.job import build_job
     from rmcli.train.plan import plan
 
@@ -160,7 +162,7 @@ def write_steps(
     steps = []
     for step in plan(job.sizes, job.config.train, job.plans_packs, job.config.data.max_packed_length):
         parts = [part for forward in step.forwards[0] for part in forward]
-        groups = [group for part in parts for group in job.train_split.groups(part.row, part.start, part.stop)]
+        groups = [group for part in parts for group in job.train_split.groups(part.pack, part.start, part.stop)]
         steps.append([group.row_id for group in groups])
     write_lines(path, [[pairs[row_id] for row_id in row_ids] for row_ids in steps])
     return steps

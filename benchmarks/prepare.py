@@ -36,9 +36,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core, unless a run says ot
 import figures
 import transformers
 
-from rmcli.config.layers import resolve
+from rmcli.config.resolve import resolve
 from rmcli.errors import Skip
-from rmcli.prepare.run import CHUNK
+from rmcli.prepare.units import CHUNK
 from rmcli.records import PreferenceGroup, as_dicts
 from rmcli.rows.map_fns.apply import apply
 from rmcli.rows.map_fns.known import NAMED

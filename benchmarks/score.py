@@ -41,9 +41,12 @@ from transformers import pipeline
 
 import rmcli
 from rmcli import output
-from rmcli.config.layers import Config, Layer, resolve, trained_model_layers
-from rmcli.model import forward as model
+from rmcli.config.layers import Layer
+from rmcli.config.resolve import resolve, trained_model_layers
+from rmcli.config.sections import Config
 from rmcli.model import model_folder
+from rmcli.model.load import load_model
+from rmcli.model.network import score_head
 from rmcli.records import TokenGroup, as_dicts
 from rmcli.rows.map_fns.apply import apply
 from rmcli.rows.map_fns.known import NAMED
@@ -64,9 +67,9 @@ def export_model(source: Path, layers: int | None, preset: str, folder: Path) ->
     not_random = Layer("benchmark", {"model": {"random_weights": False}})
     resolved = resolve(preset, options=[base, not_random])
     reward = load_tokenizer(resolved.config.model)
-    network = model.load_model(resolved.config.model, reward)
+    network = load_model(resolved.config.model, reward)
     torch.manual_seed(0)
-    torch.nn.init.normal_(model.score_head(network).weight, std=0.02)
+    torch.nn.init.normal_(score_head(network).weight, std=0.02)
     model_folder.export(network, reward, resolved.toml(), folder / "model")
     return folder / "model"
 
@@ -109,7 +112,7 @@ def loaded_once(config: Config) -> Callable[[Path, Path], list[float]]:
         (score, "load_tokenizer"),
         (score.model, "load_model_config"),
         (score.model, "load_model"),
-        (score.self_test, "settle_rows"),
+        (score.self_test, "settle_batches"),
     ):
         setattr(module, name, _once(getattr(module, name)))
 

@@ -1,6 +1,6 @@
 """The values that travel between the stages. All frozen, none of them knows torch.
 
-row -map_fn-> PreferenceGroup -encode-> TokenGroup -pack-> PackedRow
+row -map_fn-> PreferenceGroup -encode-> TokenGroup -pack-> Pack
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ Conversation = tuple[Message, ...]
 
 # How conversations are laid into forwards. packed: prompts shared; single: one conversation per forward;
 # padded: model.use_varlen_attn = false, the reference.
-Rows = Literal["packed", "single", "padded"]
+BatchKind = Literal["packed", "single", "padded"]
 
 
 def as_dicts(conversation: Conversation) -> list[dict[str, str]]:
@@ -91,7 +91,7 @@ class TokenGroup:
 
 
 @dataclass(frozen=True, slots=True)
-class PackedRow:
+class Pack:
     """Groups that are run in one forward: P1 C1 R1 P2 C2 R2 ..."""
 
     groups: tuple[TokenGroup, ...]

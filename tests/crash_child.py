@@ -18,22 +18,23 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from rmcli.cli import app as cli
-from rmcli.config.layers import resolve
+from rmcli.cli import app
+from rmcli.config.resolve import resolve
 from rmcli.packs import staging
-from rmcli.packs import writer as store
-from rmcli.records import PackedRow, Reject, TokenGroup
+from rmcli.packs.writer import PackWriter
+from rmcli.records import Pack, Reject, TokenGroup
 from rmcli.tokens.tokenizer import load_tokenizer
 
 
 def write_set(folder: Path, marker: str, overwrite: bool) -> None:
     """Five rows; the marker decides what is in them."""
     ids = np.frombuffer(marker.encode(), dtype=np.uint8).astype(np.int32)
-    rows = [PackedRow((TokenGroup(ids, (ids[:1], ids[:2]), row_id=number),)) for number in range(5)]
-    with store.StoreWriter(folder, overwrite) as writer:
-        writer.add_rows("train", rows[:4])
-        writer.add_rows("eval", rows[4:])
+    rows = [Pack((TokenGroup(ids, (ids[:1], ids[:2]), row_id=number),)) for number in range(5)]
+    with PackWriter(folder, overwrite) as writer:
+        writer.add_packs("train", rows[:4])
+        writer.add_packs("eval", rows[4:])
         writer.add_reject(Reject("bad_json", "a.jsonl", 3, marker))
         writer.finish({"marker": marker})
 
@@ -49,8 +50,8 @@ class Interrupted:
             patch(os, name, self.counted(getattr(os, name), name))
         patch(io, "open", self.counted(io.open, "open"))
         patch(staging, "_exchange", self.counted(staging._exchange, "exchange"))
-        new_stream = store.pa.ipc.new_stream
-        patch(store.pa.ipc, "new_stream", lambda *arguments: Interrupted.Stream(self, new_stream(*arguments)))
+        new_stream = pa.ipc.new_stream
+        patch(pa.ipc, "new_stream", lambda *arguments: Interrupted.Stream(self, new_stream(*arguments)))
 
     def counted(self, function: Callable, name: str) -> Callable:
         def call(*arguments: Any, **options: Any) -> Any:
@@ -81,7 +82,7 @@ def run(job: dict, report: int) -> None:
         staging._exchange = lambda one, other: False  # as on a system without it
     if "command" in job:
         sys.argv = ["rmcli", *job["command"]]
-        cli.main()
+        app.main()
     else:
         calls = Interrupted(job.get("kill_at"), die)
         write_set(Path(job["write"]), job["marker"], job["overwrite"])

@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, write_lines
 
-from rmcli.config import layers as config
+from rmcli.config.resolve import resolve
 from rmcli.errors import Skip
-from rmcli.packs import writer as store
-from rmcli.prepare import run as prepare
+from rmcli.packs.manifest import read_manifest
+from rmcli.packs.reader import PackedSplit
+from rmcli.packs.schema import SPLITS
+from rmcli.prepare.fate import num_copies
 from rmcli.records import PreferenceGroup
-from rmcli.rows import readers
+from rmcli.rows import sources
+from rmcli.rows.files import PROBLEMS
 from rmcli.rows.map_fns.data_sets import canonical
 from rmcli.rows.map_fns.fields import MapFunction
 from rmcli.rows.map_fns.known import NAMED
@@ -33,7 +36,7 @@ PAIRS = [pair(n) for n in range(1000)]
 def prepared(cli, *arguments: object, code: int = 0) -> dict:
     result = cli("prepare", *arguments, *TINY)
     assert result.code == code, result.stderr
-    return store.read_manifest(Path("out"))
+    return read_manifest(Path("out"))
 
 
 def rejects() -> list[dict]:
@@ -41,7 +44,7 @@ def rejects() -> list[dict]:
 
 
 def groups(split: str) -> list:
-    packed = store.PackedSplit(Path("out"), split)
+    packed = PackedSplit(Path("out"), split)
     return [group for row in range(len(packed)) for group in packed.groups(row)]
 
 
@@ -65,19 +68,19 @@ def test_what_a_small_weight_takes_a_larger_one_takes_too_and_a_seed_chooses():
     keys = [encode.group_key(canonical(row)) for row in PAIRS]
 
     def taken(weight: float, seed: int = 0) -> set[bytes]:
-        return {key for key in keys if prepare.num_copies(key, weight, seed)}
+        return {key for key in keys if num_copies(key, weight, seed)}
 
     assert taken(0.2) < taken(0.5) < taken(1.0) == set(keys)
     assert taken(0.5) != taken(0.5, seed=1)
-    assert [prepare.num_copies(key, 3.0, 0) for key in keys] == [3] * 1000
-    assert 2400 < sum(prepare.num_copies(key, 2.5, 0) for key in keys) < 2600
+    assert [num_copies(key, 3.0, 0) for key in keys] == [3] * 1000
+    assert 2400 < sum(num_copies(key, 2.5, 0) for key in keys) < 2600
 
 
 def test_a_weight_above_one_repeats_rows_in_train_and_not_in_eval(cli, tmp_path):
     write_lines(tmp_path / "a.jsonl", PAIRS[:100])
     options = ("--source", "path=a.jsonl,weight=2", *CANONICAL, "-s", "data.eval_fraction=0.3")
     rows = prepared(cli, *options)["rows"]
-    train, held_out = ([group.row_id for group in groups(split)] for split in store.SPLITS)
+    train, held_out = ([group.row_id for group in groups(split)] for split in SPLITS)
     assert sorted(train) == sorted(2 * sorted(set(train)))
     assert len(held_out) == len(set(held_out)) > 10
     assert len(set(train)) + len(held_out) == 100 == rows["kept"]
@@ -98,7 +101,7 @@ def test_a_cap_keeps_the_first_rows_and_counts_the_rest(cli, tmp_path):
         "reasons": {"bad_json": 1},
         "groups": 10,
     }
-    assert {group.row_id for split in store.SPLITS for group in groups(split)} == {0, 2, 3, 4, *range(6, 12)}
+    assert {group.row_id for split in SPLITS for group in groups(split)} == {0, 2, 3, 4, *range(6, 12)}
 
 
 def test_rows_beyond_a_cap_are_no_originals_of_duplicates(cli, tmp_path):
@@ -152,7 +155,7 @@ def test_a_cap_with_a_shard_is_refused(cli, tmp_path):
 def test_shards_merged_hold_what_one_run_holds(cli, tmp_path):
     write_lines(tmp_path / "rows.jsonl", [*(pair(n) for n in range(100)), {"prompt": 1}, pair(3)])
     whole = prepared(cli, "rows.jsonl", *CANONICAL)["rows"]
-    rows_of_whole = sorted(group.row_id for split in store.SPLITS for group in groups(split))
+    rows_of_whole = sorted(group.row_id for split in SPLITS for group in groups(split))
     for number in (1, 2, 3):
         part = ("-p", "tiny", "-o", f"part{number}", "--shard", f"{number}/3")
         assert cli("prepare", "rows.jsonl", *CANONICAL, *part).code == 0
@@ -162,7 +165,7 @@ def test_shards_merged_hold_what_one_run_holds(cli, tmp_path):
     assert (whole["in"], whole["kept"], whole["duplicates"]) == (102, 100, 1)
     assert (answer["rows"]["in"], answer["rows"]["kept"], answer["rows"]["duplicates"]) == (102, 101, 0)
     assert answer["audit"]["duplicates"]["rows"] == [[3, 101]]  # in two shards, so neither saw it
-    merged_rows = sorted(group.row_id for split in store.SPLITS for group in groups(split))
+    merged_rows = sorted(group.row_id for split in SPLITS for group in groups(split))
     assert merged_rows == [*rows_of_whole, 101]
     for option in (("--decontaminate", "rows.jsonl"), ("--shard", "1/2"), ("--source", "path=rows.jsonl")):
         assert cli("prepare", "--merge", "part1", "part2", "-o", "no", *option).code == 2
@@ -235,15 +238,15 @@ def test_each_source_has_its_own_function_and_the_manifest_repeats_them(cli, tmp
         ("orca", 30),
     ]
     assert {group.row_id: group.source_id for group in groups("train")}[50] == 1
-    again = config.resolve("tiny", [Path("mixed.toml")])
+    again = resolve("tiny", [Path("mixed.toml")])
     (tmp_path / "again.toml").write_text(again.toml())
-    assert config.resolve("tiny", [Path("again.toml")]).config == again.config
+    assert resolve("tiny", [Path("again.toml")]).config == again.config
 
 
 def test_train_prepares_several_sources_again_as_they_were(cli, tmp_path):
     write_lines(tmp_path / "a.jsonl", PAIRS[:60])
     write_lines(tmp_path / "b.jsonl", PAIRS[60:120])
-    (tmp_path / "other.toml").write_text(config.resolve("tiny").toml().replace('name = "tiny"', 'name = "other"'))
+    (tmp_path / "other.toml").write_text(resolve("tiny").toml().replace('name = "tiny"', 'name = "other"'))
     sources = ("--source", "path=a.jsonl,map_fn=canonical,max_rows=9", "--source", "path=b.jsonl,weight=2")
     assert cli("prepare", *sources, *CANONICAL, "-c", "other.toml").code == 0
     planned = cli("train", "--preset", "tiny", "-n")
@@ -252,7 +255,7 @@ def test_train_prepares_several_sources_again_as_they_were(cli, tmp_path):
     )
     assert f"hint: run: rmcli prepare {spelled} --map-fn canonical --preset tiny" in planned.stderr
     assert cli("train", "--preset", "tiny", "-s", "train.max_steps=1").code == 0
-    there, here = (store.read_manifest(Path("data") / f"canonical-{name}") for name in ("other", "tiny"))
+    there, here = (read_manifest(Path("data") / f"canonical-{name}") for name in ("other", "tiny"))
     assert here["rows_by_source"] == there["rows_by_source"]
     assert here["rows"]["kept"] == 69
 
@@ -260,7 +263,7 @@ def test_train_prepares_several_sources_again_as_they_were(cli, tmp_path):
 def test_stdin_is_prepared(cli):
     result = cli("prepare", "-", *CANONICAL, *TINY, stdin="".join(json.dumps(row) + "\n" for row in PAIRS[:20]))
     assert result.code == 0, result.stderr
-    assert store.read_manifest(Path("out"))["rows"]["kept"] == 20
+    assert read_manifest(Path("out"))["rows"]["kept"] == 20
 
 
 # --- the system condition ---
@@ -273,7 +276,7 @@ def test_a_system_message_is_put_where_there_is_none_and_counted(cli, tmp_path):
     every = ("-s", "data.eval_fraction=0.99999")
     result = cli("prepare", "--source", "path=a.jsonl,system=Be harmless, please", *CANONICAL, *TINY, *every)
     assert result.code == 0, result.stderr
-    manifest = store.read_manifest(Path("out"))
+    manifest = read_manifest(Path("out"))
     assert manifest["rows_by_source"][0]["system_added"] == 20
     assert manifest["rows_by_source"][0]["system_kept"] == 1
     texts = [json.loads(line) for line in Path("out/eval.jsonl").read_text().splitlines()]
@@ -316,7 +319,7 @@ def test_max_rejects_stops_with_the_commonest_reason_and_its_place(cli, tmp_path
 
 
 def test_max_rejects_stops_early(cli, monkeypatch):
-    monkeypatch.setattr(prepare.sources, "generate", lambda *_: ({"n": n} for n in iter(int, 1)))
+    monkeypatch.setattr(sources, "generate", lambda *_: ({"n": n} for n in iter(int, 1)))
     for limit, num_rows in (("0", "512 of 512"), ("50%", "1,024 of 1,024")):
         result = cli("prepare", "tasks:9", *TINY, "--max-rejects", limit)
         assert f"{num_rows} rows are rejected" in result.stderr
@@ -379,7 +382,7 @@ def test_every_reason_is_given_by_a_row(cli, tmp_path):
     )
     natural = ("--chat-template", "open.jinja", "-s", "model.reward_token=natural")
     assert also({"prompt": "open", "chosen": "open", "rejected": "b"}, *natural) == {"no_end_of_turn"}
-    listed = {*encode.REASONS, *readers.PROBLEMS, "missing_column NAME", "bad_weight", "unsupported_tool_call"}
+    listed = {*encode.REASONS, *PROBLEMS, "missing_column NAME", "bad_weight", "unsupported_tool_call"}
     listed |= {"longer_than_pack", "any other"}
     in_test_map_fns = {"bad_label", "bad_margin", "bad_comparisons", "tie", "single_response"}
     listed |= in_test_map_fns | {"in_evaluation_file"}
@@ -475,7 +478,7 @@ def test_all_real_files_go_through_in_one_command(cli, tmp_path, real_data):
     wide = ("-s", "data.max_length=60000", "-s", "data.max_packed_length=130000")
     result = cli("prepare", *(part for option in options for part in option), *wide, *TINY)
     assert result.code == 0, result.stderr
-    manifest = store.read_manifest(Path("out"))
+    manifest = read_manifest(Path("out"))
     by_source = {rows["source"]: rows for rows in manifest["rows_by_source"]}
     assert {name: rows["in"] for name, rows in by_source.items()} == {
         "hh_rlhf_harmless": 1812,
@@ -491,7 +494,7 @@ def test_all_real_files_go_through_in_one_command(cli, tmp_path, real_data):
     assert 560 < by_source["orpo_dpo_mix_sample"]["groups"] <= 590
     assert 100 < by_source["orca_dpo_pairs_sample"]["not_taken"] < 184
     assert by_source["instruction_preference"]["reasons"] == {"chosen_equals_rejected": 6}
-    written = sum(len(groups(split)) for split in store.SPLITS)
+    written = sum(len(groups(split)) for split in SPLITS)
     assert written == manifest["rows"]["groups"] == sum(rows["groups"] for rows in by_source.values())
     for word in (*sources, "not taken", "groups written", "all"):
         assert word in result.stderr
@@ -507,7 +510,7 @@ def test_the_table_of_all_real_files_in_the_docs_is_what_the_real_tokenizer_give
     model = ("-s", f"model.pretrained_model_name_or_path={gguf}", "-o", "all")
     result = cli(*shlex.split(typed)[1:], *model)
     assert result.code == 0, result.stderr
-    manifest = store.read_manifest(Path("all"))
+    manifest = read_manifest(Path("all"))
     columns = ("in", "kept", "rejected", "duplicates", "not_taken", "groups")
     for rows in [*manifest["rows_by_source"], {"source": "all", **manifest["rows"]}]:
         name = Path(rows["source"]).name.removesuffix(".jsonl.gz")

@@ -14,11 +14,13 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig, Phi3Co
 
 from rmcli.backbones import architectures
 from rmcli.errors import RmcliError
-from rmcli.model import batch
-from rmcli.model import forward as model
+from rmcli.model import batch, forward
 from rmcli.model.attention.layout import PackedLayout
 from rmcli.model.attention.shared_prefix import ATTENTION_NAME, register
-from rmcli.model.self_test import expect, settle_rows
+from rmcli.model.backend import stock_attention
+from rmcli.model.forward import hidden_at_scores
+from rmcli.model.network import is_trimmed, score_head, trim
+from rmcli.model.self_test import expect, settle_batches
 
 
 def tiny_network(name: str, seed: int = 0, **changes: object) -> torch.nn.Module:
@@ -28,7 +30,7 @@ def tiny_network(name: str, seed: int = 0, **changes: object) -> torch.nn.Module
     architectures.ensure_classifier(config)
     torch.manual_seed(seed)
     network = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).eval()
-    torch.nn.init.normal_(model.score_head(network).weight, std=0.3)
+    torch.nn.init.normal_(score_head(network).weight, std=0.3)
     for parameter_name, parameter in network.named_parameters():
         if parameter_name.endswith("sinks"):
             torch.nn.init.normal_(parameter, std=1.0)
@@ -37,8 +39,8 @@ def tiny_network(name: str, seed: int = 0, **changes: object) -> torch.nn.Module
 
 def backbone_scores(network: torch.nn.Module, groups: list, stock: str = "eager") -> torch.Tensor:
     """The plain backbone and a linear head, one conversation at a time."""
-    weight = model.score_head(network).weight[0]
-    with model.stock_attention(network, stock):
+    weight = score_head(network).weight[0]
+    with stock_attention(network, stock):
         hidden = [
             network.base_model(input_ids=one.input_ids, use_cache=False).last_hidden_state[0, -1]
             for one in single_batches(groups)
@@ -49,11 +51,11 @@ def backbone_scores(network: torch.nn.Module, groups: list, stock: str = "eager"
 @pytest.mark.parametrize("name", sorted(PACKED))
 def test_packed_and_shared_equals_single_conversations(name):
     network, groups = tiny_network(name), uneven_groups()
-    assert architectures.choose_rows(True, network.config, 64) == architectures.RowChoice("packed")
+    assert architectures.choose_batches(True, network.config, 64) == architectures.BatchChoice("packed")
     expected = backbone_scores(network, groups)
     expected_gradients = gradients(network, expected)
     network.set_attn_implementation(ATTENTION_NAME)
-    actual = model.scores(network, batch.build_packed(groups))
+    actual = forward.scores(network, batch.build_packed(groups))
     assert expected.std() > 0.1
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
     assert largest_relative(gradients(network, actual), expected_gradients) < 1e-4
@@ -63,12 +65,12 @@ def test_packed_and_shared_equals_single_conversations(name):
 def test_a_last_layer_at_the_reward_positions_only_changes_nothing(name):
     network, packed = tiny_network(name), batch.build_packed(uneven_groups())
     network.set_attn_implementation(ATTENTION_NAME)
-    expected = model.scores(network, packed)
+    expected = forward.scores(network, packed)
     expected_gradients = gradients(network, expected)
-    model.trim(network)
+    trim(network)
     widths = []
     network.base_model.register_forward_hook(lambda _module, _args, result: widths.append(result[0].shape[1]))
-    actual = model.scores(network, packed)
+    actual = forward.scores(network, packed)
     assert widths == [len(expected)]
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
     assert largest_relative(gradients(network, actual), expected_gradients) < 1e-4
@@ -77,26 +79,26 @@ def test_a_last_layer_at_the_reward_positions_only_changes_nothing(name):
 def test_a_copy_of_a_trimmed_network_runs_its_own_last_layer():
     network, packed = tiny_network("llama"), batch.build_packed(uneven_groups())
     network.set_attn_implementation(ATTENTION_NAME)
-    model.trim(network)
+    trim(network)
     twin = copy.deepcopy(network)
-    expected = model.scores(network, packed)
+    expected = forward.scores(network, packed)
     assert expected.std() > 0.1
     with torch.no_grad():
         for parameter in network.base_model.layers[-1].parameters():
             parameter.fill_(0.5)
-    assert model.is_trimmed(twin)
-    torch.testing.assert_close(model.scores(twin, packed), expected, atol=0, rtol=0)
-    assert (model.scores(network, packed) - expected).abs().max() > 1e-3
+    assert is_trimmed(twin)
+    torch.testing.assert_close(forward.scores(twin, packed), expected, atol=0, rtol=0)
+    assert (forward.scores(network, packed) - expected).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("name", sorted(architectures.WHOLE_LAST_LAYER))
 def test_these_need_the_whole_last_layer(name):
     network, packed = tiny_network(name), batch.build_packed(uneven_groups())
     network.set_attn_implementation(ATTENTION_NAME)
-    expected = model.scores(network, packed)
+    expected = forward.scores(network, packed)
     try:
-        model.trim(network)
-        actual = model.scores(network, packed)
+        trim(network)
+        actual = forward.scores(network, packed)
     except (RuntimeError, RmcliError):
         return
     assert (actual - expected).abs().max() > 1e-3
@@ -105,7 +107,7 @@ def test_these_need_the_whole_last_layer(name):
 @pytest.mark.parametrize("name", sorted(set(PACKED) & {"llama", "mistral", "gemma2", "gpt_oss", "qwen3_moe"}))
 def test_transformers_own_classifier_says_what_its_backbone_and_head_say(name):
     network, groups = tiny_network(name), uneven_groups()
-    with torch.no_grad(), model.stock_attention(network, "eager"):
+    with torch.no_grad(), stock_attention(network, "eager"):
         logits = torch.cat([network(input_ids=one.input_ids).logits[:, 0] for one in single_batches(groups)])
         torch.testing.assert_close(backbone_scores(network, groups), logits, atol=1e-5, rtol=0)
 
@@ -113,24 +115,24 @@ def test_transformers_own_classifier_says_what_its_backbone_and_head_say(name):
 @pytest.mark.parametrize("name", sorted(SINGLE))
 def test_others_are_recognised_and_run_one_conversation_per_forward(name):
     network, groups = tiny_network(name), uneven_groups()
-    choice = architectures.choose_rows(True, network.config, 64)
-    assert choice.rows == "single"
+    choice = architectures.choose_batches(True, network.config, 64)
+    assert choice.kind == "single"
     assert choice.reason
     expected = backbone_scores(network, groups, network.config._attn_implementation)
     expected_gradients = gradients(network, expected)
-    actual = model.scores(network, batch.build_single(groups))
+    actual = forward.scores(network, batch.build_single(groups))
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
     assert largest_relative(gradients(network, actual), expected_gradients) < 1e-4
 
 
 @pytest.mark.parametrize("name", ["qwen3_next", "lfm2", "minimax", "phimoe"])
 def test_packing_those_would_be_wrong(name):
-    """The negative control: what choose_rows keeps from them."""
+    """The negative control: what choose_batches keeps from them."""
     network, groups = tiny_network(name), uneven_groups()
     with torch.no_grad():
         expected = backbone_scores(network, groups, network.config._attn_implementation)
         network.set_attn_implementation(ATTENTION_NAME)
-        actual = model.scores(network, batch.build_packed(groups))
+        actual = forward.scores(network, batch.build_packed(groups))
     assert (actual - expected).abs().max() > 1e-2
 
 
@@ -188,10 +190,10 @@ def test_conversations_below_the_switch_length_are_packed_exactly(kind):
     groups = [group for group in uneven_groups() if len(group.prefix) + max(map(len, group.responses)) <= 24]
     assert len(groups) == 5
     network = rope_network(kind)
-    assert architectures.choose_rows(True, network.config, 24).rows == "packed"
+    assert architectures.choose_batches(True, network.config, 24).kind == "packed"
     expected = backbone_scores(network, groups)
     network.set_attn_implementation(ATTENTION_NAME)
-    torch.testing.assert_close(model.scores(network, batch.build_packed(groups)), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(forward.scores(network, batch.build_packed(groups)), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("rows", ["packed", "padded"])
@@ -201,30 +203,32 @@ def test_below_the_switch_length_no_forward_asks_for_the_longest_position(kind, 
     network = rope_network(kind)
     expected = backbone_scores(network, groups)
     network.set_attn_implementation(ATTENTION_NAME if rows == "packed" else "eager")
-    packed = batch.build(rows, groups, 0)
+    packed = batch.build_batch(rows, groups, 0)
     with torch.no_grad(), pytest.raises(AssertionError) if kind == "dynamic" else nullcontext(), NoWaiting():
-        model.hidden_at_scores(network, packed)
-    settle_rows(network, architectures.RowChoice(rows), "float32")
+        hidden_at_scores(network, packed)
+    settle_batches(network, architectures.BatchChoice(rows), "float32")
     with torch.no_grad(), NoWaiting():
-        scores = model.scores(network, packed)
+        scores = forward.scores(network, packed)
     torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])
 def test_longer_ones_run_alone_and_never_feel_what_ran_before(kind):
-    choice = architectures.choose_rows(True, rope_config(kind), 25)
-    assert choice.rows == "single"
+    choice = architectures.choose_batches(True, rope_config(kind), 25)
+    assert choice.kind == "single"
     assert "its rope changes at 24 tokens and data.max_length is 25" in choice.reason
-    assert architectures.choose_rows(False, rope_config(kind), 25).rows == "single"  # padded rows have neighbours too
+    assert (
+        architectures.choose_batches(False, rope_config(kind), 25).kind == "single"
+    )  # padded rows have neighbours too
     groups = uneven_groups()  # one of them has 28 tokens
     fresh = torch.cat([backbone_scores(rope_network(kind), [group]) for group in groups])
     network = rope_network(kind)
     with torch.no_grad():
-        torch.testing.assert_close(model.scores(network, batch.build_single(groups)), fresh, atol=1e-5, rtol=0)
-        again = model.scores(network, batch.build_single([groups[4], *groups]))[2:]
+        torch.testing.assert_close(forward.scores(network, batch.build_single(groups)), fresh, atol=1e-5, rtol=0)
+        again = forward.scores(network, batch.build_single([groups[4], *groups]))[2:]
         torch.testing.assert_close(again, fresh, atol=1e-5, rtol=0)
         network.set_attn_implementation(ATTENTION_NAME)
-        packed = model.scores(network, batch.build_packed(groups))
+        packed = forward.scores(network, batch.build_packed(groups))
     assert (packed - fresh).abs().max() > 1e-3  # the long conversation would move its neighbours
 
 
@@ -234,8 +238,8 @@ def test_longer_ones_run_alone_and_never_feel_what_ran_before(kind):
 def test_an_unknown_architecture_that_fails_falls_back_and_says_so(monkeypatch, capsys):
     network = tiny_network("lfm2")
     network.set_attn_implementation(ATTENTION_NAME)
-    choice = settle_rows(network, architectures.RowChoice("packed"), "float32")
-    assert choice.rows == "single"
+    choice = settle_batches(network, architectures.BatchChoice("packed"), "float32")
+    assert choice.kind == "single"
     assert network.config._attn_implementation == "sdpa"
     said = capsys.readouterr().err
     assert "FAILED" in said
@@ -246,15 +250,15 @@ def test_an_unknown_architecture_that_passes_is_packed(monkeypatch, capsys):
     monkeypatch.setattr(architectures, "PROVEN", frozenset())
     network = tiny_network("llama")
     network.set_attn_implementation(ATTENTION_NAME)
-    assert settle_rows(network, architectures.RowChoice("packed"), "float32").rows == "packed"
+    assert settle_batches(network, architectures.BatchChoice("packed"), "float32").kind == "packed"
     assert " ok\n" in capsys.readouterr().err
 
 
 def test_an_architecture_whose_attention_gets_a_mask_falls_back(capsys):
     network = tiny_network("stablelm")
     network.set_attn_implementation(ATTENTION_NAME)
-    monkey = architectures.RowChoice("packed")  # had it claimed to take any attention
-    assert settle_rows(network, monkey, "float32").rows == "single"
+    monkey = architectures.BatchChoice("packed")  # had it claimed to take any attention
+    assert settle_batches(network, monkey, "float32").kind == "single"
     assert "called without a layout or with a mask" in capsys.readouterr().err
 
 
@@ -264,7 +268,7 @@ def test_a_proven_architecture_that_fails_is_a_fault(monkeypatch):
     full = lambda self, q, k, window, device: torch.ones(q, k, dtype=torch.bool)  # noqa: E731
     monkeypatch.setattr(PackedLayout, "mask", full)
     with pytest.raises(RmcliError, match="self-test failed: scores of packed rows are"):
-        settle_rows(network, architectures.RowChoice("packed"), "float32")
+        settle_batches(network, architectures.BatchChoice("packed"), "float32")
 
 
 def test_what_rounding_hides_in_bfloat16_is_found_in_float32(monkeypatch):
@@ -273,18 +277,18 @@ def test_what_rounding_hides_in_bfloat16_is_found_in_float32(monkeypatch):
     network.set_attn_implementation(ATTENTION_NAME)
     monkeypatch.setattr(PackedLayout, "mask", one_key_more)
     with pytest.raises(RmcliError, match=r"self-test failed: scores of packed rows are .*\(limit 1e-04\)$"):
-        settle_rows(network, architectures.RowChoice("packed"), "bfloat16")
+        settle_batches(network, architectures.BatchChoice("packed"), "bfloat16")
 
 
 @pytest.mark.parametrize("name", ["cohere2_moe", "deepseek_v2", "gpt_oss", "mellum"])
 def test_mixtures_of_experts_pass_with_bfloat16_weights(name):
     """A token that rounding sends to another expert makes one probe fail, not three."""
-    network, packed = tiny_network(name), architectures.RowChoice("packed")
+    network, packed = tiny_network(name), architectures.BatchChoice("packed")
     network.set_attn_implementation(ATTENTION_NAME)
     expected = expect(network, packed, "bfloat16")
     for parameter in network.base_model.parameters():
         parameter.data = parameter.data.bfloat16()
-    assert settle_rows(network, packed, "bfloat16", expected=expected) == packed
+    assert settle_batches(network, packed, "bfloat16", expected=expected) == packed
 
 
 # --- classifiers that transformers does not have ---

@@ -15,15 +15,17 @@ from conftest import REPOSITORY, tiny_model
 from test_architectures import backbone_scores, tiny_network
 from test_exactness import gradients, largest_relative, uneven_groups
 
-from rmcli.config.layers import resolve
+from rmcli.config.resolve import resolve
 from rmcli.errors import ConfigError
 from rmcli.model import batch
-from rmcli.model import forward as model
 from rmcli.model.attention import by_segment, varlen
 from rmcli.model.attention.call import Call
 from rmcli.model.attention.layout import PackedLayout, Segment
 from rmcli.model.attention.shared_prefix import ATTENTION_NAME, BACKENDS, _choose
-from rmcli.model.self_test import settle_rows
+from rmcli.model.backend import check_attention, set_attention
+from rmcli.model.forward import scores
+from rmcli.model.network import trim
+from rmcli.model.self_test import settle_batches
 
 
 def reference_varlen(query, key, value, cu_seq_q, cu_seq_k, scale, window_size, softcap=0.0):
@@ -142,14 +144,14 @@ def test_every_backend_scores_and_learns_as_single_conversations_do(name, backen
     expected = backbone_scores(network, groups)
     expected_gradients = gradients(network, expected)
     network.set_attn_implementation(ATTENTION_NAME)
-    model.set_attention(network, backend)
+    set_attention(network, backend)
     if rows == "trimmed":
-        model.trim(network)
+        trim(network)
     called = []
     for known, attend in BACKENDS.items():
         spy = lambda call, known=known, attend=attend: (called.append(known), attend(call))[1]  # noqa: E731
         fake_kernels.setitem(BACKENDS, known, spy)
-    actual = model.scores(network, batch.build_packed(groups))
+    actual = scores(network, batch.build_packed(groups))
     assert set(called) == {backend}
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
     assert largest_relative(gradients(network, actual), expected_gradients) < 1e-4
@@ -161,13 +163,13 @@ def test_one_key_too_many_is_noticed_under_flex(name, column, shift, fake_kernel
     """The token before a segment, the one after a prefix; and queries of later responses one place further on."""
     network, packed = tiny_network(name), batch.build_packed(uneven_groups())
     network.set_attn_implementation(ATTENTION_NAME)
-    model.set_attention(network, "flex")
+    set_attention(network, "flex")
     with torch.no_grad():
-        expected = model.scores(network, packed)
+        expected = scores(network, packed)
         layout = batch.build_packed(uneven_groups()).layout
         later = layout.token_table[2] > layout.token_table[1]
         layout.token_table[column, later] += shift
-        actual = model.scores(network, replace(packed, layout=layout))
+        actual = scores(network, replace(packed, layout=layout))
     assert (actual - expected).abs().max() > 1e-3
 
 
@@ -216,10 +218,10 @@ def test_a_bfloat16_forward_gives_every_kernel_bfloat16(backend, fake_kernels):
     attend = BACKENDS[backend]
     spy = lambda call: (seen.extend(t.dtype for t in call[:3]), attend(call))[1]  # noqa: E731
     fake_kernels.setitem(BACKENDS, backend, spy)
-    model.set_attention(network, backend)
+    set_attention(network, backend)
     with torch.no_grad():
-        reduced = model.scores(network, packed, "bfloat16")
-        full = model.scores(network, packed, "float32")
+        reduced = scores(network, packed, "bfloat16")
+        full = scores(network, packed, "float32")
     assert seen == [torch.bfloat16] * 9 + [torch.float32] * 9  # 3 layers
     assert 1e-4 < (reduced - full).abs().max() < 0.2
 
@@ -246,7 +248,7 @@ CUDA = torch.device("cuda")
 def checked(backend: str, device: torch.device, rows: str = "packed", dtype: str = "auto", **text: object) -> None:
     config = resolve("tiny", (), (f"model.attention={backend}", f"model.dtype={dtype}")).config
     model_config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(**text))
-    model.check_attention(config, model_config, rows, device)
+    check_attention(config, model_config, rows, device)
 
 
 def test_what_cannot_run_is_refused_in_one_line_before_loading(monkeypatch):
@@ -328,9 +330,9 @@ def test_heads_that_are_too_large_are_refused(backend):
 def test_the_self_test_passes_such_a_refusal_on():
     network = tiny_network("gemma2")
     network.set_attn_implementation(ATTENTION_NAME)
-    model.set_attention(network, "varlen")
+    set_attention(network, "varlen")
     with pytest.raises(ConfigError, match="attention varlen has no soft-capping of logits"):
-        settle_rows(network, SimpleNamespace(rows="packed"), "float32")
+        settle_batches(network, SimpleNamespace(rows="packed"), "float32")
 
 
 def test_the_key_goes_through_the_commands(cli, tiny_run):

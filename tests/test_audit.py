@@ -10,14 +10,13 @@ import pytest
 from conftest import random_group, write_lines
 
 from rmcli.audit import page, screen
-from rmcli.audit import run as figures_module
 from rmcli.audit.figures import near_duplicates
-from rmcli.audit.figures.flat_packs import Packs
+from rmcli.audit.figures.flat_packs import FlatPacks
 from rmcli.audit.run import run
-from rmcli.config.layers import resolve
+from rmcli.config.resolve import resolve
 from rmcli.errors import RmcliError
-from rmcli.packs import writer as store
-from rmcli.records import Comparison, PackedRow, TokenGroup
+from rmcli.packs.writer import PackWriter
+from rmcli.records import Comparison, Pack, TokenGroup
 
 TINY = resolve("tiny").config.model
 
@@ -29,9 +28,9 @@ def group(prompt: list[int], *responses: list[int], **values) -> TokenGroup:
 
 def audited(folder: Path, train: list[list[TokenGroup]], held_out=(), capacity: int = 20, sources=("a.jsonl",)):
     """Figures of packs written as they are. Their ids are no tokenizer's, so excerpts are ids."""
-    with store.StoreWriter(folder, overwrite=True) as writer:
-        writer.add_rows("train", [PackedRow(tuple(groups)) for groups in train])
-        writer.add_rows("eval", [PackedRow(tuple(groups)) for groups in held_out])
+    with PackWriter(folder, overwrite=True) as writer:
+        writer.add_packs("train", [Pack(tuple(groups)) for groups in train])
+        writer.add_packs("eval", [Pack(tuple(groups)) for groups in held_out])
         manifest = {"preset": "tiny", "tokenizer_sha256": "another", "sources": list(sources)}
         writer.finish({**manifest, "config": {"data": {"max_packed_length": capacity}}})
     return run(folder, TINY)
@@ -150,7 +149,7 @@ def test_conversation_hashes_are_equal_just_where_the_ids_are():
     groups = [random_group(generator, prefix, (2, 1, 2)) for prefix in (0, 1, 2, 3)]
     # few different ids, so that many short conversations come out equal
     small = [group((g.prefix % 3).tolist(), *((r % 3).tolist() for r in g.responses)) for g in groups * 8]
-    pack = Packs.from_columns(
+    pack = FlatPacks.from_columns(
         {
             "input_ids": np.concatenate([ids for g in small for ids in (g.prefix, *g.responses)]),
             "prefix_lengths": np.array([len(g.prefix) for g in small]),
@@ -227,10 +226,10 @@ def test_neither_threads_nor_how_much_is_read_at_once_change_a_figure(tmp_path, 
         rows.append(group(prompt, *replies, row_id=number))
     packs = [rows[start : start + 3] for start in range(0, 120, 3)]
     audited(tmp_path / "set", packs[:30], packs[30:], capacity=200)
-    monkeypatch.setattr(figures_module, "MAX_COMPARISONS", cut)
+    monkeypatch.setattr("rmcli.audit.figures.near_prompts.MAX_COMPARISONS", cut)
     expected = {}
     for at_once in (1, 500, 2**17):
-        monkeypatch.setattr(figures_module, "TOKENS_AT_ONCE", at_once)
+        monkeypatch.setattr("rmcli.audit.figures.split.TOKENS_AT_ONCE", at_once)
         for num_threads in (1, 3):
             figures = run(tmp_path / "set", TINY, num_threads=num_threads)
             near = figures["near_duplicate_prompts"]
@@ -301,13 +300,13 @@ def test_a_template_that_all_prompts_share_makes_no_two_of_them_alike(tmp_path):
 
 
 def test_prompts_that_are_not_compared_are_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr(figures_module, "MAX_EVAL_PROMPTS", 2)
-    monkeypatch.setattr(figures_module, "TOKENS_AT_ONCE", 1)
+    monkeypatch.setattr("rmcli.audit.figures.near_prompts.MAX_EVAL_PROMPTS", 2)
+    monkeypatch.setattr("rmcli.audit.figures.split.TOKENS_AT_ONCE", 1)
     packs = [[group(list(range(n, n + 9)), [1, 99], [2, 99], row_id=n)] for n in (10, 30, 50)]
     short = [group([1, 2, 3], [1, 99], [2, 99], row_id=60)]
     near = audited(tmp_path / "set", [packs[0]], [short, *packs])["near_duplicate_prompts"]
     assert (near["eval_prompts"], near["eval_prompts_compared"], near["eval_prompts_found"]) == (4, 1, 1)
-    monkeypatch.setattr(figures_module, "MAX_COMPARISONS", 1)
+    monkeypatch.setattr("rmcli.audit.figures.near_prompts.MAX_COMPARISONS", 1)
     figures = audited(tmp_path / "set2", [packs[0], packs[1]], packs)
     near = figures["near_duplicate_prompts"]
     assert (near["train_prompts"], near["train_prompts_compared"], near["eval_prompts_found"]) == (2, 1, 1)

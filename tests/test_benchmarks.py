@@ -197,7 +197,7 @@ def made(tmp_path_factory) -> Path:
 
 
 def test_every_contender_gets_the_pairs_of_rmclis_own_plan(made):
-    from rmcli.config.layers import resolve
+    from rmcli.config.resolve import resolve
     from rmcli.train.job import build_job
     from rmcli.train.plan import plan
 
@@ -212,7 +212,7 @@ def test_every_contender_gets_the_pairs_of_rmclis_own_plan(made):
             planned.append([
                 pairs[group.row_id]
                 for part in parts
-                for group in job.train_split.groups(part.row, part.start, part.stop)
+                for group in job.train_split.groups(part.pack, part.start, part.stop)
             ])  # fmt: skip
         assert planned == steps
     assert [len(step) for step in steps] == [4] * 5

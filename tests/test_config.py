@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from rmcli.config import layers as configs
+from rmcli.config.presets import preset_names, pretrained_arguments
+from rmcli.config.resolve import resolve
 from rmcli.errors import ConfigError
 
-PRESETS = configs.preset_names()
+PRESETS = preset_names()
 
 
 @pytest.mark.parametrize(
@@ -21,14 +22,14 @@ PRESETS = configs.preset_names()
     ],
 )
 def test_reward_tokens_of_the_presets(preset, token, token_id):
-    model = configs.resolve(preset).config.model
+    model = resolve(preset).config.model
     assert (model.reward_token, model.reward_token_id) == (token, token_id)
 
 
 def test_later_layers_win_and_say_where_a_value_is_from(tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text("[train]\nlr = 1e-4\nmax_epochs = 2\n")
-    resolved = configs.resolve("tiny", [file], ["train.lr=3e-4"])
+    resolved = resolve("tiny", [file], ["train.lr=3e-4"])
     train = resolved.config.train
     assert (train.lr, train.max_epochs, train.pairs_per_step, train.max_norm) == (3e-4, 2, 64, 1.0)
     assert resolved.origins["train.lr"] == "--set train.lr"
@@ -42,34 +43,34 @@ def test_later_layers_win_and_say_where_a_value_is_from(tmp_path):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_resolved_toml_loads_back_equal(preset, tmp_path):
-    resolved = configs.resolve(preset, settings=["data.sources=['a.jsonl', 'b']", "train.max_steps=7"])
+    resolved = resolve(preset, settings=["data.sources=['a.jsonl', 'b']", "train.max_steps=7"])
     file = tmp_path / "resolved.toml"
     file.write_text(resolved.toml())
-    again = configs.resolve(None, [file])
+    again = resolve(None, [file])
     assert again.config == resolved.config
     assert again.name == preset
 
 
 def test_batch_size_takes_the_place_of_a_presets_pairs_per_step():
-    train = configs.resolve("tiny", settings=["train.batch_size=4"]).config.train
+    train = resolve("tiny", settings=["train.batch_size=4"]).config.train
     assert (train.batch_size, train.pairs_per_step) == (4, None)
-    both = configs.resolve("tiny", settings=["train.batch_size=4", "train.pairs_per_step=8"]).config.train
+    both = resolve("tiny", settings=["train.batch_size=4", "train.pairs_per_step=8"]).config.train
     assert (both.batch_size, both.pairs_per_step) == (4, 8)
 
 
 def test_none_clears_an_optional_key():
-    assert configs.resolve("tiny", settings=["train.pairs_per_step=none"]).config.train.pairs_per_step is None
+    assert resolve("tiny", settings=["train.pairs_per_step=none"]).config.train.pairs_per_step is None
     with pytest.raises(ConfigError, match=r"train\.lr = None"):
-        configs.resolve("tiny", settings=["train.lr=none"])
+        resolve("tiny", settings=["train.lr=none"])
 
 
 def test_a_config_file_that_names_a_model_takes_no_default_preset(tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text("[model]\npretrained_model_name_or_path = 'org/model'\n")
-    resolved = configs.resolve(None, [file])
+    resolved = resolve(None, [file])
     assert resolved.name == "mine"
     assert resolved.config.model.reward_token is None
-    assert configs.resolve(None, [], ["model.pretrained_model_name_or_path=org/m"]).config.model.reward_token_id == 16
+    assert resolve(None, [], ["model.pretrained_model_name_or_path=org/m"]).config.model.reward_token_id == 16
 
 
 @pytest.mark.parametrize(
@@ -92,7 +93,7 @@ def test_a_config_file_that_names_a_model_takes_no_default_preset(tmp_path):
 )
 def test_wrong_settings_are_one_clear_error(setting, message, hint):
     with pytest.raises(ConfigError) as error:
-        configs.resolve(None, settings=[setting])
+        resolve(None, settings=[setting])
     assert message in error.value.message
     assert "\n" not in error.value.message
     if hint is not None:
@@ -101,17 +102,17 @@ def test_wrong_settings_are_one_clear_error(setting, message, hint):
 
 def test_unknown_presets_and_files():
     with pytest.raises(ConfigError, match="unknown preset 'llama3_8b'") as error:
-        configs.resolve("llama3_8b")
+        resolve("llama3_8b")
     assert error.value.hint == "did you mean llama3-8b?"
     with pytest.raises(ConfigError, match="no such file"):
-        configs.resolve(None, [Path("none.toml")])
+        resolve(None, [Path("none.toml")])
 
 
 def test_broken_toml_is_named(tmp_path):
     file = tmp_path / "broken.toml"
     file.write_text("[train\nlr = 1")
     with pytest.raises(ConfigError, match=r"broken\.toml: not valid TOML"):
-        configs.resolve(None, [file])
+        resolve(None, [file])
 
 
 @pytest.mark.parametrize(
@@ -122,15 +123,15 @@ def test_broken_toml_is_named(tmp_path):
     ],
 )
 def test_hub_ids_keep_their_revision(name, expected):
-    assert configs.pretrained_arguments(name, "main") == expected
+    assert pretrained_arguments(name, "main") == expected
 
 
 @pytest.mark.parametrize("name", ["./nothing", "/no/such/folder", "a/b/c", "weights.gguf"])
 def test_paths_that_are_not_there(name):
     with pytest.raises(ConfigError, match="no such"):
-        configs.pretrained_arguments(name)
+        pretrained_arguments(name)
 
 
 @pytest.mark.parametrize("setting", ["loss.penalty_type=none", 'loss.penalty_type="none"'])
 def test_none_is_a_text_where_it_is_one_of_the_choices(setting):
-    assert configs.resolve("tiny", settings=[setting]).config.loss.penalty_type == "none"
+    assert resolve("tiny", settings=[setting]).config.loss.penalty_type == "none"

@@ -21,7 +21,10 @@ from crash_child import Interrupted, write_set
 
 from rmcli.errors import RmcliError
 from rmcli.packs import staging
-from rmcli.packs import writer as store
+from rmcli.packs.manifest import find_prepared, read_manifest
+from rmcli.packs.reader import PackedSplit
+from rmcli.packs.schema import SPLITS
+from rmcli.packs.writer import PackWriter
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPOSITORY), "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 Run = Callable[..., dict]
@@ -56,13 +59,13 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def opens(folder: Path) -> None:
     """The loader, which checks every sha256, accepts the set."""
-    for split in store.SPLITS:
-        store.PackedSplit(folder, split)
+    for split in SPLITS:
+        PackedSplit(folder, split)
 
 
 def expect_whole(folder: Path, *allowed: dict[str, bytes]) -> dict[str, bytes]:
     """The set at `folder` loads and is byte for byte one of those allowed. Returns it."""
-    store.read_manifest(folder)  # puts an older set back where that needs doing
+    read_manifest(folder)  # puts an older set back where that needs doing
     opens(folder)
     assert content(folder) in allowed
     return content(folder)
@@ -213,15 +216,15 @@ def test_fifty_random_kills_of_a_real_process(tmp_path):
 
 def test_a_half_replaced_set_is_put_back_and_that_is_said(tmp_path, capsys):
     write_set(tmp_path / ".set.old-999999999", "old", overwrite=False)
-    assert store.find_prepared(tmp_path) == [tmp_path / "set"]
-    assert store.read_manifest(tmp_path / "set")["marker"] == "old"
+    assert find_prepared(tmp_path) == [tmp_path / "set"]
+    assert read_manifest(tmp_path / "set")["marker"] == "old"
     assert f"note: {tmp_path / 'set'} was being replaced" in capsys.readouterr().err
 
 
 def test_a_set_that_a_running_process_is_replacing_is_left_to_it(tmp_path):
     write_set(tmp_path / f".set.old-{os.getppid()}", "old", overwrite=False)
     with pytest.raises(RmcliError, match="holds no prepared data"):
-        store.read_manifest(tmp_path / "set")
+        read_manifest(tmp_path / "set")
     assert names(tmp_path) == [f".set.old-{os.getppid()}"]
 
 
@@ -244,13 +247,13 @@ def test_a_link_goes_on_pointing_to_the_set(tmp_path):
     (tmp_path / "link").symlink_to("real")
     write_set(tmp_path / "link", "new", overwrite=True)
     assert (tmp_path / "link").is_symlink()
-    assert store.read_manifest(tmp_path / "real")["marker"] == "new"
+    assert read_manifest(tmp_path / "real")["marker"] == "new"
     assert names(tmp_path) == ["link", "real"]
 
 
 def test_a_folder_filled_meanwhile_is_not_replaced_without_overwrite(tmp_path):
     def write_while_another_does() -> None:
-        with store.StoreWriter(tmp_path / "set") as writer:
+        with PackWriter(tmp_path / "set") as writer:
             (tmp_path / "set").mkdir()
             (tmp_path / "set" / "theirs").touch()
             writer.finish({})

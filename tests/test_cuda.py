@@ -15,16 +15,19 @@ from test_architectures import backbone_scores, tiny_network
 from test_exactness import gradients, uneven_groups
 from test_kernels import packs
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from rmcli.config.layers import resolve
-from rmcli.model import batch, kernels, optim
-from rmcli.model import forward as model
+from rmcli.config.resolve import resolve
+from rmcli.model import batch, forward, kernels, optim
 from rmcli.model.attention import by_segment, varlen
 from rmcli.model.attention.call import Call
-from rmcli.model.attention.layout import RowShape
+from rmcli.model.attention.layout import BatchShape
 from rmcli.model.attention.shared_prefix import ATTENTION_NAME, BACKENDS
-from rmcli.train import loop
+from rmcli.model.network import score_head, trim, whole_row_layers
+from rmcli.model.recompute import checkpoint_activations
+from rmcli.train import run
 from rmcli.train.job import build_job
+from rmcli.train.loop import Trainer
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device"),
@@ -124,8 +127,8 @@ def test_models_in_bfloat16_are_near_single_conversations_in_float32(name, rows)
     expected_gradients = gradients(network, expected)
     network.to(CUDA).set_attn_implementation(ATTENTION_NAME)
     if rows == "trimmed":
-        model.trim(network)
-    actual = model.scores(network, batch.build_packed(groups, CUDA))
+        trim(network)
+    actual = forward.scores(network, batch.build_packed(groups, CUDA))
     assert actual.dtype == torch.float32
     assert distance(actual, expected) < 3e-2
     assert furthest(learned(network, actual), expected_gradients) < 0.1
@@ -137,7 +140,7 @@ def test_models_in_float32_are_exact_on_cuda_too(name):
     expected = backbone_scores(network, groups)
     expected_gradients = gradients(network, expected)
     network.to(CUDA).set_attn_implementation(ATTENTION_NAME)
-    actual = model.scores(network, batch.build_packed(groups, CUDA), "float32")
+    actual = forward.scores(network, batch.build_packed(groups, CUDA), "float32")
     torch.testing.assert_close(actual.cpu(), expected, atol=2e-5, rtol=0)
     assert furthest(learned(network, actual), expected_gradients) < 1e-4
 
@@ -146,27 +149,27 @@ def test_models_in_float32_are_exact_on_cuda_too(name):
 @pytest.mark.parametrize("recomputed", ["none", "selective", "full"])
 def test_one_compiled_graph_runs_different_rows(split, recomputed):
     """Against the same kernel without compiling. Inductor keeps float32 where torch's operators round to bfloat16."""
-    if recomputed == "selective" and "__call__" in model.GradientCheckpointingLayer.__dict__:
+    if recomputed == "selective" and "__call__" in GradientCheckpointingLayer.__dict__:
         pytest.skip("transformers below 5.18 cannot compile inside a selective checkpoint (refused by name)")
     torch._dynamo.reset()
     network = tiny_model("llama").to(CUDA).train()
     if split:
         train = resolve("tiny", settings=("train.master_weights=split",)).config.train
-        optim.build_optimizer(network, model.score_head(network), train)
-    model.trim(network)
+        optim.build_optimizer(network, score_head(network), train)
+    trim(network)
     if recomputed != "none":
-        model.checkpoint_activations(network, recomputed)
+        checkpoint_activations(network, recomputed)
     expected = []
     for groups in packs():
-        scores = model.scores(network, batch.build_packed(groups, CUDA))
+        scores = forward.scores(network, batch.build_packed(groups, CUDA))
         expected.append((scores.detach(), learned(network, scores)))
-    shape = RowShape(num_tokens=192, longest=32)
+    shape = BatchShape(num_tokens=192, longest=32)
     for groups in packs():
         shape = batch.build_packed(groups, CUDA, shape).layout.shape
-    kernels.compile_layers(model.whole_row_layers(network))
+    kernels.compile_layers(whole_row_layers(network))
     before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     for groups, (scores, whole) in zip(packs(), expected, strict=True):
-        actual = model.scores(network, batch.build_packed(groups, CUDA, shape))
+        actual = forward.scores(network, batch.build_packed(groups, CUDA, shape))
         assert distance(actual, scores) < 3e-2
         assert furthest(learned(network, actual), {name: one.float().cpu() for name, one in whole.items()}) < 0.1
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - before == 1
@@ -177,10 +180,10 @@ def test_ligers_kernels_are_near_torchs():
     pytest.importorskip("liger_kernel", reason="the extra rmcli[liger] is not installed")
     network, groups = tiny_model("llama").to(CUDA), uneven_groups()
     packed = batch.build_packed(groups, CUDA)
-    scores = model.scores(network, packed)
+    scores = forward.scores(network, packed)
     expected = {name: one.float().cpu() for name, one in learned(network, scores).items()}
     kernels.use_liger(network)
-    actual = model.scores(network, packed)
+    actual = forward.scores(network, packed)
     assert distance(actual, scores) < 3e-2
     assert furthest(learned(network, actual), expected) < 0.1
 
@@ -266,7 +269,7 @@ def test_deterministic_runs_on_cuda_are_bitwise_equal(data, tmp_path):
 def test_no_step_waits_for_the_device(way, data, tmp_path, monkeypatch):
     """torch raises where a call would wait, in a step and in the building of its batches."""
     settings = ("train.max_steps=4", *WAYS[way])
-    run_step = loop._Trainer.run_step
+    run_step = Trainer.run_step
 
     def strict(self, feed):
         built = self.feeder.build(feed.step)
@@ -278,8 +281,8 @@ def test_no_step_waits_for_the_device(way, data, tmp_path, monkeypatch):
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(loop._Trainer, "run_step", strict)
-    loop.run(build_job(resolve("tiny", settings=settings), data, tmp_path / "run"))
+    monkeypatch.setattr(Trainer, "run_step", strict)
+    run.run(build_job(resolve("tiny", settings=settings), data, tmp_path / "run"))
 
 
 def test_the_model_folder_scores_on_cuda_as_transformers_does_on_the_cpu(data, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from conftest import REPOSITORY, write_lines
 from pyarrow import parquet
 
-from rmcli.packs import writer as store
+from rmcli.packs.manifest import read_manifest
 from rmcli.records import Message, RawRow
 from rmcli.rows.decontaminate import EvaluationPrompts, prompts_of, read_prompts, words
 
@@ -107,7 +107,7 @@ def test_overlapping_rows_are_left_out_and_counted(cli, tmp_path):
     parquet.write_table(pa.Table.from_pylist([{"instruction": "QUESTION", "input": "7"}]), tmp_path / "two.parquet")
     result = cli(*PREPARE, "--decontaminate", "one.jsonl", "--decontaminate", "two.parquet")
     assert result.code == 0, result.stderr
-    manifest = store.read_manifest(tmp_path / "out")
+    manifest = read_manifest(tmp_path / "out")
     assert manifest["rows"]["kept"] == 38
     assert manifest["rows"]["reasons"] == {"in_evaluation_file": 2}
     assert manifest["config"]["data"]["decontaminate"] == [str(tmp_path / "one.jsonl"), str(tmp_path / "two.parquet")]
@@ -119,7 +119,7 @@ def test_the_key_does_what_the_option_does(cli, tmp_path):
     write_lines(tmp_path / "rows.jsonl", ROWS)
     write_lines(tmp_path / "one.jsonl", [{"prompt": "question 3"}])
     assert cli(*PREPARE, "-s", "data.decontaminate=['one.jsonl']").code == 0
-    assert store.read_manifest(tmp_path / "out")["rows"]["reasons"] == {"in_evaluation_file": 1}
+    assert read_manifest(tmp_path / "out")["rows"]["reasons"] == {"in_evaluation_file": 1}
 
 
 def test_a_file_that_guards_nothing_is_refused_and_a_weak_one_is_named(cli, tmp_path):
@@ -135,16 +135,16 @@ def test_a_file_that_guards_nothing_is_refused_and_a_weak_one_is_named(cli, tmp_
     write_lines(tmp_path / "some.jsonl", [{"prompt": "question 3"}, {"text": "question 4"}, {"prompt": "?"}])
     some = cli(*PREPARE, "--decontaminate", "some.jsonl")
     assert "2 of 3 rows have no prompt to compare, the first in line 2" in some.stderr
-    assert store.read_manifest(tmp_path / "out")["rows"]["reasons"] == {"in_evaluation_file": 1}
+    assert read_manifest(tmp_path / "out")["rows"]["reasons"] == {"in_evaluation_file": 1}
 
 
 def test_training_on_another_preset_keeps_the_evaluation_file_out(cli, tmp_path):
-    from rmcli.train.job import Elsewhere
+    from rmcli.train.find_data import Elsewhere
 
     write_lines(tmp_path / "rows.jsonl", ROWS)
     write_lines(tmp_path / "one.jsonl", [{"prompt": "question 3"}])
     cli(*PREPARE, "--decontaminate", "one.jsonl")
-    found = Elsewhere.from_manifest(store.read_manifest(tmp_path / "out"))
+    found = Elsewhere.from_manifest(read_manifest(tmp_path / "out"))
     assert found.decontaminate == (str(tmp_path / "one.jsonl"),)
 
 

@@ -6,19 +6,19 @@ from pathlib import Path
 
 import torch
 
-from rmcli.model import forward as model
+from rmcli.model import forward
 
 TINY = ("--preset", "tiny", "-s", "train.max_steps=4", "-s", "train.log_every=1")
 
 
 def test_deterministic_runs_are_bitwise_equal_and_leave_no_switch_behind(cli, monkeypatch):
-    scores, seen = model.scores, set()
+    scores, seen = forward.scores, set()
 
     def spy(*arguments):
         seen.add((torch.are_deterministic_algorithms_enabled(), os.environ.get("CUBLAS_WORKSPACE_CONFIG")))
         return scores(*arguments)
 
-    monkeypatch.setattr(model, "scores", spy)
+    monkeypatch.setattr("rmcli.train.loop.scores", spy)
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     assert cli("prepare", "tasks:300", "--preset", "tiny", "-o", "data").code == 0
     for run in ("one", "two"):
@@ -41,9 +41,9 @@ def test_deterministic_runs_are_bitwise_equal_and_leave_no_switch_behind(cli, mo
 
 def test_without_the_switch_nothing_is_switched(cli, monkeypatch):
     seen = set()
-    scores = model.scores
+    scores = forward.scores
     monkeypatch.setattr(
-        model, "scores", lambda *a: (seen.add(torch.are_deterministic_algorithms_enabled()), scores(*a))[1]
+        "rmcli.train.loop.scores", lambda *a: (seen.add(torch.are_deterministic_algorithms_enabled()), scores(*a))[1]
     )
     assert cli("prepare", "tasks:200", "--preset", "tiny", "-o", "data").code == 0
     assert cli("train", *TINY, "--data", "data", "-o", "run").code == 0

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rmcli.backbones import embedding_rows
-from rmcli.backbones.embedding_rows import RowsUnavailableError, open_embedding
+from rmcli.backbones.embedding_rows import open_embedding, spans_of
+from rmcli.backbones.weight_files import RowsUnavailableError
 from rmcli.errors import RmcliError
 
 NAME = "model.embed_tokens.weight"
@@ -187,7 +187,7 @@ def test_a_refusing_server_is_one_line(hub_server, status, message):
 
 
 def test_a_server_that_is_gone_is_one_line(hub_server, monkeypatch):
-    monkeypatch.setattr(embedding_rows, "MAX_RETRIES", 0)
+    monkeypatch.setattr("rmcli.backbones.weight_files.MAX_RETRIES", 0)
     _point_at("http://127.0.0.1:9", monkeypatch)
     with pytest.raises(RowsUnavailableError, match=r"model.safetensors cannot be fetched"):
         open_embedding("org/m")
@@ -238,8 +238,8 @@ def test_local_rows_are_sought_and_neighbours_merged(tmp_path):
     before = embedding.bytes_read
     assert embedding.read([7, 6])[:, 0].tolist() == [3.0, 0.0]
     assert embedding.bytes_read - before == 2 * ROW_BYTES
-    assert embedding_rows.merge(np.array([1, 2, 5, 9]), 0) == [(1, 3), (5, 6), (9, 10)]
-    assert embedding_rows.merge(np.array([1, 2, 5, 9]), 2) == [(1, 6), (9, 10)]
+    assert spans_of(np.array([1, 2, 5, 9]), 0) == [(1, 3), (5, 6), (9, 10)]
+    assert spans_of(np.array([1, 2, 5, 9]), 2) == [(1, 6), (9, 10)]
 
 
 def test_pytorch_files_and_their_index(tmp_path):

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from rmcli.config.layers import resolve
+from rmcli.config.resolve import resolve
 from rmcli.errors import ConfigError, RmcliError, Skip
 from rmcli.records import Comparison, PreferenceGroup, TokenGroup
 from rmcli.rows.map_fns.apply import apply, find_map_function

@@ -21,10 +21,11 @@ from pyarrow import parquet
 from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase
 
 from rmcli import output, threads
-from rmcli.config import layers as config
-from rmcli.config.layers import resolve
+from rmcli.config.resolve import parse_source, resolve
 from rmcli.errors import ConfigError, RmcliError
-from rmcli.packs import writer as store
+from rmcli.packs.manifest import read_manifest
+from rmcli.packs.reader import PackedSplit
+from rmcli.packs.schema import SPLITS
 from rmcli.rows import sources
 from rmcli.rows.map_fns.known import NAMED
 from rmcli.tokens import chat_templates, engines
@@ -372,7 +373,7 @@ def test_any_number_of_threads_writes_the_same_bytes(cli, tmp_path):
         options = ("-o", f"out{number}", "-s", f"data.num_proc={number}")
         assert cli("prepare", "rows.jsonl", "--map-fn", "canonical", *TINY, *options).code == 0
     assert files_of("out1") == files_of("out2") == files_of("out5")
-    rows = store.read_manifest(Path("out5"))["rows"]
+    rows = read_manifest(Path("out5"))["rows"]
     assert (rows["in"], rows["kept"], rows["rejected"], rows["duplicates"]) == (2006, 2000, 2, 4)
 
 
@@ -381,7 +382,7 @@ def test_the_manifest_names_the_engine(cli, tmp_path):
 
     write_lines(tmp_path / "rows.jsonl", ROWS[:40])
     assert cli("prepare", "rows.jsonl", "--map-fn", "canonical", *TINY, "-o", "out").code == 0
-    assert store.read_manifest(Path("out"))["tokenizer_engine"] == f"transformers {transformers.__version__}"
+    assert read_manifest(Path("out"))["tokenizer_engine"] == f"transformers {transformers.__version__}"
 
 
 def test_prepare_uses_gigatoken_and_says_so_in_the_manifest(cli, tmp_path, llama3, real_data):
@@ -393,7 +394,7 @@ def test_prepare_uses_gigatoken_and_says_so_in_the_manifest(cli, tmp_path, llama
     for engine in ("auto", "transformers"):
         result = cli(*base, "-o", engine, "-s", f"data.tokenizer_engine={engine}")
         assert result.code == 0, result.stderr
-    fast, slow = (store.read_manifest(Path(engine)) for engine in ("auto", "transformers"))
+    fast, slow = (read_manifest(Path(engine)) for engine in ("auto", "transformers"))
     assert fast["tokenizer_engine"].startswith("gigatoken 0.")
     assert slow["tokenizer_engine"].startswith("transformers 5.")
     assert fast["rows"] == slow["rows"]
@@ -406,8 +407,8 @@ def test_prepare_uses_gigatoken_and_says_so_in_the_manifest(cli, tmp_path, llama
 
 def pairs_of(folder: str) -> dict[int, str]:
     found = {}
-    for split in store.SPLITS:
-        stored = store.PackedSplit(Path(folder), split)
+    for split in SPLITS:
+        stored = PackedSplit(Path(folder), split)
         for row in range(len(stored)):
             for group in stored.groups(row):
                 found[group.row_id] = split + str([group.prefix.tolist(), [r.tolist() for r in group.responses]])
@@ -423,14 +424,14 @@ def test_shards_hold_every_row_once_on_the_same_side_of_the_split(cli, tmp_path)
         result = cli(*base, "-o", f"shard{number}", "--shard", f"{number}/3")
         assert result.code == 0
         assert f"note: shard {number}/3: duplicates are found among the rows of this shard alone" in result.stderr
-        manifest = store.read_manifest(Path(f"shard{number}"))
+        manifest = read_manifest(Path(f"shard{number}"))
         assert manifest["shard"] == f"{number}/3"
         assert manifest["rows"]["in"] == (101 if number == 1 else 100)
         found = pairs_of(f"shard{number}")
         assert {row % 3 for row in found} == {number - 1}
         together |= found
     assert together == pairs_of("whole")
-    assert store.read_manifest(Path("whole"))["shard"] is None
+    assert read_manifest(Path("whole"))["shard"] is None
 
 
 def test_a_shard_has_a_folder_of_its_own(cli, tmp_path):
@@ -469,7 +470,7 @@ def test_the_bar_knows_the_number_of_rows_of_files_and_hub_sets(tmp_path, monkey
     assert sources.count_rows([*local, "org/name"], "test") == number + 9
     assert asked == [("org/name", "test")]
     for unknown in ("memory://a.jsonl", "-", "path=org/name,streaming=true"):
-        assert sources.count_rows([config.parse_source(unknown) if "=" in unknown else unknown], "train") is None
+        assert sources.count_rows([parse_source(unknown) if "=" in unknown else unknown], "train") is None
 
 
 def test_prepare_draws_its_bar_on_a_terminal(tmp_path):

@@ -9,14 +9,15 @@ from test_exactness import uneven_groups
 from torch.utils.flop_counter import FlopCounterMode
 
 from rmcli.model import batch, flops
-from rmcli.model import forward as model
 from rmcli.model.attention.shared_prefix import ATTENTION_NAME
 from rmcli.model.flops import FlopCounter
+from rmcli.model.forward import hidden_at_scores
+from rmcli.model.network import flop_counter, trim
 from rmcli.records import TokenGroup
 
 
 def counter_of(network: torch.nn.Module) -> FlopCounter:
-    return model.flop_counter(network)
+    return flop_counter(network)
 
 
 def group(prefix: int, *responses: int) -> TokenGroup:
@@ -53,7 +54,7 @@ def test_matmuls_are_those_that_torch_counts(name):
     network.config._experts_implementation = "eager"  # torch does not count a grouped matmul
     packed = batch.build_packed(groups)
     with FlopCounterMode(display=False) as torchs:
-        model.hidden_at_scores(network, packed).sum().backward()
+        hidden_at_scores(network, packed).sum().backward()
     counter = counter_of(network)
     without_attention = FlopCounter(**{**counter.__dict__, "num_heads": 0})
     assert torchs.get_total_flops() == without_attention.of_groups(groups)
@@ -62,10 +63,10 @@ def test_matmuls_are_those_that_torch_counts(name):
 def test_matmuls_of_a_trimmed_last_layer_are_those_that_torch_counts_but_for_unused_queries():
     network, groups = tiny_network("llama"), uneven_groups()
     network.set_attn_implementation(ATTENTION_NAME)
-    model.trim(network)
+    trim(network)
     packed = batch.build_packed(groups)
     with FlopCounterMode(display=False) as torchs:
-        model.hidden_at_scores(network, packed).sum().backward()
+        hidden_at_scores(network, packed).sum().backward()
     counter = counter_of(network)
     assert counter.trimmed
     without_attention = FlopCounter(**{**counter.__dict__, "num_heads": 0})
@@ -83,7 +84,7 @@ def test_attention_is_that_of_the_pairs_that_a_mask_allows(name, trimmed):
     network, groups = tiny_network(name), uneven_groups()
     network.set_attn_implementation(ATTENTION_NAME)
     if trimmed:
-        model.trim(network)
+        trim(network)
     counter = counter_of(network)
     heads, size = network.config.num_attention_heads, network.config.head_dim
     window = network.config.sliding_window if name == "mistral" else None

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rmcli.config.layers import resolve
-from rmcli.packs import writer as store
+from rmcli.config.resolve import resolve
+from rmcli.packs.manifest import read_manifest
+from rmcli.packs.reader import PackedSplit
+from rmcli.packs.schema import SPLITS
 from rmcli.tokens.encode import Encoder
 from rmcli.tokens.tokenizer import load_tokenizer
 
@@ -194,7 +196,7 @@ def check(cli: Callable, folder: Path, count: int, seed: int) -> Counter[str]:
     settings = ("-s", "data.eval_fraction=0.1", "--keep-duplicates")
     result = cli("prepare", file, "--map-fn", "canonical", "--preset", "tiny", "-o", folder / "out", *settings)
     assert result.code == 0, result.stderr
-    rows = store.read_manifest(folder / "out")["rows"]
+    rows = read_manifest(folder / "out")["rows"]
     assert rows["in"] == count
     fates = {name: rows[name] for name in ("kept", "rejected", "duplicates", "not_taken") if name in rows}
     assert sum(fates.values()) == count
@@ -214,8 +216,8 @@ def check(cli: Callable, folder: Path, count: int, seed: int) -> Counter[str]:
     lines = file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
     in_order = sorted(kind_of)  # row ids count the rows, not the lines
     seen = set()
-    for split in store.SPLITS:
-        packed = store.PackedSplit(folder / "out", split)
+    for split in SPLITS:
+        packed = PackedSplit(folder / "out", split)
         for number in range(len(packed)):
             for group in packed.groups(number):
                 line = in_order[group.row_id]
@@ -255,7 +257,7 @@ def test_random_bytes_are_counted_line_by_line(cli, tmp_path, seed):
     (tmp_path / "rows.jsonl").write_bytes(data)
     result = cli("prepare", "rows.jsonl", "--map-fn", "canonical", "--preset", "tiny", "-o", "out")
     assert result.code == 0, result.stderr
-    rows = store.read_manifest(tmp_path / "out")["rows"]
+    rows = read_manifest(tmp_path / "out")["rows"]
     written = [line for line in bytes(data).removeprefix(b"\xef\xbb\xbf").split(b"\n") if line.strip()]
     assert rows["in"] == len(written)
     assert sum(rows.get(name, 0) for name in ("kept", "rejected", "duplicates", "not_taken")) == len(written)

@@ -17,10 +17,11 @@ from safetensors.torch import load_file, save_file
 from test_embedding_rows import Server, hub_server, write_llama_70b  # noqa: F401  (a fixture)
 from transformers import LlamaConfig, LlamaModel
 
-from rmcli.config.layers import presets_folder, resolve
+from rmcli.config.presets import presets_folder
+from rmcli.config.resolve import resolve
 from rmcli.inspect_token import evidence as token_evidence
-from rmcli.inspect_token import run as inspect_token
 from rmcli.inspect_token.evidence import Evidence
+from rmcli.inspect_token.run import run
 from rmcli.tokens import tokenizer
 
 
@@ -427,7 +428,7 @@ def test_a_preset_needs_a_name_and_a_model(cli, tmp_path):
 
 def test_a_spare_rows_lines_can_be_pasted(cli, small_model, tmp_path):
     """The proposed name and id are what resolve_reward_token accepts."""
-    spare = next(c for c in inspect_token.run(_section(small_model)).candidates if c.kind == "spare_row")
+    spare = next(c for c in run(_section(small_model)).candidates if c.kind == "spare_row")
     (tmp_path / "mine.toml").write_text(f"[model]\n{spare.toml()}\n")
     pasted = resolve("tiny", [tmp_path / "mine.toml"]).config.model
     bare = tokenizer.load_bare_tokenizer(pasted)

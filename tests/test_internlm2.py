@@ -17,11 +17,16 @@ from conftest import REPOSITORY, random_group, write_lines
 from safetensors.torch import save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rmcli.backbones.internlm2 import auto as internlm2
-from rmcli.config.layers import ModelSection, resolve
+from rmcli.backbones.internlm2.config import llama_config
+from rmcli.backbones.internlm2.weights import split_qkv
+from rmcli.config.resolve import resolve
+from rmcli.config.sections import ModelSection
 from rmcli.errors import ConfigError, RmcliError
-from rmcli.model import batch
-from rmcli.model import forward as model
+from rmcli.model import batch, forward
+from rmcli.model.backend import stock_attention
+from rmcli.model.forward import apply_head
+from rmcli.model.load import load_model
+from rmcli.model.network import backbone
 from rmcli.rows import tasks
 from rmcli.tokens import tokenizer
 
@@ -266,12 +271,12 @@ def section(folder: Path, **changes: object) -> ModelSection:
 
 def loaded(folder: Path, **changes: object) -> torch.nn.Module:
     asked = section(folder, **changes)
-    return model.load_model(asked, tokenizer.load_tokenizer(asked))
+    return load_model(asked, tokenizer.load_tokenizer(asked))
 
 
 def plain_hidden(network: torch.nn.Module, ids: list[int]) -> torch.Tensor:
-    with torch.no_grad(), model.stock_attention(network, "eager"):
-        return model.backbone(network)(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0]
+    with torch.no_grad(), stock_attention(network, "eager"):
+        return backbone(network)(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0]
 
 
 IDS = [1, 30, 17, 5, 400, 77, 200, 8, 8, 30, 55, 3]
@@ -297,7 +302,7 @@ def test_every_form_of_checkpoint_computes_what_the_published_forward_does(form,
     expected = reference.hidden(IDS)
     assert expected.std() > 0.5
     torch.testing.assert_close(plain_hidden(network, IDS), expected, atol=1e-5, rtol=0)
-    score = model.apply_head(network, plain_hidden(network, IDS))[-1].item()
+    score = apply_head(network, plain_hidden(network, IDS))[-1].item()
     assert score == pytest.approx(reference.score(IDS), abs=1e-5)
 
 
@@ -331,7 +336,7 @@ def test_dynamic_rope_on_both_sides_of_its_switch(length, spm, tmp_path):
 
 def test_rope_scaling_under_its_newer_name(spm):
     for scaling in ({"rope_type": "linear", "factor": 4}, {"rope_type": "linear", "type": "linear", "factor": 4}):
-        config = internlm2.llama_config(config_values(spm, rope_scaling=scaling), "it")
+        config = llama_config(config_values(spm, rope_scaling=scaling), "it")
         assert config.rope_parameters == {"rope_type": "linear", "rope_theta": 1e6, "factor": 4.0}
 
 
@@ -347,7 +352,7 @@ def test_packed_and_shared_equals_the_published_forward_on_each_conversation(spm
     generator = np.random.default_rng(0)
     groups = [random_group(generator, prefix, (5, 3, 9)) for prefix in (11, 1, 6)]
     with torch.no_grad():
-        actual = model.scores(network, batch.build_packed(groups)).tolist()
+        actual = forward.scores(network, batch.build_packed(groups)).tolist()
     expected = [
         reference.score([*group.prefix.tolist(), *response.tolist()])
         for group in groups
@@ -364,15 +369,15 @@ def test_another_split_of_wqkv_is_another_model(spm, tmp_path, monkeypatch):
     def contiguous(wqkv, config):
         return wqkv.split([HEADS * HEAD_DIM, GROUPS * HEAD_DIM, GROUPS * HEAD_DIM])
 
-    monkeypatch.setattr(internlm2, "split_qkv", contiguous)
+    monkeypatch.setattr("rmcli.backbones.internlm2.weights.split_qkv", contiguous)
     assert (plain_hidden(loaded(tmp_path), IDS) - reference.hidden(IDS)).abs().max() > 0.1
 
 
 def test_the_rows_of_wqkv_by_hand(spm):
     """2 key/value heads with 2 queries each and heads of 1 number: q q k v, q q k v."""
-    config = internlm2.llama_config(config_values(spm, hidden_size=4), "it")
+    config = llama_config(config_values(spm, hidden_size=4), "it")
     rows = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0])
-    assert [part.tolist() for part in internlm2.split_qkv(rows, config)] == [[0, 1, 4, 5], [2, 6], [3, 7]]
+    assert [part.tolist() for part in split_qkv(rows, config)] == [[0, 1, 4, 5], [2, 6], [3, 7]]
 
 
 def test_a_language_model_gets_a_new_head_of_zeros(spm, tmp_path):
@@ -632,7 +637,7 @@ def test_files_that_are_no_such_tokenizer_are_one_line(spm, tmp_path):
 
 def test_ids_that_differ_from_sentencepiece_s_are_refused(spm, tmp_path, monkeypatch):
     """As a model would be whose merges our reading did not reproduce."""
-    monkeypatch.setattr(internlm2, "_merges", lambda scores: [])
+    monkeypatch.setattr("rmcli.backbones.internlm2.bpe._merges", lambda scores: [])
     with pytest.raises(ConfigError, match="SentencePiece's ids for 'Sort these: 3, 1 and 2"):
         tokenizer.load_bare_tokenizer(section(write_tokenizer(tmp_path, spm)))
 

@@ -11,18 +11,23 @@ from test_exactness import gradients, largest_relative, uneven_groups
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention import varlen as torch_varlen
 
-from rmcli.config.layers import TrainSection, resolve
+from rmcli.config.resolve import resolve
+from rmcli.config.sections import TrainSection
 from rmcli.errors import ConfigError, RmcliError
-from rmcli.model import batch, kernels
-from rmcli.model import forward as model
-from rmcli.model.attention.layout import RowShape, Segment
-from rmcli.packs import writer as store
+from rmcli.model import batch, forward, kernels
+from rmcli.model.attention.layout import BatchShape, Segment
+from rmcli.model.backend import set_attention
+from rmcli.model.kernels import check_compilable
+from rmcli.model.network import trim, whole_row_layers
+from rmcli.model.recompute import checkpoint_activations
 from rmcli.packs.pack import pack
+from rmcli.packs.reader import PackedSplit
+from rmcli.packs.writer import PackWriter
 from rmcli.records import PAIR, Comparison, TokenGroup
 from rmcli.train.feed import groups_of, shape_of_all
-from rmcli.train.plan import RowSizes, plan
+from rmcli.train.plan import PackSizes, plan
 
-SHAPE = RowShape(num_tokens=192, longest=32)
+SHAPE = BatchShape(num_tokens=192, longest=32)
 
 
 def segments(query, key, value, cu_seq_q, cu_seq_k):
@@ -118,9 +123,9 @@ def test_what_fills_a_row_up_changes_no_score_and_no_gradient():
     for groups in packs():
         plain, filled = batch.build_packed(groups), batch.build_packed(groups, shape=SHAPE)
         assert filled.num_tokens == plain.num_tokens == plain.input_ids.shape[1] < filled.input_ids.shape[1] == 192
-        expected = model.scores(network, plain)
+        expected = forward.scores(network, plain)
         expected_gradients = gradients(network, expected)
-        actual = model.scores(network, filled)
+        actual = forward.scores(network, filled)
         torch.testing.assert_close(actual, expected, atol=1e-6, rtol=0)
         assert largest_relative(gradients(network, actual), expected_gradients) < 1e-5
 
@@ -146,8 +151,8 @@ def test_rows_of_one_shape_have_tensors_of_one_size():
 
 
 def test_a_shape_grows_where_it_must_and_never_shrinks():
-    small = RowShape(num_tokens=8, longest=4).grown_for([Segment(0, 5, 0, 0), Segment(5, 3, 0, 2)])
-    assert small == RowShape(num_tokens=8, longest=8, num_keys=10, num_segments=2, num_copies=1)
+    small = BatchShape(num_tokens=8, longest=4).grown_for([Segment(0, 5, 0, 0), Segment(5, 3, 0, 2)])
+    assert small == BatchShape(num_tokens=8, longest=8, num_keys=10, num_segments=2, num_copies=1)
     assert small.grown_for([Segment(0, 2, 0, 0)]) == small
     large = small.grown_for([Segment(0, 9, 0, 0)])
     assert (large.num_tokens, large.longest) == (1024, 16)
@@ -171,11 +176,11 @@ def test_one_shape_holds_every_forward_of_a_run_and_is_no_larger(train, tmp_path
         )
         for number in range(60)
     ]
-    with store.StoreWriter(tmp_path / "set") as writer:
-        writer.add_rows("train", pack(groups, 300, shuffle=True, seed=0))
+    with PackWriter(tmp_path / "set") as writer:
+        writer.add_packs("train", pack(groups, 300, shuffle=True, seed=0))
         writer.finish({})
-    split = store.PackedSplit(tmp_path / "set", "train")
-    sizes = RowSizes([split.group_tokens(row) for row in range(len(split))])
+    split = PackedSplit(tmp_path / "set", "train")
+    sizes = PackSizes([split.group_tokens(row) for row in range(len(split))])
     steps = plan(sizes, TrainSection.model_validate(train), True, 300)
     forwards = [forward for step in steps for forward in step.forwards[0]]
     shape = shape_of_all(forwards, split)
@@ -189,7 +194,7 @@ def test_one_shape_holds_every_forward_of_a_run_and_is_no_larger(train, tmp_path
             assert largest == (shape.num_segments, shape.num_keys, 1 + shape.num_copies)
     assert shape.num_copies == 2
     longest = max(len(group.prefix) + len(one) for group in groups for one in group.responses)
-    own = max(int(sum(sizes.group_tokens[p.row][p.start : p.stop].sum() for p in one)) for one in forwards)
+    own = max(int(sum(sizes.group_tokens[p.pack][p.start : p.stop].sum() for p in one)) for one in forwards)
     assert 0 <= shape.longest - longest < 128
     assert 0 <= shape.num_tokens - own < 128
     assert shape.num_tokens % 128 == shape.longest % 128 == 0
@@ -212,20 +217,20 @@ def test_one_graph_runs_different_rows_exactly(trimmed, recomputed, varlen_on_cp
     network = tiny_model("llama").train()
     expected = []
     for groups in packs():
-        scores = model.scores(network, batch.build_packed(groups))
+        scores = forward.scores(network, batch.build_packed(groups))
         expected.append((scores.detach(), gradients(network, scores)))
-    model.set_attention(network, "varlen")
+    set_attention(network, "varlen")
     if trimmed:
-        model.trim(network)
+        trim(network)
     if recomputed != "none":
-        model.checkpoint_activations(network, recomputed)
+        checkpoint_activations(network, recomputed)
     shape = SHAPE
     for groups in packs():
         shape = batch.build_packed(groups, shape=shape).layout.shape
     counter = CompileCounterWithBackend("aot_eager")
-    kernels.compile_layers(model.whole_row_layers(network), backend=counter)
+    kernels.compile_layers(whole_row_layers(network), backend=counter)
     for groups, (scores, whole) in zip(packs(), expected, strict=True):
-        actual = model.scores(network, batch.build_packed(groups, shape=shape))
+        actual = forward.scores(network, batch.build_packed(groups, shape=shape))
         torch.testing.assert_close(actual, scores, atol=1e-5, rtol=0)
         assert largest_relative(gradients(network, actual), whole) < 1e-5
     assert counter.frame_count == 1
@@ -235,10 +240,10 @@ def test_one_graph_runs_different_rows_exactly(trimmed, recomputed, varlen_on_cp
 def test_what_cannot_be_compiled_is_one_line():
     torch._dynamo.reset()
     network = tiny_model("llama").train()
-    kernels.compile_layers(model.whole_row_layers(network), backend="eager")
+    kernels.compile_layers(whole_row_layers(network), backend="eager")
     network.model.layers[0].mlp.register_forward_pre_hook(lambda *_: torch._dynamo.graph_break())
     with pytest.raises(RmcliError, match="cannot take this model"), kernels.explained():
-        model.scores(network, batch.build_packed(uneven_groups()))
+        forward.scores(network, batch.build_packed(uneven_groups()))
     torch._dynamo.reset()
 
 
@@ -266,9 +271,9 @@ def test_kernels_that_cannot_run_are_refused(asked, message):
 
 def test_models_whose_layers_cannot_be_compiled_are_refused():
     config = resolve("tiny").config
-    model.check_compilable(config, tiny_model("llama").config)
+    check_compilable(config, tiny_model("llama").config)
     with pytest.raises(ConfigError, match="cannot take gemma2: its attention has soft-capping or sinks"):
-        model.check_compilable(config, tiny_model("gemma2").config)
+        check_compilable(config, tiny_model("gemma2").config)
 
 
 def test_train_refuses_them_before_loading(cli, tiny_run):

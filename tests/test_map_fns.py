@@ -10,7 +10,9 @@ import pytest
 from conftest import REPOSITORY, write_lines
 
 from rmcli.errors import ConfigError, Skip
-from rmcli.packs import writer as store
+from rmcli.packs.manifest import read_manifest
+from rmcli.packs.reader import PackedSplit
+from rmcli.packs.schema import SPLITS
 from rmcli.records import PAIR, Comparison, PreferenceGroup
 from rmcli.rows.map_fns import comparisons, data_sets
 from rmcli.rows.map_fns.apply import apply as apply_function
@@ -591,7 +593,7 @@ def test_auto_says_what_it_chose_and_prepares_as_if_named(cli, tmp_path):
     for name in ("auto", "instruction"):
         result = cli("prepare", "rows.jsonl", "--map-fn", name, "--preset", "tiny", "-o", name)
         assert result.code == 0, result.stderr
-        manifest = store.read_manifest(tmp_path / name)
+        manifest = read_manifest(tmp_path / name)
         assert manifest["dataset_map_fn"] == "instruction"
         shards.append(manifest["shards"])
         said = "map function instruction, recognised by the columns instruction, input, chosen, rejected of "
@@ -624,11 +626,11 @@ def test_groups_of_four_are_prepared_and_their_eval_text_is_canonical(cli, tmp_p
     settings = ("-s", "data.eval_fraction=0.3", "-s", "data.max_length=2048", "-s", "data.max_packed_length=8192")
     result = cli("prepare", "rows.jsonl", "--map-fn", "finegrained_qa", "--preset", "tiny", "-o", "out", *settings)
     assert result.code == 0, result.stderr
-    manifest = store.read_manifest(tmp_path / "out")
+    manifest = read_manifest(tmp_path / "out")
     expected = {row_id: apply("finegrained_qa", row) for row_id, row in enumerate(rows)}
     assert manifest["rows"]["kept"] == 60
-    for split in store.SPLITS:
-        packed = store.PackedSplit(tmp_path / "out", split)
+    for split in SPLITS:
+        packed = PackedSplit(tmp_path / "out", split)
         for group in (group for row in range(len(packed)) for group in packed.groups(row)):
             assert group.comparisons == expected[group.row_id].comparisons
             assert group.ordered == is_ordered(group.comparisons, 4)
@@ -701,7 +703,7 @@ def test_a_plugin_prepares_data(cli, tmp_path, plugins):
     write_lines(tmp_path / "rows.jsonl", [{"q": f"q {n}", "yes": "a", "no": "b"} for n in range(10)])
     result = cli("prepare", "rows.jsonl", "--map-fn", "shout", "--preset", "tiny", "-o", "out")
     assert result.code == 0, result.stderr
-    assert store.read_manifest(tmp_path / "out")["rows"]["kept"] == 10
+    assert read_manifest(tmp_path / "out")["rows"]["kept"] == 10
 
 
 def test_a_plugin_may_not_take_a_built_in_name(plugins, capsys):

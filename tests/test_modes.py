@@ -8,12 +8,12 @@ import torch
 from conftest import REPOSITORY, tiny_model, write_lines
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rmcli.config.layers import resolve
+from rmcli.config.resolve import resolve
 from rmcli.errors import ConfigError, RmcliError
-from rmcli.model import batch
-from rmcli.model import forward as model
+from rmcli.model import batch, forward
+from rmcli.model.load import label_for_reward, load_model, prepare_reward_row
 from rmcli.model.model_folder import exported_template
-from rmcli.packs import writer as store
+from rmcli.packs.manifest import read_manifest
 from rmcli.records import PreferenceGroup
 from rmcli.tokens import chat_templates
 from rmcli.tokens import tokenizer as tokenizers
@@ -157,11 +157,11 @@ def test_the_natural_tokens_row_learns_where_it_is_the_pad_token_too(gguf):
     section = resolve(None, settings=settings).config.model
     reward = load_tokenizer(section)
     assert (reward.reward_token_id, reward.pad_token_id) == (2, 0)
-    network = model.load_model(section, reward)
+    network = load_model(section, reward)
     torch.nn.init.normal_(network.score.weight)
     pair = PreferenceGroup((conversation("a", "b"), conversation("a", "c")))
     (group,) = Encoder(reward, 256, "drop").encode([pair])
-    model.scores(network, batch.build_packed([group])).sum().backward()
+    forward.scores(network, batch.build_packed([group])).sum().backward()
     assert network.get_input_embeddings().weight.grad[2].norm() > 1
 
 
@@ -234,7 +234,7 @@ def test_the_text_models_own_config_pads_alike():
 
     text = {"vocab_size": 97, "hidden_size": 16, "num_hidden_layers": 1, "pad_token_id": 3}
     config = Gemma3Config(text_config=text)
-    model.label_for_reward(config, "nested", RewardTokenizer(tiny_reward().tokenizer, "<|im_end|>", 3, 97))
+    label_for_reward(config, "nested", RewardTokenizer(tiny_reward().tokenizer, "<|im_end|>", 3, 97))
     assert config.pad_token_id == config.get_text_config().pad_token_id == 1
 
 
@@ -251,7 +251,7 @@ def test_an_untrained_row_starts_as_the_mean_of_trained_rows_and_that_is_said(ca
         expected = weight[torch.tensor([row not in (0, 90, 91) for row in range(97)])].mean(dim=0)
         weight[0] = 0
     before = weight.detach().clone()
-    model.prepare_reward_row(network, llama_reward(90))
+    prepare_reward_row(network, llama_reward(90))
     torch.testing.assert_close(weight[90], expected, atol=1e-6, rtol=0)
     others = [row for row in range(97) if row != 90]
     assert torch.equal(weight[others], before[others])
@@ -266,10 +266,10 @@ def test_a_trained_row_is_left_alone_and_identical_rows_are_reported(capsys):
     with torch.no_grad():
         weight[12] = weight[90]
     before = weight.detach().clone()
-    model.prepare_reward_row(network, llama_reward(90))
+    prepare_reward_row(network, llama_reward(90))
     assert torch.equal(weight, before)
     assert "the embedding of <|reward|> (90) is identical to that of id 12: kept" in capsys.readouterr().err
-    model.prepare_reward_row(network, llama_reward(40))
+    prepare_reward_row(network, llama_reward(40))
     assert capsys.readouterr().err == ""
 
 
@@ -314,7 +314,7 @@ def test_a_trained_reward_model_is_scored_as_it_is(tiny_run, tmp_path, capsys):
     section = resolve("tiny").config.model.model_copy(
         update={"pretrained_model_name_or_path": str(folder), "random_weights": False}
     )
-    loaded = model.load_model(section, load_tokenizer(section))
+    loaded = load_model(section, load_tokenizer(section))
     assert loaded.get_input_embeddings().weight[4].abs().max() == 0
 
 
@@ -337,7 +337,7 @@ def test_a_missing_template_asks_for_one_and_takes_it(cli, tmp_path):
     for name, choice in (("built_in", "chatml"), ("file", "template.jinja"), ("plain", "plain")):
         result = cli("prepare", "tasks:50", *TINY, *bare, "--chat-template", choice, "-o", name)
         assert result.code == 0, result.stderr
-        manifests.append(store.read_manifest(tmp_path / name))
+        manifests.append(read_manifest(tmp_path / name))
     assert manifests[0]["splits"]["train"]["num_tokens"] == manifests[1]["splits"]["train"]["num_tokens"]
     assert manifests[0]["splits"]["train"]["num_tokens"] != manifests[2]["splits"]["train"]["num_tokens"]
     chosen = ("-s", f"model.chat_template={tmp_path / 'template.jinja'}")

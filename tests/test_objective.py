@@ -9,9 +9,8 @@ import pytest
 import torch
 from conftest import random_group, tiny_model
 
-from rmcli.config.layers import LossSection
-from rmcli.model import batch
-from rmcli.model import forward as model
+from rmcli.config.sections import LossSection
+from rmcli.model import batch, forward
 from rmcli.model.losses import LOSSES, PENALTIES, objective, plackett_luce
 from rmcli.model.metrics import PairMetrics
 from rmcli.records import PAIR, Comparison, TokenGroup
@@ -229,14 +228,14 @@ def uneven_packs():
 
 def gradient_of(network, forwards, loss):
     """Gradients of one step over these forwards, and its loss."""
-    groups = [group for forward in forwards for group in forward]
+    groups = [group for one in forwards for group in one]
     total_weight = sum(group.weight for group in groups)
     total_scores = sum(len(group.responses) for group in groups)
     network.zero_grad()
     whole = 0.0
-    for forward in forwards:
-        scores = model.scores(network, batch.build_packed(forward))
-        parts = objective(scores, batch.build_targets(forward, loss.loss_type), loss, total_weight, total_scores)
+    for one in forwards:
+        scores = forward.scores(network, batch.build_packed(one))
+        parts = objective(scores, batch.build_targets(one, loss.loss_type), loss, total_weight, total_scores)
         sum(parts).backward()
         whole += float(sum(parts).detach())
     return whole, {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
@@ -254,7 +253,7 @@ def test_a_step_over_uneven_packs_equals_one_unpacked_batch(loss_type, penalty_t
     network.set_attn_implementation("sdpa")  # eager takes its softmax in float32
     network.zero_grad()
     groups = [group for pack in packs for group in pack]
-    scores = model.scores(network, batch.build_padded(groups, pad_token_id=0)).reshape(-1, 2)
+    scores = forward.scores(network, batch.build_padded(groups, pad_token_id=0)).reshape(-1, 2)
     weights = torch.tensor([group.weight for group in groups], dtype=torch.float64)
     none = torch.zeros(len(groups), dtype=torch.float64)
     per_pair = LOSSES[loss_type](scores[:, 0] - scores[:, 1], none + 1, none, loss)

@@ -13,10 +13,11 @@ from conftest import REPOSITORY, random_group, tiny_model
 from tiny_backbones import tiny_config
 from transformers import AutoModelForSequenceClassification, LlamaConfig
 
-from rmcli.config.layers import TrainSection, resolve
-from rmcli.model import batch, compact_adamw, model_folder, optim
-from rmcli.model import forward as model
+from rmcli.config.resolve import resolve
+from rmcli.config.sections import TrainSection
+from rmcli.model import batch, compact_adamw, forward, model_folder, optim
 from rmcli.model.compact_adamw import CompactAdamW, dequantize, dynamic_map, join_bits, quantize, round_bits
+from rmcli.model.memory import estimate_memory
 from rmcli.runs import checkpoint
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -39,7 +40,7 @@ def groups_of_seed(seed: int) -> list:
 def backward(network, seed: int, factor: float = 1.0) -> torch.Tensor:
     """A loss whose gradient reaches every weight; returns the scores."""
     packed = batch.build_packed(groups_of_seed(seed), network.device)
-    scores = model.scores(network, packed, "bfloat16")
+    scores = forward.scores(network, packed, "bfloat16")
     (scores * torch.arange(1.0, 5.0, device=scores.device) * factor).sum().backward()
     return scores.detach()
 
@@ -176,9 +177,9 @@ def test_split_scores_are_those_of_a_bfloat16_model():
     plain.score.weight.data = network.score.weight.data.clone()
     plain.model.rotary_emb = copy.deepcopy(network.model.rotary_emb)  # frequencies stay float32
     packed = batch.build_packed(groups_of_seed(0))
-    float32 = model.scores(network, packed)
+    float32 = forward.scores(network, packed)
     optim.build_optimizer(network, network.score, TrainSection.model_validate({"master_weights": "split"}))
-    split = model.scores(network, packed, "bfloat16")
+    split = forward.scores(network, packed, "bfloat16")
     with torch.no_grad():
         hidden = plain.model(
             packed.input_ids, position_ids=packed.position_ids, packed_layout=packed.layout
@@ -351,7 +352,7 @@ def losses_of(settings: dict) -> list[float]:
     pairs = batch.build_packed([random_group(generator, 2, (4, 4)) for _ in range(16)])
     losses = []
     for _ in range(16):
-        scores = model.scores(network, pairs, "bfloat16").view(16, 2)
+        scores = forward.scores(network, pairs, "bfloat16").view(16, 2)
         loss = -torch.nn.functional.logsigmoid(scores[:, 0] - scores[:, 1]).mean()
         loss.backward()
         optim.clip_and_step(network, optimizer, 1.0, loss.detach())
@@ -446,7 +447,7 @@ LLAMA_3_8B = {
 def test_the_memory_of_an_8b_model(settings, dtype, several_forwards, bytes_each):
     levers = [f"train.{key}={value}" for key, value in settings.items()]
     config = resolve("llama3-8b", settings=[f"model.dtype={dtype}", *levers]).config
-    estimate = model.estimate_memory(config, LlamaConfig(**LLAMA_3_8B), 16384, several_forwards)
+    estimate = estimate_memory(config, LlamaConfig(**LLAMA_3_8B), 16384, several_forwards)
     assert estimate.num_parameters == 7_504_928_768
     assert estimate.states == bytes_each * 7_504_928_768
 
@@ -455,7 +456,7 @@ def test_what_does_not_fit_is_told_which_keys_need_less(cli, tiny_run, monkeypat
     parameters = tiny_parameters(cli, tiny_run)
 
     def hint(bytes_each: float, *settings: str) -> str:
-        monkeypatch.setattr(model, "free_memory", lambda device: int(bytes_each * parameters))
+        monkeypatch.setattr("rmcli.train.memory.free_memory", lambda device: int(bytes_each * parameters))
         options = [part for setting in settings for part in ("-s", setting)]
         result = cli("train", "--preset", "tiny", "--data", tiny_run.data, "-o", "run", *options)
         assert result.code == 1

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 from conftest import random_group
 
-from rmcli.config.layers import TrainSection
+from rmcli.config.sections import TrainSection
 from rmcli.errors import RmcliError
-from rmcli.packs import writer as store
+from rmcli.packs.manifest import read_manifest
 from rmcli.packs.pack import best_fit_decreasing, pack
-from rmcli.records import PackedRow, Reject, TokenGroup
-from rmcli.train.plan import RowSizes, Slice, num_steps, plan
+from rmcli.packs.reader import PackedSplit
+from rmcli.packs.schema import SCHEMA
+from rmcli.packs.writer import PackWriter
+from rmcli.records import Pack, Reject, TokenGroup
+from rmcli.train.plan import PackSizes, Slice, num_steps, plan
 
 
 def groups_of(count: int, seed: int = 0) -> list[TokenGroup]:
@@ -71,10 +74,10 @@ def test_shuffled_packs_are_not_sorted_by_length():
 # --- on disk ---
 
 
-def write_store(folder, count: int = 200, overwrite: bool = False, **manifest) -> list[PackedRow]:
+def write_store(folder, count: int = 200, overwrite: bool = False, **manifest) -> list[Pack]:
     rows = list(pack(numbered(groups_of(count)), 512, shuffle=True, seed=0))
-    with store.StoreWriter(folder, overwrite) as writer:
-        writer.add_rows("train", rows)
+    with PackWriter(folder, overwrite) as writer:
+        writer.add_packs("train", rows)
         writer.add_reject(Reject("bad_json", "a.jsonl", 3, "{"))
         writer.finish(manifest)
     return rows
@@ -82,7 +85,7 @@ def write_store(folder, count: int = 200, overwrite: bool = False, **manifest) -
 
 def test_what_is_written_is_read_back(tmp_path):
     rows = write_store(tmp_path / "set", preset="p")
-    split = store.PackedSplit(tmp_path / "set", "train")
+    split = PackedSplit(tmp_path / "set", "train")
     assert len(split) == len(rows)
     for number, row in enumerate(rows):
         assert split.group_tokens(number).tolist() == [group.num_tokens for group in row.groups]
@@ -92,15 +95,15 @@ def test_what_is_written_is_read_back(tmp_path):
             assert (read.row_id, read.source_id, read.weight) == (written.row_id, written.source_id, written.weight)
     part = split.groups(1, 2, 4)
     assert [group.row_id for group in part] == [group.row_id for group in rows[1].groups[2:4]]
-    assert len(store.PackedSplit(tmp_path / "set", "eval")) == 0
+    assert len(PackedSplit(tmp_path / "set", "eval")) == 0
 
 
 def test_datasets_opens_it_with_the_documented_columns(tmp_path):
     rows = write_store(tmp_path / "set")
     opened = datasets.load_from_disk(str(tmp_path / "set"))
     assert sorted(opened) == ["eval", "train"]
-    assert opened["train"].column_names == store.SCHEMA.names
-    assert opened["train"].features.arrow_schema.types == store.SCHEMA.types
+    assert opened["train"].column_names == SCHEMA.names
+    assert opened["train"].features.arrow_schema.types == SCHEMA.types
     first = opened["train"][0]
     assert first["prefix_lengths"] == [len(group.prefix) for group in rows[0].groups]
     assert len(first["input_ids"]) == rows[0].num_tokens
@@ -129,16 +132,16 @@ def test_a_damaged_shard_is_found_before_it_is_used(tmp_path, damage):
     else:
         shard.unlink()
     with pytest.raises(RmcliError, match=r"data-00000-of-00001\.arrow"):
-        store.PackedSplit(tmp_path / "set", "train")
+        PackedSplit(tmp_path / "set", "train")
 
 
 def test_an_occupied_folder_is_left_alone_without_overwrite(tmp_path):
     write_store(tmp_path / "set", count=20, preset="old")
     with pytest.raises(RmcliError, match="is not empty"):
         write_store(tmp_path / "set", count=50)
-    assert store.read_manifest(tmp_path / "set")["preset"] == "old"
+    assert read_manifest(tmp_path / "set")["preset"] == "old"
     write_store(tmp_path / "set", count=50, overwrite=True, preset="new")
-    assert store.read_manifest(tmp_path / "set")["preset"] == "new"
+    assert read_manifest(tmp_path / "set")["preset"] == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
@@ -154,14 +157,14 @@ def test_a_failed_write_leaves_nothing_and_keeps_the_old_set(tmp_path):
     write_store(tmp_path / "set", count=20, preset="old")
 
     def fail() -> None:
-        with store.StoreWriter(tmp_path / "set", overwrite=True) as writer:
-            writer.add_rows("train", pack(groups_of(300), 512, True, 0))
+        with PackWriter(tmp_path / "set", overwrite=True) as writer:
+            writer.add_packs("train", pack(groups_of(300), 512, True, 0))
             raise RuntimeError("half way")
 
     with pytest.raises(RuntimeError, match="half way"):
         fail()
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
-    assert store.read_manifest(tmp_path / "set")["preset"] == "old"
+    assert read_manifest(tmp_path / "set")["preset"] == "old"
 
 
 def test_manifests_of_another_version_are_refused(tmp_path):
@@ -169,12 +172,12 @@ def test_manifests_of_another_version_are_refused(tmp_path):
     path = tmp_path / "set" / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 99}))
     with pytest.raises(RmcliError, match="format version 99, this rmcli reads 2"):
-        store.read_manifest(tmp_path / "set")
+        read_manifest(tmp_path / "set")
 
 
 # --- the plan ---
 
-SIZES = RowSizes([np.array([100, 20, 30]), np.array([50]), np.array([10] * 7), np.array([90, 90])])
+SIZES = PackSizes([np.array([100, 20, 30]), np.array([50]), np.array([10] * 7), np.array([90, 90])])
 
 
 def train_section(**values) -> TrainSection:
@@ -183,7 +186,7 @@ def train_section(**values) -> TrainSection:
 
 def groups_seen(steps) -> list[tuple[int, int]]:
     return [
-        (piece.row, group)
+        (piece.pack, group)
         for step in steps
         for rank in step.forwards
         for forward in rank
@@ -220,7 +223,7 @@ def test_pairs_per_step_is_exact_and_forwards_stay_within_their_tokens():
     assert [len(groups_seen([step])) for step in steps] == [4, 4, 4, 1]
     for step in steps:
         for forward in step.forwards[0]:
-            tokens = [SIZES.group_tokens[piece.row][piece.start : piece.stop].sum() for piece in forward]
+            tokens = [SIZES.group_tokens[piece.pack][piece.start : piece.stop].sum() for piece in forward]
             assert sum(tokens) <= 128 or len(tokens) == 1
 
 
@@ -254,4 +257,4 @@ def test_ranks_share_the_forwards_of_a_step():
     (step,) = plan(SIZES, train, True, 128, ranks=2)
     assert [len(forwards) for forwards in step.forwards] == [2, 2]
     assert sorted(groups_seen([step])) == ALL_GROUPS
-    assert step.forwards[0][0] == (Slice(step.forwards[0][0][0].row, 0, step.forwards[0][0][0].stop),)
+    assert step.forwards[0][0] == (Slice(step.forwards[0][0][0].pack, 0, step.forwards[0][0][0].stop),)

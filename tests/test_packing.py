@@ -7,7 +7,7 @@ from itertools import cycle, islice, pairwise
 import numpy as np
 import pytest
 
-from rmcli.config.layers import resolve
+from rmcli.config.resolve import resolve
 from rmcli.errors import Skip
 from rmcli.packs.pack import WINDOW, best_fit_decreasing, pack
 from rmcli.records import TokenGroup

@@ -11,8 +11,10 @@ import pytest
 from conftest import write_lines
 from pyarrow import parquet
 
-from rmcli.config.layers import resolve
-from rmcli.packs import writer as store
+from rmcli.config.resolve import resolve
+from rmcli.packs.manifest import read_manifest
+from rmcli.packs.reader import PackedSplit
+from rmcli.packs.schema import SPLITS
 from rmcli.tokens import tokenizer
 from rmcli.tokens.encode import is_held_out
 
@@ -27,7 +29,7 @@ def prepare(cli, *arguments, code: int = 0):
 
 
 def manifest_of(folder) -> dict:
-    return store.read_manifest(Path(folder))
+    return read_manifest(Path(folder))
 
 
 def rejects_of(folder) -> list[dict]:
@@ -35,7 +37,7 @@ def rejects_of(folder) -> list[dict]:
 
 
 def pairs_on_disk(folder) -> int:
-    return sum(sum(store.PackedSplit(Path(folder), split).groups_per_row) for split in store.SPLITS)
+    return sum(sum(PackedSplit(Path(folder), split).groups_per_pack) for split in SPLITS)
 
 
 def test_every_row_is_accounted_for(cli, tmp_path):
@@ -98,7 +100,7 @@ def test_all_local_formats_and_folders_give_the_same_pairs(cli, tmp_path):
         shards.append(manifest_of(f"out{number}")["shards"])
     assert shards[0] == shards[1] == shards[2]
     prepare(cli, "one.jsonl", "three.parquet", "--map-fn", "canonical", *TINY, "-o", "both", "--keep-duplicates")
-    split = store.PackedSplit(tmp_path / "both", "train")
+    split = PackedSplit(tmp_path / "both", "train")
     sources = {(g.row_id // 40, g.source_id) for row in range(len(split)) for g in split.groups(row)}
     assert sources == {(0, 0), (1, 1)}
 
@@ -109,7 +111,7 @@ def test_a_prompt_is_on_one_side_of_the_eval_split_and_eval_text_matches(cli, tm
     prepare(cli, "rows.jsonl", "--map-fn", "canonical", *TINY, "-o", "out", "-s", "data.eval_fraction=0.3")
     held = [n for n in range(200) if is_held_out(({"role": "user", "content": rows[n]["prompt"]},), 0.3)]
     assert 20 < len(held) < 120
-    split = store.PackedSplit(tmp_path / "out", "eval")
+    split = PackedSplit(tmp_path / "out", "eval")
     assert sorted(g.row_id for row in range(len(split)) for g in split.groups(row)) == held
     texts = [json.loads(line) for line in (tmp_path / "out" / "eval.jsonl").read_text().splitlines()]
     assert [text["chosen"][0]["content"] for text in texts] == [rows[n]["chosen"] for n in held]
@@ -129,7 +131,7 @@ def test_settings_reach_the_rows(cli, tmp_path):
     prepare(cli, *base, "-o", "seeded", "-s", "data.seed=1")
     prepare(cli, *base, "-o", "ordered", "-s", "data.shuffle_before_pack=false", "-s", "data.eval_fraction=0.0")
     prepare(cli, *base, "-o", "short", "-s", "data.max_length=24", "-s", "data.max_packed_length=80")
-    train = {name: store.PackedSplit(tmp_path / name, "train") for name in ("plain", "seeded", "ordered", "short")}
+    train = {name: PackedSplit(tmp_path / name, "train") for name in ("plain", "seeded", "ordered", "short")}
     ids = {name: [g.row_id for row in range(len(s)) for g in s.groups(row)] for name, s in train.items()}
     assert ids["plain"] != ids["seeded"]
     assert ids["ordered"] == list(range(40))
@@ -196,7 +198,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(cli, tmp_path, monkeypatch):
         def close(self):
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store.pa.ipc, "new_stream", lambda *_: FullDisk())
+    monkeypatch.setattr(pa.ipc, "new_stream", lambda *_: FullDisk())
     refused(cli, tmp_path, *BASE, code=1, message="cannot write out: No space left on device", hint="-o")
 
 

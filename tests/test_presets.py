@@ -15,12 +15,14 @@ import fetch_tokenizers
 import pytest
 from conftest import REPOSITORY
 
-from rmcli.config import layers as configs
+from rmcli.config.presets import preset_names, presets_folder, read_about
+from rmcli.config.resolve import resolve
+from rmcli.config.sections import ModelSection
 from rmcli.errors import ConfigError
 from rmcli.inspect_token import evidence as token_evidence
 from rmcli.tokens import tokenizer as tokenizers
 
-PRESETS = configs.preset_names()
+PRESETS = preset_names()
 # Preset -> the tokenizer that is loaded for it. Those of big packages are checked by `make test-slow`.
 CHECKED = {
     "gemma3-1b": "gemma3",
@@ -101,7 +103,7 @@ def test_the_presets_that_ship():
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_names_its_token_by_text_and_id_inside_the_embedding(preset):
-    model, about = configs.resolve(preset).config.model, configs.read_about(preset)
+    model, about = resolve(preset).config.model, read_about(preset)
     assert model.reward_token
     assert model.reward_token_id is not None
     if preset in GROWN:
@@ -114,18 +116,16 @@ def test_a_preset_names_its_token_by_text_and_id_inside_the_embedding(preset):
 
 @pytest.mark.parametrize("preset", sorted(set(PRESETS) - {"tiny"}))
 def test_a_preset_says_in_a_comment_where_its_id_comes_from(preset):
-    comment = [
-        line for line in (configs.presets_folder() / f"{preset}.toml").read_text().splitlines() if line[:1] == "#"
-    ]
+    comment = [line for line in (presets_folder() / f"{preset}.toml").read_text().splitlines() if line[:1] == "#"]
     text = " ".join(comment)
     assert "Id" in text
-    assert str(configs.resolve(preset).config.model.reward_token_id) in text
+    assert str(resolve(preset).config.model.reward_token_id) in text
 
 
 @pytest.mark.parametrize("preset", sorted(set(PRESETS) - {"tiny"}))
 def test_a_preset_is_trained_by_its_size(preset):
     """From 1B on InternLM2's objective; from 3B on activations are recomputed; the learning rate falls."""
-    config = configs.resolve(preset).config
+    config = resolve(preset).config
     small = preset in ("smollm2-135m", "smollm2-360m", "qwen2.5-0.5b", "qwen3-0.6b")
     assert config.loss.loss_type == ("ranking" if small else "focal")
     assert (config.loss.penalty_type, config.loss.penalty_weight) == ("log_barrier", 0.02)
@@ -138,11 +138,11 @@ def test_a_preset_is_trained_by_its_size(preset):
 
 @pytest.mark.parametrize("preset", ["phi3.5-mini", "phi4-mini"])
 def test_long_rope_models_stay_below_their_switch(preset):
-    assert configs.resolve(preset).config.data.max_length <= 4096
+    assert resolve(preset).config.data.max_length <= 4096
 
 
 def test_the_presets_marked_as_checked_are_those_that_are_checked():
-    assert {preset for preset in PRESETS if configs.read_about(preset).verified == "tokenizer"} == CHECKED.keys()
+    assert {preset for preset in PRESETS if read_about(preset).verified == "tokenizer"} == CHECKED.keys()
 
 
 # --- [about] ---
@@ -153,13 +153,13 @@ def own_presets(tmp_path, monkeypatch):
     """A folder of presets that a test writes itself."""
     folder = tmp_path / "presets"
     folder.mkdir()
-    monkeypatch.setattr(configs, "presets_folder", lambda: folder)
+    monkeypatch.setattr("rmcli.config.presets.presets_folder", lambda: folder)
     return folder
 
 
 def test_about_is_read_and_is_no_part_of_the_configuration(own_presets):
     (own_presets / "mine.toml").write_text(ABOUT + "[train]\nlr = 1e-3\n")
-    about = configs.read_about("mine")
+    about = read_about("mine")
     assert about.model_dump() == {
         "embedding_rows": 8,
         "pad_token": None,
@@ -167,7 +167,7 @@ def test_about_is_read_and_is_no_part_of_the_configuration(own_presets):
         "source": "s",
         "verified": "read",
     }
-    resolved = configs.resolve("mine")
+    resolved = resolve("mine")
     assert resolved.config.train.lr == 1e-3
     assert "about" not in resolved.toml(with_origins=True)
     assert not [key for key in resolved.origins if key.startswith("about")]
@@ -189,7 +189,7 @@ def test_about_is_read_and_is_no_part_of_the_configuration(own_presets):
 )
 def test_a_wrong_about_is_one_clear_error_wherever_the_preset_is_used(own_presets, text, message, hint):
     (own_presets / "mine.toml").write_text(text)
-    for use in (configs.read_about, configs.resolve):
+    for use in (read_about, resolve):
         with pytest.raises(ConfigError) as error:
             use("mine")
         assert error.value.message.startswith(f"preset mine: {message}")
@@ -200,18 +200,18 @@ def test_a_wrong_about_is_one_clear_error_wherever_the_preset_is_used(own_preset
 
 def test_a_copied_preset_is_a_config_file_and_a_config_file_needs_no_about(tmp_path):
     file = tmp_path / "copy.toml"
-    file.write_text((configs.presets_folder() / "qwen3-4b.toml").read_text())
-    assert configs.resolve(None, [file]).config == configs.resolve("qwen3-4b").config
+    file.write_text((presets_folder() / "qwen3-4b.toml").read_text())
+    assert resolve(None, [file]).config == resolve("qwen3-4b").config
     file.write_text("[about]\nrows = 3\n")
     with pytest.raises(ConfigError, match=r"copy\.toml: unknown key about\.rows"):
-        configs.resolve("tiny", [file])
+        resolve("tiny", [file])
     with pytest.raises(ConfigError, match=r"unknown section \[about\]"):
-        configs.resolve("tiny", settings=["about.verified=read"])
+        resolve("tiny", settings=["about.verified=read"])
 
 
 def test_unknown_presets_have_no_about():
     with pytest.raises(ConfigError, match="unknown preset 'qwen3-4'"):
-        configs.read_about("qwen3-4")
+        read_about("qwen3-4")
 
 
 # --- the commands ---
@@ -262,7 +262,7 @@ def test_show_begins_with_what_is_known_of_the_backbone(cli):
 
 def test_what_show_prints_loads_back(cli, tmp_path):
     (tmp_path / "shown.toml").write_text(cli("presets", "show", "phi4").stdout)
-    assert configs.resolve(None, [tmp_path / "shown.toml"]).config == configs.resolve("phi4").config
+    assert resolve(None, [tmp_path / "shown.toml"]).config == resolve("phi4").config
 
 
 def test_another_backbone_is_not_described_by_the_presets_about(cli):
@@ -294,7 +294,7 @@ def load(tokenizer_folder, request) -> Callable[[str], object]:
         elif name == "phi-3":
             path = tokenizer_folder("llama-cpp") / "phi-3.gguf"
         else:
-            path = configs.presets_folder() / "tiny" if name == "tiny" else tokenizer_folder(name)
+            path = presets_folder() / "tiny" if name == "tiny" else tokenizer_folder(name)
         return tokenizers.load_bare_tokenizer(model_of("tiny", str(path)))
 
     def shared(name: str):
@@ -305,12 +305,12 @@ def load(tokenizer_folder, request) -> Callable[[str], object]:
     return shared
 
 
-def model_of(preset: str, tokenizer: str = "the tokenizer at hand") -> configs.ModelSection:
-    return configs.resolve(preset).config.model.model_copy(update={"tokenizer_name_or_path": tokenizer})
+def model_of(preset: str, tokenizer: str = "the tokenizer at hand") -> ModelSection:
+    return resolve(preset).config.model.model_copy(update={"tokenizer_name_or_path": tokenizer})
 
 
 def rows_of(preset: str) -> int:
-    return configs.read_about(preset).embedding_rows
+    return read_about(preset).embedding_rows
 
 
 @pytest.mark.parametrize(
@@ -318,11 +318,11 @@ def rows_of(preset: str) -> int:
     [pytest.param(preset, marks=[pytest.mark.slow] if name in LARGE else []) for preset, name in CHECKED.items()],
 )
 def test_the_reward_token_has_its_id_in_the_real_tokenizer(load, preset):
-    name, about = CHECKED[preset], configs.read_about(preset)
+    name, about = CHECKED[preset], read_about(preset)
     tokenizer = copy.deepcopy(load(name)) if preset in GROWN else load(name)
     found = tokenizers.resolve_reward_token(tokenizer, model_of(preset), rows_of(preset))
-    assert found.reward_token == configs.resolve(preset).config.model.reward_token
-    assert found.reward_token_id == configs.resolve(preset).config.model.reward_token_id
+    assert found.reward_token == resolve(preset).config.model.reward_token
+    assert found.reward_token_id == resolve(preset).config.model.reward_token_id
     assert found.added is (preset in GROWN)
     assert found.num_embedding_rows == (32064 if preset in GROWN else rows_of(preset))
     assert found.pad_token_id != found.reward_token_id
@@ -399,7 +399,7 @@ def test_128002_is_reserved_in_llama_3_and_a_think_token_where_it_was_renamed(lo
 )
 def test_another_familys_tokenizer_is_refused(load, preset, name, message):
     with pytest.raises(ConfigError, match=message):
-        tokenizers.resolve_reward_token(load(name), model_of(preset), configs.read_about(preset).embedding_rows)
+        tokenizers.resolve_reward_token(load(name), model_of(preset), read_about(preset).embedding_rows)
 
 
 def test_qwen2_5s_token_is_the_one_qwen3_has(load):
@@ -468,7 +468,7 @@ def test_tokenizing_a_rendered_text_with_special_tokens_doubles_the_bos_of_some(
 
 def test_llama_2s_copy_has_no_template(load):
     assert load("llama2").chat_template is None
-    assert configs.read_about("llama2-7b").template == "not read: the copy at hand has none"
+    assert read_about("llama2-7b").template == "not read: the copy at hand has none"
 
 
 @pytest.fixture
@@ -548,10 +548,10 @@ def test_vocabularies_known_as_lists_only(tokenizer_folder):
         return reader.fields["tokenizer.ggml.tokens"].contents()
 
     command_r, deepseek = names("command-r.gguf"), names("deepseek-llm.gguf")
-    assert len(command_r) == configs.read_about("command-r").embedding_rows == 256000
+    assert len(command_r) == read_about("command-r").embedding_rows == 256000
     assert command_r[255019] == "<|EXTRA_0_TOKEN|>"
     assert command_r[0] == "<PAD>"
-    assert len(deepseek) == configs.read_about("deepseek-llm-7b").embedding_rows == 102400
+    assert len(deepseek) == read_about("deepseek-llm-7b").embedding_rows == 102400
     assert deepseek[100001] == "<｜end▁of▁sentence｜>"
     assert deepseek[100014] == "ü"
     assert deepseek[100015] == "[PAD100015]"  # llama.cpp's filler: the tokenizer ends before

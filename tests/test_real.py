@@ -11,11 +11,12 @@ import torch
 from conftest import REPOSITORY, run_cli, single_batches
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rmcli.backbones.internlm2 import auto as internlm2
-from rmcli.config.layers import resolve
-from rmcli.model import batch
-from rmcli.model import forward as model
-from rmcli.packs import writer as store
+from rmcli.backbones.internlm2 import auto
+from rmcli.config.resolve import resolve
+from rmcli.model import batch, forward
+from rmcli.model.backend import stock_attention
+from rmcli.model.load import load_model
+from rmcli.packs.manifest import read_manifest
 from rmcli.records import TokenGroup
 from rmcli.rows.map_fns.known import NAMED
 from rmcli.tokens import tokenizer
@@ -38,7 +39,7 @@ def reward(smollm2):
 
 @pytest.fixture(scope="module")
 def network(smollm2, reward):
-    loaded = model.load_model(smollm2.model, reward)
+    loaded = load_model(smollm2.model, reward)
     torch.manual_seed(0)
     torch.nn.init.normal_(loaded.score.weight, std=0.02)
     return loaded
@@ -55,7 +56,7 @@ def hh_groups(reward, real_data) -> list[TokenGroup]:
 
 
 def test_the_loaded_model_is_a_plain_classifier_with_a_zero_head(smollm2, reward):
-    fresh = model.load_model(smollm2.model, reward)
+    fresh = load_model(smollm2.model, reward)
     assert type(fresh).__name__ == "LlamaForSequenceClassification"
     assert sum(parameter.numel() for parameter in fresh.parameters()) == 134_515_008 + 576
     assert fresh.score.weight.abs().max() == 0
@@ -64,7 +65,7 @@ def test_the_loaded_model_is_a_plain_classifier_with_a_zero_head(smollm2, reward
 
 @pytest.mark.parametrize("what", ["AutoConfig", "AutoTokenizer"])
 def test_a_gguf_file_is_read_once_and_each_reader_has_its_own(smollm2, monkeypatch, what):
-    loader = getattr(internlm2, what)
+    loader = getattr(auto, what)
     real, reads = loader.from_pretrained, []
 
     def counted(**arguments):
@@ -97,13 +98,13 @@ def test_real_pairs_packed_and_padded_equal_plain_single_conversations(network, 
             reference = expected_gradients[name]
             assert (value - reference).norm() <= 1e-4 * reference.norm(), name
 
-    with model.stock_attention(network, "eager"):
+    with stock_attention(network, "eager"):
         expected = torch.cat([network(input_ids=b.input_ids).logits[:, 0] for b in single_batches(hh_groups)])
         expected_gradients = gradients(expected)
     assert expected.std() > 0.1
-    check(model.scores(network, batch.build_packed(hh_groups)))
-    with model.stock_attention(network, "sdpa"):
-        check(model.scores(network, batch.build_padded(hh_groups, 2)))
+    check(forward.scores(network, batch.build_packed(hh_groups)))
+    with stock_attention(network, "sdpa"):
+        check(forward.scores(network, batch.build_padded(hh_groups, 2)))
 
 
 def test_one_wrong_position_is_noticed_on_the_real_model(network, hh_groups):
@@ -113,7 +114,7 @@ def test_one_wrong_position_is_noticed_on_the_real_model(network, hh_groups):
         packed.score_index, packed.layout, packed.num_tokens,
     ])  # fmt: skip
     with torch.no_grad():
-        difference = (model.scores(network, packed) - model.scores(network, shifted)).abs().max()
+        difference = (forward.scores(network, packed) - forward.scores(network, shifted)).abs().max()
     assert difference > 1e-3
 
 
@@ -125,7 +126,7 @@ def test_hh_is_prepared_with_its_sharing_ratio(gguf, real_data, tmp_path):
     )
     assert result.code == 0, result.stderr
     assert "rows: 1,812 in = 1,808 kept + 4 rejected + 0 duplicates + 0 not taken" in result.stderr
-    manifest = store.read_manifest(tmp_path / "hh")
+    manifest = read_manifest(tmp_path / "hh")
     assert manifest["rows"]["reasons"] == {"empty_reply": 4}
     assert sum(split["num_pairs"] for split in manifest["splits"].values()) == 1808
     counts = manifest["splits"]["train"]
@@ -159,7 +160,7 @@ def test_each_real_file_is_accounted_for(real_data, tmp_path, name, map_fn, kept
         tmp_path / name,
     )
     assert result.code == 0, result.stderr
-    rows = store.read_manifest(tmp_path / name)["rows"]
+    rows = read_manifest(tmp_path / name)["rows"]
     assert rows["in"] == rows["kept"] + rows["rejected"] + rows["duplicates"]
     assert (rows["kept"], rows["duplicates"], rows["reasons"]) == (kept, duplicates, reasons)
 

@@ -9,8 +9,10 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from rmcli.errors import RmcliError
 from rmcli.packs import remote
-from rmcli.packs import writer as store
-from rmcli.prepare import run as prepare
+from rmcli.packs.manifest import read_manifest
+from rmcli.packs.reader import PackedSplit
+from rmcli.packs.schema import SPLITS
+from rmcli.prepare.run import _manifest
 
 ROWS = [{"prompt": f"question {n}", "chosen": f"right {n}", "rejected": f"wrong {n}"} for n in range(40)]
 
@@ -59,9 +61,9 @@ def test_parts_at_urls_are_merged_into_a_url(cli, tmp_path, url, monkeypatch):
     """One of them by another engine, as on a machine without gigatoken: both have proven their ids."""
     write_lines(tmp_path / "rows.jsonl", ROWS)
     versions = iter(["gigatoken 0.10.0", "transformers 5.23.0"])
-    real = prepare._manifest
+    real = _manifest
     named = lambda *arguments: {**real(*arguments), "tokenizer_engine": next(versions)}  # noqa: E731
-    monkeypatch.setattr(prepare, "_manifest", named)
+    monkeypatch.setattr("rmcli.prepare.run._manifest", named)
     parts = [f"{url}-{number}" for number in (1, 2)]
     for number, part in enumerate(parts, 1):
         assert cli(*prepare_command("rows.jsonl", part), "--shard", f"{number}/2").code == 0
@@ -69,7 +71,7 @@ def test_parts_at_urls_are_merged_into_a_url(cli, tmp_path, url, monkeypatch):
     assert merged.code == 0, merged.stderr
     assert "40 in = 40 kept" in merged.stderr
     assert f"their texts, and how conversations end: rmcli audit {url}" in merged.stderr
-    manifest = store.read_manifest(remote.fetch(url))
+    manifest = read_manifest(remote.fetch(url))
     assert manifest["tokenizer_engine"] == "gigatoken 0.10.0, transformers 5.23.0"
     assert manifest["rows"]["kept"] == 40
     assert cli("prepare", "--merge", *parts, "-o", url).code == 1
@@ -87,7 +89,7 @@ def test_a_url_that_is_taken_is_left_alone_or_replaced_whole(cli, tmp_path, url)
         file.write("of the old set")
     assert cli(*prepare_command("fewer.jsonl", url), "--overwrite").code == 0
     copy = remote.fetch(url)
-    assert store.read_manifest(copy)["rows"]["kept"] == 30
+    assert read_manifest(copy)["rows"]["kept"] == 30
     assert not (copy / "stale.txt").exists()
     with fsspec.open(f"{url}/manifest.json", "w") as file:  # as a foreign folder would be
         file.write("{}")
@@ -134,9 +136,9 @@ def test_an_upload_killed_at_any_point_leaves_the_old_set_or_the_new_one(
             copy = remote.fetch(url)
         except RmcliError:
             return None
-        for split in store.SPLITS:
-            store.PackedSplit(copy, split)  # compares each file with its hash
-        return store.read_manifest(copy)["rows"]["kept"]
+        for split in SPLITS:
+            PackedSplit(copy, split)  # compares each file with its hash
+        return read_manifest(copy)["rows"]["kept"]
 
     while last is None or calls > last:
         at_most(None)
@@ -182,11 +184,11 @@ def test_an_upload_that_was_cut_can_be_done_again(cli, tmp_path, url, monkeypatc
     monkeypatch.setattr(type(file_system), "put_file", cut)
     failed = cli(*prepare_command("fewer.jsonl", url), "--overwrite")
     assert (failed.code, "the line is dead" in failed.stderr) == (1, True)
-    assert store.read_manifest(remote.fetch(url))["rows"]["kept"] == 40
+    assert read_manifest(remote.fetch(url))["rows"]["kept"] == 40
     monkeypatch.setattr(type(file_system), "put_file", real)
     assert cli(*prepare_command("fewer.jsonl", url)).code == 1  # not without --overwrite
     assert cli(*prepare_command("fewer.jsonl", url), "--overwrite").code == 0
-    assert store.read_manifest(remote.fetch(url))["rows"]["kept"] == 30
+    assert read_manifest(remote.fetch(url))["rows"]["kept"] == 30
     assert not file_system.exists(f"{url}/{remote.UPLOADING}")
     assert not file_system.exists(f"{url}{remote.BESIDE}")
 

@@ -14,10 +14,12 @@ import pytest
 from conftest import write_lines
 from pyarrow import parquet
 
-from rmcli.config import layers as config
+from rmcli.config.resolve import parse_source
 from rmcli.errors import ConfigError, RmcliError
-from rmcli.rows import readers, sources
+from rmcli.rows import sources
 from rmcli.rows.duplicates import Seen
+from rmcli.rows.files import files_of
+from rmcli.rows.readers import read_file
 
 ROWS = [
     {"prompt": f"q {n}", "chosen": f"größer\n{n}", "rejected": f'"{n}", 2024-01-0{n % 9 + 1}'} for n in range(3000)
@@ -112,10 +114,10 @@ def test_a_saved_data_set_is_its_rows_and_one_of_several_splits_is_to_be_named(t
     for folder in (f"{root}/one", f"{root}/only", f"{root}/two/train", *(["."] if place == "path" else [])):
         assert [row.value for row in sources.read_rows([folder], "train")] == ROWS[:20]
     with pytest.raises(ConfigError, match=r"two holds a saved data set of 2 splits, test, train") as error:
-        readers.files_of(f"{root}/two")
+        files_of(f"{root}/two")
     assert error.value.hint == f"name one: {root}/two/train"
     (tmp_path / "state.json").write_text('{"a": 1}\n')  # of that name, but no saved set's
-    assert readers.files_of(str(tmp_path / "state.json")) == [str(tmp_path / "state.json")]
+    assert files_of(str(tmp_path / "state.json")) == [str(tmp_path / "state.json")]
 
 
 def test_stdin_is_json_lines(monkeypatch):
@@ -131,7 +133,7 @@ def test_stdin_is_json_lines(monkeypatch):
 
 
 def problems(path) -> list[tuple[int, str]]:
-    return [(row.number, row.problem) for row in readers.read_file(str(path)) if row.problem]
+    return [(row.number, row.problem) for row in read_file(str(path)) if row.problem]
 
 
 def test_a_bad_line_costs_no_other(tmp_path):
@@ -153,7 +155,7 @@ def test_a_bad_line_costs_no_other(tmp_path):
         (6, "wrong_type"),
         (7, "bad_json"),
     ]
-    assert [row.value for row in readers.read_file(str(path)) if row.value] == [{"a": 1}, {"a": "2024-01-01"}]
+    assert [row.value for row in read_file(str(path)) if row.value] == [{"a": 1}, {"a": "2024-01-01"}]
 
 
 def test_a_bad_element_of_an_array_costs_no_other(tmp_path):
@@ -163,20 +165,20 @@ def test_a_bad_element_of_an_array_costs_no_other(tmp_path):
 
 
 def test_elements_longer_than_the_buffer_and_numbers_at_its_end_are_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "_CHARACTERS_AT_A_TIME", 7)
+    monkeypatch.setattr("rmcli.rows.json_files._CHARACTERS_AT_A_TIME", 7)
     rows = [{"n": 10**n, "text": "x" * 3**n, "nothing": None, "yes": True, "e": -1.5e-7} for n in range(9)]
     (tmp_path / "a.json").write_text(json.dumps(rows))
-    assert [row.value for row in readers.read_file(str(tmp_path / "a.json"))] == rows
+    assert [row.value for row in read_file(str(tmp_path / "a.json"))] == rows
     (tmp_path / "numbers.json").write_text("[123456789, 1234567890, 12]")
-    assert [row.text for row in readers.read_file(str(tmp_path / "numbers.json"))] == [
+    assert [row.text for row in read_file(str(tmp_path / "numbers.json"))] == [
         "123456789",
         "1234567890",
         "12",
     ]
     (tmp_path / "empty.json").write_text(" [ \n\n ] ")
-    assert list(readers.read_file(str(tmp_path / "empty.json"))) == []
+    assert list(read_file(str(tmp_path / "empty.json"))) == []
     (tmp_path / "nothing.json").write_text("")
-    assert list(readers.read_file(str(tmp_path / "nothing.json"))) == []
+    assert list(read_file(str(tmp_path / "nothing.json"))) == []
 
 
 def test_reading_an_array_holds_a_few_elements_at_a_time(tmp_path):
@@ -184,7 +186,7 @@ def test_reading_an_array_holds_a_few_elements_at_a_time(tmp_path):
     with (tmp_path / "a.json").open("w") as file:
         file.write("[" + ",\n".join([element] * 20_000) + "]")
     tracemalloc.start()
-    assert sum(1 for _ in readers.read_file(str(tmp_path / "a.json"))) == 20_000
+    assert sum(1 for _ in read_file(str(tmp_path / "a.json"))) == 20_000
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2_000_000  # the file has 20 MB
@@ -205,18 +207,18 @@ def test_reading_an_array_holds_a_few_elements_at_a_time(tmp_path):
 def test_a_broken_array_stops_the_run(tmp_path, text, message):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(RmcliError, match=message):
-        list(readers.read_file(str(tmp_path / "a.json")))
+        list(read_file(str(tmp_path / "a.json")))
 
 
 def test_a_bad_csv_row_costs_no_other(tmp_path):
     path = tmp_path / "a.csv"
     path.write_bytes(b'a,b\n1,2\n\n3\n4,5,6\n"x"y,2\n\xff,8\n"two\nlines",' + b"z" * 200_000 + b'\n"open,1\n')
     assert problems(path) == [(2, "bad_csv"), (3, "bad_csv"), (4, "bad_csv"), (5, "bad_text"), (7, "bad_csv")]
-    values = [row.value for row in readers.read_file(str(path)) if row.value]
+    values = [row.value for row in read_file(str(path)) if row.value]
     assert values == [{"a": "1", "b": "2"}, {"a": "two\nlines", "b": "z" * 200_000}]
     path.write_text("a,a\n1,2\n")
     with pytest.raises(RmcliError, match="column 'a' stands twice"):
-        list(readers.read_file(str(path)))
+        list(read_file(str(path)))
 
 
 def test_a_text_that_is_not_utf8_costs_its_own_arrow_row(tmp_path):
@@ -225,7 +227,7 @@ def test_a_text_that_is_not_utf8_costs_its_own_arrow_row(tmp_path):
     batch = pa.record_batch([texts, pa.array([7, 8, 9])], ["t", "n"])
     with pa.ipc.new_stream(str(tmp_path / "a.arrow"), batch.schema) as writer:
         writer.write_batch(batch)
-    read = list(readers.read_file(str(tmp_path / "a.arrow")))
+    read = list(read_file(str(tmp_path / "a.arrow")))
     assert [(row.number, row.value, row.problem) for row in read] == [
         (1, {"t": "a", "n": 7}, None),
         (2, None, "bad_text"),
@@ -239,15 +241,15 @@ def test_a_file_cut_in_the_middle_is_never_read_as_whole(tmp_path, name):
     data = FORMATS[name]
     (tmp_path / name).write_bytes(data[: len(data) // 2])
     with pytest.raises(RmcliError, match=name):
-        list(readers.read_file(str(tmp_path / name)))
+        list(read_file(str(tmp_path / name)))
 
 
 def test_an_arrow_stream_without_its_end_mark_is_said_aloud(tmp_path, capsys):
     (tmp_path / "a.arrow").write_bytes(FORMATS["stream.arrow"][:-8])
-    assert len(list(readers.read_file(str(tmp_path / "a.arrow")))) == 3000
+    assert len(list(read_file(str(tmp_path / "a.arrow")))) == 3000
     assert "ends without Arrow's end-of-stream mark" in capsys.readouterr().err
     (tmp_path / "a.arrow").write_bytes(FORMATS["stream.arrow"])
-    list(readers.read_file(str(tmp_path / "a.arrow")))
+    list(read_file(str(tmp_path / "a.arrow")))
     assert capsys.readouterr().err == ""
 
 
@@ -259,7 +261,7 @@ def test_a_hub_set_is_asked_for_with_subset_split_revision_and_streaming(monkeyp
         return datasets.Dataset.from_list(ROWS[:3])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    source = config.parse_source("path=org/name,subset=en,split=test,revision=abc,streaming=true")
+    source = parse_source("path=org/name,subset=en,split=test,revision=abc,streaming=true")
     sources.check_sources([source])
     read = list(sources.read_rows([source, "org/other"], "train"))
     assert asked == [
@@ -272,7 +274,7 @@ def test_a_hub_set_is_asked_for_with_subset_split_revision_and_streaming(monkeyp
 def test_what_only_the_hub_knows_is_refused_elsewhere(tmp_path):
     write_lines(tmp_path / "a.jsonl", ROWS[:1])
     with pytest.raises(ConfigError, match="split is for Hub data sets"):
-        sources.check_sources([config.parse_source(f"path={tmp_path / 'a.jsonl'},split=test")])
+        sources.check_sources([parse_source(f"path={tmp_path / 'a.jsonl'},split=test")])
 
 
 @pytest.mark.parametrize(

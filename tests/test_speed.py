@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import REPOSITORY, find_tokenizer
 
-from rmcli.config.layers import resolve
+from rmcli.config.resolve import resolve
 from rmcli.tokens.tokenizer import load_tokenizer
 
 MOST_ROUNDS = 8

@@ -13,8 +13,12 @@ import pytest
 from conftest import random_group
 
 from rmcli.errors import RmcliError
-from rmcli.packs import writer as store
+from rmcli.packs.manifest import read_manifest, write_manifest
+from rmcli.packs.merge import merge
 from rmcli.packs.pack import pack
+from rmcli.packs.reader import PackedSplit
+from rmcli.packs.schema import SPLITS
+from rmcli.packs.writer import PackWriter
 from rmcli.records import Reject, TokenGroup
 
 FIRST = "data-00000-of-00001.arrow"
@@ -26,9 +30,9 @@ def groups_of(count: int, first_row: int = 0) -> list[TokenGroup]:
 
 
 def write(folder: Path, groups: list[TokenGroup], **manifest: object) -> Path:
-    with store.StoreWriter(folder) as writer:
-        writer.add_rows("train", pack(groups[:-10], 128, shuffle=True, seed=0))
-        writer.add_rows("eval", pack(groups[-10:], 128, shuffle=True, seed=0))
+    with PackWriter(folder) as writer:
+        writer.add_packs("train", pack(groups[:-10], 128, shuffle=True, seed=0))
+        writer.add_packs("eval", pack(groups[-10:], 128, shuffle=True, seed=0))
         writer.add_eval_text({"prompt": [], "row": groups[-1].row_id})
         writer.add_reject(Reject("bad_json", "a.jsonl", groups[0].row_id, "{"))
         writer.finish(manifest)
@@ -36,12 +40,12 @@ def write(folder: Path, groups: list[TokenGroup], **manifest: object) -> Path:
 
 
 def row_ids(folder: Path, split: str) -> list[int]:
-    return sorted(store.PackedSplit(folder, split).row_ids.tolist())
+    return sorted(PackedSplit(folder, split).row_ids.tolist())
 
 
 @pytest.fixture
 def small_batches(monkeypatch):
-    monkeypatch.setattr(store, "ROWS_PER_BATCH", 3)
+    monkeypatch.setattr("rmcli.packs.writer.PACKS_PER_BATCH", 3)
 
 
 # --- damage ---
@@ -51,8 +55,8 @@ def refused(folder: Path, name: str, said: str) -> None:
     """Opening either split, as train does before its first step, names the file in one line."""
 
     def open_both() -> None:
-        for split in store.SPLITS:
-            store.PackedSplit(folder, split)
+        for split in SPLITS:
+            PackedSplit(folder, split)
 
     with pytest.raises(RmcliError) as error:
         open_both()
@@ -100,7 +104,7 @@ def test_a_hundred_random_flipped_bytes_of_the_manifest_change_nothing_unseen(tm
     folder = write(tmp_path / "set", groups_of(100), reward_token="<|r|>", reward_token_id=4, rows={"in": 100})
     path = folder / "manifest.json"
     whole = path.read_bytes()
-    manifest = store.read_manifest(folder)
+    manifest = read_manifest(folder)
     generator = np.random.default_rng(0)
     found = 0
     for _ in range(100):
@@ -108,7 +112,7 @@ def test_a_hundred_random_flipped_bytes_of_the_manifest_change_nothing_unseen(tm
         flipped[generator.integers(len(whole))] ^= 1 << int(generator.integers(8))
         path.write_bytes(flipped)
         try:
-            assert store.read_manifest(folder) == manifest  # white space between values says nothing
+            assert read_manifest(folder) == manifest  # white space between values says nothing
         except RmcliError as error:
             found += 1
             assert str(path) in error.message  # noqa: PT017
@@ -133,7 +137,7 @@ def test_a_deleted_and_a_swapped_shard_are_found(tmp_path):
 
 
 def test_two_shards_of_one_split_that_changed_places_are_found(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "SHARD_BYTES", 20_000)
+    monkeypatch.setattr("rmcli.packs.writer.SHARD_BYTES", 20_000)
     folder = write(tmp_path / "set", groups_of(400))
     first, second, *_ = sorted((folder / "train").iterdir())
     aside = tmp_path / "aside"
@@ -144,9 +148,9 @@ def test_two_shards_of_one_split_that_changed_places_are_found(tmp_path, monkeyp
 
 def test_a_wrong_number_of_rows_is_found_when_the_sha256_is_right(tmp_path):
     folder = write(tmp_path / "set", groups_of(100))
-    manifest = store.read_manifest(folder)
+    manifest = read_manifest(folder)
     manifest["shards"][f"train/{FIRST}"]["num_rows"] = 24
-    store.write_manifest(folder, manifest)
+    write_manifest(folder, manifest)
     refused(folder, f"train/{FIRST}", "is damaged: 23 rows, the manifest says 24")
 
 
@@ -166,18 +170,18 @@ def test_train_stops_before_it_makes_a_run_folder(cli, tmp_path):
 def test_a_split_takes_a_new_shard_when_one_is_full_and_reads_back_the_same(tmp_path, monkeypatch, small_batches):
     groups = groups_of(100)
     one = write(tmp_path / "one", groups)
-    monkeypatch.setattr(store, "SHARD_BYTES", 4096)
+    monkeypatch.setattr("rmcli.packs.writer.SHARD_BYTES", 4096)
     many = write(tmp_path / "many", groups)
     names = sorted(path.name for path in (many / "train").glob("*.arrow"))
     assert len(names) > 3
     assert names == [f"data-{number:05}-of-{len(names):05}.arrow" for number in range(len(names))]
-    manifest = store.read_manifest(many)
+    manifest = read_manifest(many)
     shards = {name: shard["num_rows"] for name, shard in manifest["shards"].items() if name.startswith("train/")}
     assert sum(shards.values()) == manifest["splits"]["train"]["num_rows"] == 23
     sizes = [pa.ipc.open_stream((many / name).read_bytes()).read_all().nbytes for name in shards]
     assert max(sizes) <= 4096 < min(size + following for size, following in pairwise(sizes))
-    for split in store.SPLITS:
-        whole, parts = store.PackedSplit(one, split), store.PackedSplit(many, split)
+    for split in SPLITS:
+        whole, parts = PackedSplit(one, split), PackedSplit(many, split)
         assert len(whole) == len(parts)
         for row in range(len(whole)):
             for expected, got in zip(whole.groups(row), parts.groups(row), strict=True):
@@ -201,8 +205,8 @@ def part(folder: Path, shard: str, first_row: int, **changes: object) -> Path:
 def test_merged_parts_hold_every_group_and_add_up(tmp_path):
     parts = [part(tmp_path / f"p{n}", f"{n}/3", 100 * n) for n in (1, 2, 3)]
     whole = tmp_path / "whole"
-    manifest = store.merge([parts[2], parts[0], parts[1]], whole)
-    assert manifest == store.read_manifest(whole)
+    manifest = merge([parts[2], parts[0], parts[1]], whole)
+    assert manifest == read_manifest(whole)
     for split, count in (("train", 40), ("eval", 10)):
         assert row_ids(whole, split) == sorted(row for folder in parts for row in row_ids(folder, split))
         assert manifest["splits"][split]["num_groups"] == 3 * count
@@ -221,7 +225,7 @@ def test_merged_parts_hold_every_group_and_add_up(tmp_path):
     rejects = [json.loads(line)["line"] for line in (whole / "rejects.jsonl").read_text().splitlines()]
     assert rejects == [100, 200, 300]
     assert len((whole / "eval.jsonl").read_text().splitlines()) == 3
-    assert len(datasets.load_from_disk(str(whole))["train"]) == 3 * len(store.PackedSplit(parts[0], "train"))
+    assert len(datasets.load_from_disk(str(whole))["train"]) == 3 * len(PackedSplit(parts[0], "train"))
     shutil.rmtree(parts[0])  # links, not references
     assert len(row_ids(whole, "train")) == 120
 
@@ -232,9 +236,9 @@ def test_merging_copies_where_links_cannot_be(tmp_path, monkeypatch):
 
     parts = [part(tmp_path / f"p{n}", f"{n}/2", 100 * n) for n in (1, 2)]
     linked, copied = tmp_path / "linked", tmp_path / "copied"
-    store.merge(parts, linked)
+    merge(parts, linked)
     monkeypatch.setattr(os, "link", no_links)
-    store.merge(parts, copied)
+    merge(parts, copied)
     assert not os.path.samefile(copied / "train" / "data-00000-of-00002.arrow", parts[0] / "train" / FIRST)
     for path in linked.rglob("*.*"):
         assert path.read_bytes() == (copied / path.relative_to(linked)).read_bytes()
@@ -260,18 +264,18 @@ def test_parts_that_do_not_belong_together_are_refused(tmp_path, second, message
         values["shard"] = "whole"
     parts.append(part(tmp_path / "p2", **values))
     with pytest.raises(RmcliError, match=message):
-        store.merge(parts, tmp_path / "whole")
+        merge(parts, tmp_path / "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p1", "p2"]
 
 
 def test_a_damaged_part_and_a_missing_one_are_refused(tmp_path):
     parts = [part(tmp_path / f"p{n}", f"{n}/2", 100 * n) for n in (1, 2)]
     with pytest.raises(RmcliError, match="shard 2/2 is missing"):
-        store.merge(parts[:1], tmp_path / "whole")
+        merge(parts[:1], tmp_path / "whole")
     shard = parts[1] / "eval" / FIRST
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(RmcliError, match="is damaged"):
-        store.merge(parts, tmp_path / "whole")
+        merge(parts, tmp_path / "whole")
     assert not (tmp_path / "whole").exists()
 
 

@@ -12,18 +12,23 @@ import torch
 from conftest import NoWaiting, write_lines
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rmcli.config.layers import TrainSection, resolve
+from rmcli.config.resolve import resolve
+from rmcli.config.sections import TrainSection
 from rmcli.errors import RmcliError
-from rmcli.model import forward as model
 from rmcli.model import model_folder, optim
-from rmcli.packs import writer as store
+from rmcli.model.forward import scores
+from rmcli.model.load import load_model
+from rmcli.model.memory import estimate_memory
+from rmcli.model.network import score_head
+from rmcli.model.recompute import checkpoint_activations
+from rmcli.packs.manifest import read_manifest, write_manifest
+from rmcli.packs.reader import PackedSplit
 from rmcli.rows import tasks
 from rmcli.runs import checkpoint
 from rmcli.tokens import tokenizer
-from rmcli.train import job as train_job
-from rmcli.train import loop
 from rmcli.train.feed import STEPS_AHEAD, ahead
 from rmcli.train.job import build_job
+from rmcli.train.loop import Trainer
 from rmcli.train.plan import plan
 
 GOLDEN = Path(__file__).parent / "golden" / "tiny_losses.json"
@@ -80,7 +85,7 @@ def test_forwards_of_a_step_may_be_cut_anywhere(cli, tiny_run, tmp_path):
     (tmp_path / "small").mkdir()
     for name in ("train", "eval"):
         shutil.copytree(tiny_run.data / name, tmp_path / "small" / name)
-    store.write_manifest(tmp_path / "small", manifest)
+    write_manifest(tmp_path / "small", manifest)
     steps = ("train.max_steps=5", "train.log_every=1")
     trained(cli, tmp_path / "data", "large_forwards", *steps)
     trained(cli, tmp_path / "small", "small_forwards", *steps)
@@ -90,9 +95,9 @@ def test_forwards_of_a_step_may_be_cut_anywhere(cli, tiny_run, tmp_path):
 
 def test_activation_checkpointing_is_switched_on_and_changes_nothing(cli, tiny_run, monkeypatch):
     switched = []
-    real = model.checkpoint_activations
+    real = checkpoint_activations
     monkeypatch.setattr(
-        model, "checkpoint_activations", lambda network, kind: (switched.append(kind), real(network, kind))
+        "rmcli.train.run.checkpoint_activations", lambda network, kind: (switched.append(kind), real(network, kind))
     )
     steps = ("train.max_steps=3", "train.log_every=1")
     trained(cli, tiny_run.data, "plain", *steps)
@@ -114,7 +119,7 @@ def test_the_run_folder(tiny_run):
     assert resolve(None, [tiny_run.run / "resolved.toml"]).config.train.max_steps == 120
     lines = train_lines(tiny_run.run)
     assert [line["step"] for line in lines] == [1, 50, 100, 120]
-    num_pairs = sum(store.PackedSplit(tiny_run.data, "train").groups_per_row)
+    num_pairs = sum(PackedSplit(tiny_run.data, "train").groups_per_pack)
     epochs, rest = divmod(120, -(-num_pairs // 64))  # the last step of an epoch takes what is left
     assert sum(line["pairs"] for line in lines) == epochs * num_pairs + rest * 64
     wanted = {
@@ -220,7 +225,7 @@ def test_checkpoints_are_renamed_when_complete_and_limited(tiny_run, cli, tmp_pa
     assert [path.name for path in checkpoint.list_checkpoints(tmp_path / "run")] == ["step-3", "step-4"]
     config = resolve("tiny").config
     job = build_job(resolve("tiny"), tiny_run.data, tmp_path / "other")
-    network = model.load_model(config.model, job.reward)
+    network = load_model(config.model, job.reward)
     state = model_folder.state_of(network, optim.build_optimizer(network, network.score, config.train), 0)
     checkpoint.load(tmp_path / "run" / "checkpoints" / "step-4", state)
     saved = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "model").state_dict()
@@ -293,7 +298,7 @@ def test_a_finite_step_moves_the_weights_and_is_clipped():
 
 
 def test_a_run_whose_loss_is_not_finite_stops_and_names_step_and_rows(cli, tiny_run, monkeypatch):
-    real = model.scores
+    real = scores
     calls = []
 
     def broken(network, batch, dtype="auto"):
@@ -301,7 +306,7 @@ def test_a_run_whose_loss_is_not_finite_stops_and_names_step_and_rows(cli, tiny_
         values = real(network, batch, dtype)
         return values * float("nan") if len(calls) == 3 else values
 
-    monkeypatch.setattr(model, "scores", broken)
+    monkeypatch.setattr("rmcli.train.loop.scores", broken)
     result = trained(cli, tiny_run.data, "run", "train.max_steps=10", "train.pairs_per_step=4", code=1)
     assert "error: loss or gradient of step 3 is not finite (input rows " in result.stderr
     assert len(calls) == 4  # read one step later
@@ -355,7 +360,7 @@ def test_train_prepares_the_one_source_prepared_for_another_preset(cli, tmp_path
     assert (
         "note: no data for preset tiny yet: tasks:200 with checkable_tasks is prepared for it first" in result.stderr
     )
-    manifest = store.read_manifest(tmp_path / "data" / "checkable_tasks-tiny")
+    manifest = read_manifest(tmp_path / "data" / "checkable_tasks-tiny")
     assert manifest["config"]["data"]["eval_fraction"] == 0.5  # held out as it was there
 
 
@@ -403,13 +408,13 @@ def test_data_for_another_tokenizer_is_refused_with_both_hashes(cli, tiny_run, t
     shutil.copy(resolve_tiny_folder() / "config.json", folder)
     other = f"model.tokenizer_name_or_path={folder}"
     result = trained(cli, tiny_run.data, "run", other, code=1)
-    recorded = store.read_manifest(tiny_run.data)["tokenizer_sha256"][:16]
+    recorded = read_manifest(tiny_run.data)["tokenizer_sha256"][:16]
     assert f"was prepared with another tokenizer: {recorded} there, " in result.stderr
     assert not Path("run").exists()
 
 
 def resolve_tiny_folder() -> Path:
-    from rmcli.config.layers import presets_folder
+    from rmcli.config.presets import presets_folder
 
     return presets_folder() / "tiny"
 
@@ -475,7 +480,7 @@ def test_bad_folders(cli, tiny_run, tmp_path):
 
 
 def test_memory_is_compared_before_loading(cli, tiny_run, monkeypatch):
-    monkeypatch.setattr(model, "free_memory", lambda device: 10 * 2**20)
+    monkeypatch.setattr("rmcli.train.memory.free_memory", lambda device: 10 * 2**20)
     result = trained(cli, tiny_run.data, "run", code=1)
     assert "error: not enough memory on cpu: need about " in result.stderr
     assert "have 0.0 GiB" in result.stderr
@@ -495,7 +500,7 @@ def test_the_memory_of_an_8b_model_is_known_from_its_config():
         num_attention_heads=32,
         num_key_value_heads=8,
     )
-    estimate = model.estimate_memory(resolve("llama3-8b").config, llama_3_8b, 16384)
+    estimate = estimate_memory(resolve("llama3-8b").config, llama_3_8b, 16384)
     assert estimate.num_parameters == 7_504_928_768  # 8.03 billion less the LM head
     assert estimate.states == 16 * estimate.num_parameters
 
@@ -504,7 +509,7 @@ def test_several_processes_are_refused_for_now(cli, tiny_run, monkeypatch):
     class TwoProcesses:
         num_processes = 2
 
-    monkeypatch.setattr(train_job, "PartialState", TwoProcesses)
+    monkeypatch.setattr("rmcli.train.job.PartialState", TwoProcesses)
     result = trained(cli, tiny_run.data, "run", code=2)
     assert "training on 2 processes is not built yet" in result.stderr
 
@@ -513,7 +518,7 @@ def test_ctrl_c_is_130(cli, tiny_run, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "run", interrupt)
+    monkeypatch.setattr("rmcli.train.run.run", interrupt)
     assert "error: interrupted" in trained(cli, tiny_run.data, "run", code=130).stderr
 
 
@@ -528,14 +533,14 @@ def test_a_damaged_head_is_refused(tiny_run, tmp_path):
     )
     job_reward = tokenizer.load_tokenizer(section)
     with pytest.raises(RmcliError, match=r"score head .* is not finite"):
-        model.load_model(section, job_reward)
+        load_model(section, job_reward)
 
 
 def test_training_goes_on_from_a_trained_head(tiny_run):
     section = resolve("tiny").config.model.model_copy(
         update={"pretrained_model_name_or_path": str(tiny_run.model), "random_weights": False}
     )
-    network = model.load_model(section, tokenizer.load_tokenizer(section))
+    network = load_model(section, tokenizer.load_tokenizer(section))
     assert network.score.weight.abs().max() > 0
 
 
@@ -594,10 +599,8 @@ def test_what_building_ahead_raises_comes_out_at_its_place():
 )
 def test_a_step_never_waits_for_the_device(tiny_run, tmp_path, levers):
     job = build_job(resolve("tiny", settings=levers), tiny_run.data, tmp_path / "run")
-    network = model.load_model(job.config.model, job.reward, 0, "packed")
-    trainer = loop._Trainer(
-        job, network, optim.build_optimizer(network, model.score_head(network), job.config.train), "packed"
-    )
+    network = load_model(job.config.model, job.reward, 0, "packed")
+    trainer = Trainer(job, network, optim.build_optimizer(network, score_head(network), job.config.train), "packed")
     steps = plan(job.sizes, job.config.train, True, job.config.data.max_packed_length)
     feeds = [trainer.feeder.build(step) for step, _ in zip(steps, range(2), strict=False)]
     trainer.run_step(feeds[0])
@@ -609,10 +612,8 @@ def test_a_step_never_waits_for_the_device(tiny_run, tmp_path, levers):
 
 def test_the_collector_is_kept_out_of_steps(cli, tiny_run, monkeypatch):
     seen = []
-    whole = loop._Trainer.run_step
-    monkeypatch.setattr(
-        loop._Trainer, "run_step", lambda self, feed: (seen.append(gc.isenabled()), whole(self, feed))[1]
-    )
+    whole = Trainer.run_step
+    monkeypatch.setattr(Trainer, "run_step", lambda self, feed: (seen.append(gc.isenabled()), whole(self, feed))[1])
     trained(cli, tiny_run.data, "run", "train.max_steps=2")
     assert seen == [False, False]
     assert gc.isenabled()

@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, PreTrain
 from transformers.modeling_layers import GenericForSequenceClassification
 
 from rmcli.errors import ConfigError
-from rmcli.records import Rows
+from rmcli.records import BatchKind
 
 ATTENTION_LAYER_TYPES = {"full_attention", "sliding_attention"}
 LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
@@ -36,21 +36,21 @@ WHOLE_LAST_LAYER = frozenset(["diffllama", "gpt2", "gpt_bigcode", "hrm_text"])
 
 
 @dataclass(frozen=True)
-class RowChoice:
+class BatchChoice:
     """How conversations are laid into forwards, and why not packed when they are not."""
 
-    rows: Rows
+    kind: BatchKind
     reason: str | None = None
 
 
-def choose_rows(use_varlen_attn: bool, config: PreTrainedConfig, max_length: int) -> RowChoice:
+def choose_batches(use_varlen_attn: bool, config: PreTrainedConfig, max_length: int) -> BatchChoice:
     """What this architecture can run, known from its config alone. `max_length` in tokens, reward token included."""
     reason = _why_single(config, max_length)
     if not use_varlen_attn:
         # Rope that depends on the longest row of a batch is wrong for its neighbours in a padded batch as well.
         depends = _rope_switch(config, max_length) is not None
-        return RowChoice("single", reason) if depends else RowChoice("padded")
-    return RowChoice("single", reason) if reason else RowChoice("packed")
+        return BatchChoice("single", reason) if depends else BatchChoice("padded")
+    return BatchChoice("single", reason) if reason else BatchChoice("packed")
 
 
 def is_proven(config: PreTrainedConfig) -> bool:

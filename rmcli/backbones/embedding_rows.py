@@ -1,7 +1,7 @@
 """Chosen rows of a model's input embedding, read without loading the model.
 
-Safetensors are read by seeking (or over HTTP by range requests): the header, then only the rows asked for; GGUF and
-PyTorch files are memory-mapped. A 70B model costs a few MB and a few seconds.
+Safetensors are read in pieces (weight_files): the header, then only the rows asked for; GGUF and PyTorch files are
+memory-mapped. A 70B model costs a few MB and a few seconds.
 
 Format of safetensors: 8 bytes little-endian header length, that many bytes of JSON, then the tensors' bytes.
 """
@@ -9,9 +9,8 @@ Format of safetensors: 8 bytes little-endian header length, that many bytes of J
 import json
 import re
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,22 +18,15 @@ from typing import Any, Protocol
 import numpy as np
 
 from rmcli.backbones import gguf_files, hub
-from rmcli.config.layers import pretrained_arguments
+from rmcli.backbones.weight_files import SINGLE_FILES, ByteSource, Files, Folder, HubFiles, RowsUnavailableError
+from rmcli.config.presets import pretrained_arguments
 from rmcli.errors import RmcliError
 
 EMBEDDING_NAME = re.compile(r"(^|\.)(embed_tokens|wte|tok_embeddings|word_embeddings|embed_in|embeddings)\.weight$")
 GGUF_EMBEDDING_NAME = "token_embd.weight"
-SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 FIRST_READ_BYTES = 65_536  # most headers are shorter: one request
 MAX_GAP_BYTES = 16_384  # rows closer than this are fetched in one request
-NUM_CONNECTIONS = 8
-TIMEOUT_SECONDS = 30
-MAX_RETRIES = 2
-
-
-class RowsUnavailableError(RmcliError):
-    """No weights at hand, or no way to read a part of them: nothing is damaged, there is just nothing to look at."""
 
 
 class Embedding(Protocol):
@@ -60,192 +52,9 @@ def open_embedding(name_or_path: str, revision: str | None = None) -> Embedding:
     if "gguf_file" in arguments:
         return GgufEmbedding(Path(place) / arguments["gguf_file"])
     if Path(place).is_dir():
-        return _open_files(_Folder(Path(place)))
+        return _open_files(Folder(Path(place)))
     with hub.asking():
-        return _open_files(_HubFiles(place, revision))
-
-
-# --- where bytes come from ---
-
-
-class ByteSource(Protocol):
-    """A file, here or on a server, that is read in pieces."""
-
-    name: str
-    num_connections: int
-
-    def read(self, start: int, length: int) -> bytes:
-        """At most `length` bytes from `start`; fewer where the file ends."""
-        ...
-
-
-class LocalFile:
-    num_connections = 1
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.name = path, str(path)
-
-    def read(self, start: int, length: int) -> bytes:
-        try:
-            with self.path.open("rb") as file:
-                file.seek(start)
-                return file.read(length)
-        except OSError as error:
-            raise RmcliError(f"{self.path} cannot be read: {error.strerror or error}") from error
-
-
-class RemoteFile:
-    """A file of a Hub repository, read by HTTP range requests with the Hub's own client, headers and retries."""
-
-    num_connections = NUM_CONNECTIONS
-
-    def __init__(self, repository: str, file: str, revision: str | None) -> None:
-        from huggingface_hub import hf_hub_url
-
-        self.name = f"{repository}/{file}"
-        self.url = hf_hub_url(repository, file, revision=revision)
-
-    def read(self, start: int, length: int) -> bytes:
-        status, data = self._get({"Range": f"bytes={start}-{start + length - 1}"})
-        self._need_partial(status)
-        return data
-
-    def read_whole(self) -> bytes:
-        return self._get({})[1]
-
-    def probe(self) -> None:
-        """Ask for one byte and read none: whether the file is there, and its server answers range requests."""
-        from huggingface_hub.utils import http_stream_backoff
-
-        with (
-            self._errors(),
-            http_stream_backoff("GET", **self._request({"Range": "bytes=0-0"})) as response,
-        ):
-            self._refuse(response.status_code)
-            self._need_partial(response.status_code)
-
-    def _get(self, headers: dict[str, str]) -> tuple[int, bytes]:
-        from huggingface_hub.utils import http_backoff
-
-        with self._errors():
-            response = http_backoff("GET", **self._request(headers))
-            self._refuse(response.status_code)
-            return response.status_code, response.content
-
-    def _request(self, headers: dict[str, str]) -> dict[str, Any]:
-        from huggingface_hub.utils import build_hf_headers
-
-        wanted = {**build_hf_headers(), "Accept-Encoding": "identity", **headers}
-        return {"url": self.url, "headers": wanted, "timeout": TIMEOUT_SECONDS, "max_retries": MAX_RETRIES}
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        from huggingface_hub import errors
-
-        try:
-            yield
-        except errors.OfflineModeIsEnabled as error:
-            raise RowsUnavailableError(f"{self.name}: the Hub cannot be reached and its cache has no copy") from error
-        except errors.HTTPError as error:  # pyright: ignore[reportPrivateImportUsage]  whichever client it ships
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise RowsUnavailableError(f"{self.name} cannot be fetched: {reason}") from error
-
-    def _need_partial(self, status: int) -> None:
-        if status != 206:
-            raise RowsUnavailableError(
-                f"{self.name}: the server does not answer range requests (status {status}), and the whole file is "
-                "not downloaded for a few rows",
-                "download the model and give its folder",
-            )
-
-    def _refuse(self, status: int) -> None:
-        if status in (401, 403):
-            raise RowsUnavailableError(
-                f"{self.name}: access refused (status {status})",
-                "accept the model's terms on its page and log in: hf auth login",
-            )
-        if status == 404:
-            raise MissingFileError(f"{self.name}: no such file (status 404)")
-        if status == 416:
-            raise RmcliError(f"{self.name} is damaged: it ends before its rows do", "download it again")
-        if status >= 400:
-            raise RowsUnavailableError(f"{self.name} cannot be fetched: status {status}")
-
-
-class MissingFileError(RowsUnavailableError):
-    """One file is not in its repository; another may be."""
-
-
-# --- which file holds the embedding ---
-
-
-class Files(Protocol):
-    name: str
-
-    def find(self, file: str) -> ByteSource | None: ...
-    def read_json(self, file: str) -> Any: ...
-    def local_path(self, file: str) -> Path: ...
-
-
-class _Folder:
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.name = folder, str(folder)
-
-    def find(self, file: str) -> ByteSource | None:
-        return LocalFile(self.folder / file) if (self.folder / file).is_file() else None
-
-    def read_json(self, file: str) -> Any:
-        return _parse_json((self.folder / file).read_bytes(), str(self.folder / file))
-
-    def local_path(self, file: str) -> Path:
-        return self.folder / file
-
-
-class _HubFiles:
-    """Files of a Hub repository: from the cache where they are there, else from the server."""
-
-    def __init__(self, repository: str, revision: str | None) -> None:
-        self.name, self.revision = repository, revision
-
-    def find(self, file: str) -> ByteSource | None:
-        cached = self._cached(file)
-        if cached is not None:
-            return LocalFile(cached)
-        remote = RemoteFile(self.name, file, self.revision)
-        try:
-            remote.probe()
-        except MissingFileError:
-            return None
-        return remote
-
-    def read_json(self, file: str) -> Any:
-        cached = self._cached(file)
-        if cached is not None:
-            return _parse_json(cached.read_bytes(), str(cached))
-        remote = RemoteFile(self.name, file, self.revision)
-        return _parse_json(remote.read_whole(), remote.name)
-
-    def local_path(self, file: str) -> Path:
-        cached = self._cached(file)
-        if cached is None:
-            raise RowsUnavailableError(
-                f"{self.name} has its weights in {file}, of which no part can be read over the network",
-                f"download it first: hf download {self.name}",
-            )
-        return cached
-
-    def _cached(self, file: str) -> Path | None:
-        from huggingface_hub import try_to_load_from_cache
-
-        found = try_to_load_from_cache(self.name, file, revision=self.revision)
-        return Path(found) if isinstance(found, str) else None
-
-
-def _parse_json(data: bytes, name: str) -> Any:
-    try:
-        return json.loads(data)
-    except ValueError as error:
-        raise RmcliError(f"{name} is damaged: {error}", "download it again") from error
+        return _open_files(HubFiles(place, revision))
 
 
 def _open_files(files: Files) -> Embedding:
@@ -328,7 +137,7 @@ class SafetensorsEmbedding:
 
     def read(self, ids: Sequence[int]) -> np.ndarray:
         wanted = np.unique(np.asarray(ids, dtype=np.int64))
-        spans = merge(wanted, MAX_GAP_BYTES // self._row_bytes)
+        spans = spans_of(wanted, MAX_GAP_BYTES // self._row_bytes)
         with ThreadPoolExecutor(self.source.num_connections) as pool:
             pieces = list(pool.map(self._read_span, spans))
         position = {
@@ -375,7 +184,7 @@ def _size_of(dtype: str) -> int:
     return np.dtype(DTYPES[dtype][0]).itemsize
 
 
-def merge(rows: np.ndarray, max_gap: int) -> list[tuple[int, int]]:
+def spans_of(rows: np.ndarray, max_gap: int) -> list[tuple[int, int]]:
     """Spans [start, stop) that cover sorted distinct `rows`; rows at most `max_gap` unwanted rows apart share one."""
     spans: list[tuple[int, int]] = []
     for row in map(int, rows):

@@ -1,35 +1,20 @@
-"""The whole configuration: five sections, one description per key, layers with origins.
-
-Layers, later ones win: defaults < preset < each --config < each --set. There is no environment layer.
-Key names follow XTuner's reward-model configs where those have one.
+"""The whole configuration: five sections, one description per key. Key names follow XTuner's reward-model configs
+where those have one.
 """
 
-import json
 import re
-import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-import tomlkit
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
     SerializerFunctionWrapHandler,
-    ValidationError,
     field_validator,
     model_serializer,
     model_validator,
 )
-
-from rmcli.errors import ConfigError
-from rmcli.plugins import did_you_mean
-
-DEFAULT_PRESET = "smollm2-135m"
-PRESETS_PLACEHOLDER = "{presets}"
 
 
 class Section(BaseModel):
@@ -127,40 +112,15 @@ class SourceSection(Section):
         keys = self.model_dump()
         if isinstance(keys, str):
             return [keys]
-        spelled = {_OPTION_OF_SOURCE.get(key, key): _option_text(value) for key, value in keys.items()}
+        spelled = {OPTION_OF_SOURCE.get(key, key): _option_text(value) for key, value in keys.items()}
         return ["--source", ",".join(f"{key}={value}" for key, value in spelled.items())]
 
 
-_OPTION_OF_SOURCE = {"dataset_map_fn": "map_fn"}  # as the option --map-fn is called
+OPTION_OF_SOURCE = {"dataset_map_fn": "map_fn"}  # as the option --map-fn is called
 
 
 def _option_text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def parse_source(text: str) -> SourceSection:
-    """`path=FILE,map_fn=F,weight=2,max_rows=1000`, or a path alone. A comma parts only before a KEY=.
-
-    Raises ConfigError for an unknown key, one given twice, no path, or a value of the wrong type.
-    """
-    parts = re.split(r",(?=[a-z_]+=)", text) if re.match(r"[a-z_]+=", text) else [f"path={text}"]
-    fields = {_OPTION_OF_SOURCE.get(key, key): key for key in SourceSection.model_fields}
-    values: dict[str, Any] = {}
-    for key, _, value in (part.partition("=") for part in parts):
-        if key not in fields:
-            raise ConfigError(f"--source {text!r}: unknown key {key}", did_you_mean(key, fields))
-        if fields[key] in values:
-            raise ConfigError(f"--source {text!r}: {key} is given twice")
-        kind = SourceSection.model_fields[fields[key]].annotation
-        values[fields[key]] = value if kind in (str, str | None) else _toml_value(value)
-    if "path" not in values:
-        raise ConfigError(f"--source {text!r}: no path", "e.g. --source path=FILE,map_fn=F,weight=2")
-    try:
-        return SourceSection.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = _OPTION_OF_SOURCE.get(str(first["loc"][0]), str(first["loc"][0]))
-        raise ConfigError(f"--source {text!r}: {key} = {first['input']!r}: {first['msg']}") from error
 
 
 class DataSection(Section):
@@ -391,310 +351,3 @@ SECTIONS: dict[str, type[Section]] = {
     "train": TrainSection,
     "parallel": ParallelSection,
 }
-
-
-@dataclass(frozen=True)
-class Layer:
-    """Keys set in one place. `values` is nested as in TOML; `origin` is what --dry-run shows.
-
-    `explicit` tells what the user asked for (files, options, --set) from what merely comes with a preset.
-    """
-
-    origin: str
-    values: Mapping[str, Any]
-    explicit: bool = True
-
-
-@dataclass(frozen=True)
-class Resolved:
-    """A checked configuration, the name its outputs carry, and where each key's value comes from."""
-
-    config: Config
-    name: str
-    origins: Mapping[str, str]
-    explicit: frozenset[str]
-
-    def toml(self, with_origins: bool = False) -> str:
-        """The configuration as TOML. It loads back equal; keys without a value are left out."""
-        document = tomlkit.document()
-        document.add("name", self.name)
-        for section_name, values in self.config.model_dump(exclude_none=True).items():
-            table = tomlkit.table()
-            for key, value in values.items():
-                item = _toml_item(value)
-                if with_origins:
-                    item.comment(self.origins.get(f"{section_name}.{key}", "default"))
-                table.add(key, item)
-            document.add(section_name, table)
-        return tomlkit.dumps(document)
-
-
-def _toml_item(value: Any) -> Any:
-    """As tomlkit does, but a list stays inside its table: [[tables]] would swallow the keys after them."""
-    if not isinstance(value, list):
-        return tomlkit.item(value)
-    items = tomlkit.array()
-    for element in value:
-        if isinstance(element, dict):
-            table = tomlkit.inline_table()
-            table.update(element)
-            items.append(table)
-        else:
-            items.append(element)
-    return items
-
-
-def trained_model_layers(folder: Path) -> tuple[Layer, Layer]:
-    """What a trained model's folder says of itself, and that it is the model to load.
-
-    A folder without rmcli.toml is described by the reward token of its config.json, if it names one.
-    """
-    recorded = folder / "rmcli.toml"
-    if recorded.is_file():
-        base = replace(read_config_file(recorded), explicit=False)
-    else:
-        config = read_json(folder / "config.json")
-        natural = config.get("reward_mode") == "natural"
-        model = {"reward_token": "natural"} if natural else {"reward_token_id": config.get("reward_token_id")}
-        base = Layer(f"{folder}/config.json", {"model": model}, explicit=False)
-    here = {
-        "pretrained_model_name_or_path": str(folder),
-        "tokenizer_name_or_path": None,
-        "chat_template": None,  # the folder's tokenizer carries it
-        "revision": None,
-        "random_weights": False,
-    }
-    return base, Layer("MODEL", {"model": here})
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; ConfigError when it is none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path} holds no JSON object")
-    return value
-
-
-def presets_folder() -> Path:
-    """Where the presets are: inside an installed wheel, else beside the package."""
-    inside = Path(__file__).parent.parent / "presets"
-    return inside if inside.is_dir() else Path(__file__).parent.parent.parent / "presets"
-
-
-def preset_names() -> list[str]:
-    return sorted(path.stem for path in presets_folder().glob("*.toml"))
-
-
-def read_preset(name: str) -> Layer:
-    return _read_preset(name)[0]
-
-
-def read_about(name: str) -> About:
-    """The [about] table of a preset. Raises ConfigError when the preset, the table or a key is missing or wrong."""
-    return _read_preset(name)[1]
-
-
-def preset_reward_tokens() -> frozenset[str]:
-    """What the shipped presets have as reward token, by name."""
-    tokens = (read_preset(name).values["model"].get("reward_token") for name in preset_names())
-    return frozenset(token for token in tokens if token is not None)
-
-
-def _read_preset(name: str) -> tuple[Layer, About]:
-    if name not in preset_names():
-        raise ConfigError(f"unknown preset {name!r}", did_you_mean(name, preset_names()))
-    origin = f"preset {name}"
-    values, about = _split_about(_read_toml(presets_folder() / f"{name}.toml"), origin)
-    if about is None:
-        raise ConfigError(f"{origin}: [about] is missing", f"it needs {', '.join(About.model_fields)}")
-    return Layer(origin, values, explicit=False), about
-
-
-def _split_about(values: dict[str, Any], origin: str) -> tuple[dict[str, Any], About | None]:
-    """The settings of a file and its checked [about], which is None where the file has none."""
-    if "about" not in values:
-        return values, None
-    table = _table(Layer(origin, values), "about")
-    for key in table:
-        if key not in About.model_fields:
-            raise ConfigError(f"{origin}: unknown key about.{key}", did_you_mean(key, About.model_fields))
-    try:
-        about = About.model_validate(table)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = str(first["loc"][0])
-        if first["type"] == "missing":
-            raise ConfigError(
-                f"{origin}: about.{key} is missing", About.model_fields[str(key)].description
-            ) from error
-        raise ConfigError(f"{origin}: about.{key} = {first['input']!r}: {first['msg']}") from error
-    return {section: value for section, value in values.items() if section != "about"}, about
-
-
-def about_backbone(resolved: Resolved) -> About | None:
-    """The [about] of the preset whose backbone `resolved` uses; None when another place names the backbone."""
-    origin = resolved.origins.get("model.pretrained_model_name_or_path", "")
-    return read_about(resolved.name) if origin == f"preset {resolved.name}" else None
-
-
-def read_config_file(path: Path) -> Layer:
-    if not path.is_file():
-        raise ConfigError(f"--config {path}: no such file")
-    values, _ = _split_about(_read_toml(path), str(path))  # a copied preset brings its notes along
-    return Layer(str(path), values)
-
-
-def parse_setting(setting: str) -> Layer:
-    """`section.key=value`, the value as in TOML; what is no TOML value is taken as text, `none` as no value."""
-    dotted, equals, text = setting.partition("=")
-    section, dot, key = dotted.strip().partition(".")
-    if not equals or not dot or not key:
-        raise ConfigError(f"--set {setting!r} is not of the form section.key=value", "e.g. --set train.lr=1e-5")
-    field = SECTIONS[section].model_fields.get(key) if section in SECTIONS else None
-    is_a_choice = field is not None and text.strip() in get_args(field.annotation)  # where `none` is one
-    value = text.strip() if is_a_choice else _toml_value(text)
-    return Layer(f"--set {dotted.strip()}", {section: {key: value}})
-
-
-def _toml_value(text: str) -> Any:
-    """The text as a TOML value; what is none is taken as text, `none` as no value."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return None if text.strip() == "none" else text.strip()
-
-
-def resolve(
-    preset: str | None,
-    config_files: Sequence[Path] = (),
-    settings: Sequence[str] = (),
-    *,
-    base: Layer | None = None,
-    options: Sequence[Layer] = (),
-) -> Resolved:
-    """Lay defaults, preset, files, options and settings over each other and check the result.
-
-    The default preset is the lowest layer unless a config file names a model of its own, or `base` (a trained
-    model's own configuration) takes its place. `options` are layers from a command's own arguments.
-    Raises ConfigError for unknown presets, sections and keys, wrong types and values out of range.
-    """
-    file_layers = [read_config_file(path) for path in config_files]
-    names_model = [layer for layer in file_layers if "pretrained_model_name_or_path" in _table(layer, "model")]
-    lowest: list[Layer] = [base] if base else []
-    name = preset or DEFAULT_PRESET
-    if preset is not None:
-        lowest.append(read_preset(preset))
-    elif base is None and not names_model:
-        lowest.append(read_preset(DEFAULT_PRESET))
-    elif names_model:
-        name = Path(names_model[-1].origin).stem
-    if preset is None:
-        name = next((str(layer.values["name"]) for layer in reversed(file_layers) if "name" in layer.values), name)
-    layers = [*lowest, *file_layers, *options, *(parse_setting(setting) for setting in settings)]
-    return _merge(layers, name)
-
-
-def relayer(resolved: Resolved, layer: Layer) -> Resolved:
-    """The configuration with one more layer on top."""
-    below = Layer("", resolved.config.model_dump(), explicit=False)
-    merged = _merge([below, layer], resolved.name)
-    origins = {**resolved.origins, **dict.fromkeys(merged.explicit, layer.origin)}
-    return Resolved(merged.config, resolved.name, origins, resolved.explicit | merged.explicit)
-
-
-def _merge(layers: Sequence[Layer], name: str) -> Resolved:
-    values: dict[str, dict[str, Any]] = {}
-    origins: dict[str, str] = {}
-    explicit: set[str] = set()
-    for layer in layers:
-        for section, key, value in _entries(layer):
-            values.setdefault(section, {})[key] = value
-            origins[f"{section}.{key}"] = layer.origin
-            if layer.explicit:
-                explicit.add(f"{section}.{key}")
-    asked = sorted(explicit & {"train.batch_size", "train.accumulative_counts"})
-    if asked and "train.pairs_per_step" in origins and "train.pairs_per_step" not in explicit:
-        values["train"]["pairs_per_step"] = None
-        origins["train.pairs_per_step"] = f"given up for {asked[0]}"
-    natural = values.get("model", {}).get("reward_token") == "natural"
-    if natural and "model.reward_token" in explicit and "model.reward_token_id" not in explicit:
-        values["model"]["reward_token_id"] = None
-        origins["model.reward_token_id"] = "given up for model.reward_token = natural"
-    try:
-        config = Config.model_validate(values)
-    except ValidationError as error:
-        raise _as_config_error(error, origins) from error
-    return Resolved(config, name, origins, frozenset(explicit))
-
-
-def _table(layer: Layer, section: str) -> Mapping[str, Any]:
-    table = layer.values.get(section, {})
-    if not isinstance(table, Mapping):
-        raise ConfigError(f"{layer.origin}: [{section}] must be a table, not {table!r}")
-    return table
-
-
-def _entries(layer: Layer) -> Iterator[tuple[str, str, Any]]:
-    for section in layer.values:
-        if section == "name":  # what outputs are called; not a setting
-            continue
-        if section not in SECTIONS:
-            raise ConfigError(f"{layer.origin}: unknown section [{section}]", did_you_mean(section, SECTIONS))
-        for key, value in _table(layer, section).items():
-            if key not in SECTIONS[section].model_fields:
-                raise ConfigError(f"{layer.origin}: unknown key {section}.{key}", _key_hint(section, key))
-            yield section, key, value
-
-
-def _key_hint(section: str, key: str) -> str:
-    for other, model in SECTIONS.items():
-        if key in model.model_fields:
-            return f"did you mean {other}.{key}?"
-    return did_you_mean(key, SECTIONS[section].model_fields)
-
-
-def _as_config_error(error: ValidationError, origins: Mapping[str, str]) -> ConfigError:
-    first = error.errors()[0]
-    dotted = ".".join(str(part) for part in first["loc"][:2])
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error":
-        return ConfigError(f"[{dotted}] {message}")
-    origin = origins.get(dotted, "default")
-    inside = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"][2:])
-    if first["type"] == "extra_forbidden":
-        hint = did_you_mean(str(first["loc"][-1]), SourceSection.model_fields)
-        return ConfigError(f"unknown key {dotted}{inside} ({origin})", hint)
-    return ConfigError(f"{dotted}{inside} = {first['input']!r} ({origin}): {message}")
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from error
-
-
-def pretrained_arguments(name_or_path: str, revision: str | None = None) -> dict[str, str]:
-    """Arguments for `from_pretrained`: a folder, a .gguf file (as its folder and name) or a Hub id.
-
-    Raises ConfigError when the name looks like a path and nothing is there.
-    """
-    expanded = name_or_path.replace(PRESETS_PLACEHOLDER, str(presets_folder()))
-    path = Path(expanded).expanduser()
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise ConfigError(f"model {name_or_path}: no such .gguf file")
-        return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    if path.is_dir():
-        return {"pretrained_model_name_or_path": str(path)}
-    looks_like_path = expanded.startswith((".", "/", "~")) or expanded.count("/") > 1 or path.exists()
-    if looks_like_path:
-        raise ConfigError(
-            f"model {name_or_path}: no such folder",
-            "give a folder with config.json, a .gguf file, or a Hub id such as org/name",
-        )
-    arguments = {"pretrained_model_name_or_path": expanded}
-    return arguments | ({"revision": revision} if revision else {})

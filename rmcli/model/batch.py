@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rmcli.model.attention.layout import PackedLayout, RowShape, Segment, to_device
+from rmcli.model.attention.layout import BatchShape, PackedLayout, Segment, to_device
 from rmcli.model.losses import Targets
-from rmcli.records import Comparison, Rows, TokenGroup
+from rmcli.records import BatchKind, Comparison, TokenGroup
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class SingleBatch:
 
 
 def build_packed(
-    groups: Sequence[TokenGroup], device: torch.device | str = "cpu", shape: RowShape | None = None
+    groups: Sequence[TokenGroup], device: torch.device | str = "cpu", shape: BatchShape | None = None
 ) -> PackedBatch:
     """Lay the groups end to end: P1 C1 R1 P2 C2 R2 ...
 
@@ -118,17 +118,17 @@ def build_single(groups: Sequence[TokenGroup], device: torch.device | str = "cpu
     return SingleBatch(tuple(build_padded([one], 0, device) for one in whole))
 
 
-def build(
-    rows: Rows,
+def build_batch(
+    kind: BatchKind,
     groups: Sequence[TokenGroup],
     pad_token_id: int,
     device: torch.device | str = "cpu",
-    shape: RowShape | None = None,
+    shape: BatchShape | None = None,
 ) -> PackedBatch | SingleBatch | PaddedBatch:
-    """The batch for `rows`: packed (to a shape, if one is given), single or padded."""
-    if rows == "packed":
+    """The batch of this kind: packed (to a shape, if one is given), single or padded."""
+    if kind == "packed":
         return build_packed(groups, device, shape)
-    return build_single(groups, device) if rows == "single" else build_padded(groups, pad_token_id, device)
+    return build_single(groups, device) if kind == "single" else build_padded(groups, pad_token_id, device)
 
 
 def trains_as_list(group: TokenGroup, loss_type: str) -> bool:

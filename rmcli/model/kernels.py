@@ -7,13 +7,16 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from rmcli.config.sections import Config
 from rmcli.errors import ConfigError, RmcliError
 
 RECOMPILE_LIMIT = 64  # one per kind of layer and step of a row's shape; dynamo's own is 8
 
 
-def check_kernels(kernels: str, rows: str, attention: str, device: torch.device) -> None:
+def check_kernels(kernels: str, kind: str, attention: str, device: torch.device) -> None:
     """Raise ConfigError when this value of train.kernels cannot run: before a weight is loaded."""
     if kernels == "torch":
         return
@@ -23,19 +26,36 @@ def check_kernels(kernels: str, rows: str, attention: str, device: torch.device)
         )
     if kernels == "liger":
         _liger()
-    elif rows != "packed" or attention in ("sdpa", "flex"):
+    elif kind != "packed" or attention in ("sdpa", "flex"):
         raise ConfigError(
-            f"train.kernels = 'compile' needs packed rows and attention in one kernel call; rows are {rows}, "
+            f"train.kernels = 'compile' needs packed rows and attention in one kernel call; rows are {kind}, "
             f"model.attention = {attention!r}",
             "set train.kernels=torch, or model.attention=varlen",
+        )
+
+
+def check_compilable(config: Config, model_config: PreTrainedConfig) -> None:
+    """Raise ConfigError where compiled layers would be wrong or dense: before a weight is loaded."""
+    text = model_config.get_text_config()
+    if getattr(text, "attn_logit_softcapping", None) or text.model_type == "gpt_oss":
+        raise ConfigError(
+            f"train.kernels = 'compile' cannot take {text.model_type}: its attention has soft-capping or sinks",
+            "set train.kernels=torch",
+        )
+    # Until transformers 5.18 the checkpoint lies around the compiled layer and would see into it while it runs.
+    around = "__call__" in GradientCheckpointingLayer.__dict__
+    if around and config.train.activation_checkpointing == "selective":
+        raise ConfigError(
+            "train.kernels = 'compile' with selective activation checkpointing needs a newer transformers",
+            "set train.activation_checkpointing=full, or none",
         )
 
 
 def compile_layers(layers: Sequence[nn.Module], backend: Any = "inductor") -> None:
     """Compile each layer in place, whole or not at all; layers of one kind share their graph.
 
-    Layer by layer, as torchtitan does: compiling takes seconds whatever the depth. Rows of one RowShape never ask for
-    another graph.
+    Layer by layer, as torchtitan does: compiling takes seconds whatever the depth. Batches of one shape never ask
+    for another graph.
     """
     for layer in layers:
         layer.compile(fullgraph=True, dynamic=False, backend=backend)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
-from rmcli.config.layers import LossSection
+from rmcli.config.sections import LossSection
 
 # The log barrier is exact up to this distance from its bound and continues along its tangent beyond.
 BARRIER_MARGIN = 0.001

@@ -11,8 +11,8 @@ import torch
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedModel
 
-from rmcli.backbones.internlm2 import auto as internlm2
-from rmcli.config.layers import read_json
+from rmcli.backbones.internlm2.auto import REWARD_ARCHITECTURE
+from rmcli.config.files import read_json
 from rmcli.errors import ConfigError, RmcliError
 from rmcli.records import Conversation, Message, as_dicts
 from rmcli.tokens.tokenizer import RewardTokenizer
@@ -123,7 +123,7 @@ def check(folder: Path) -> dict[str, Any]:
         run = " (it is a run folder)" if (folder / "model").is_dir() else ""
         raise ConfigError(f"model {folder}: no config.json{run}", f"try {folder / 'model'}" if run else None)
     config = read_json(path)
-    kinds = ("ForSequenceClassification", internlm2.REWARD_ARCHITECTURE)
+    kinds = ("ForSequenceClassification", REWARD_ARCHITECTURE)
     if not any(kind in name for name in config.get("architectures") or [] for kind in kinds):
         raise ConfigError(
             f"model {folder} is {config.get('architectures')}, not a ...ForSequenceClassification",

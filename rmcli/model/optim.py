@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from rmcli.config.layers import TrainSection
+from rmcli.config.sections import TrainSection
 from rmcli.model.compact_adamw import CompactAdamW
 
 Optimizer = torch.optim.AdamW | CompactAdamW

@@ -19,10 +19,14 @@ from torch import Tensor
 
 from rmcli import output
 from rmcli.backbones import architectures
-from rmcli.backbones.architectures import RowChoice
+from rmcli.backbones.architectures import BatchChoice
 from rmcli.errors import ConfigError, RmcliError
 from rmcli.model import batch
-from rmcli.model import forward as model
+from rmcli.model.backend import attention_backend, stock_attention, use_stock_attention
+from rmcli.model.device import is_reduced
+from rmcli.model.forward import hidden_at_scores
+from rmcli.model.network import score_head
+from rmcli.model.rope import hold_rope
 from rmcli.records import TokenGroup
 
 NUM_HEADS = 64  # a single score may agree by chance
@@ -78,7 +82,7 @@ class Probe:
         heads_DN, direction_S = self._draw(network)
         gradients = heads_DN.new_zeros(self.packed.input_ids.shape[1], len(heads_DN))
         scores = []
-        with model.stock_attention(network, "eager"):
+        with stock_attention(network, "eager"):
             for number, conversation in enumerate(self.alone):
                 hidden_SD, embeds = _hidden(network, conversation, dtype)
                 scores_SN = hidden_SD.to(heads_DN.dtype) @ heads_DN
@@ -91,7 +95,7 @@ class Probe:
     def _draw(self, network: Any) -> tuple[Tensor, Tensor]:
         """(D, N) heads and (S,) the direction whose gradient is taken, in the precision of scores."""
         generator = torch.Generator().manual_seed(self.seed)
-        weight = model.score_head(network).weight
+        weight = score_head(network).weight
         heads_DN = torch.randn(weight.shape[1], NUM_HEADS, generator=generator)
         direction_S = torch.randn(len(self.alone), generator=generator)
         return heads_DN.to(weight.device, weight.dtype), direction_S.to(weight.device, weight.dtype)
@@ -100,7 +104,7 @@ class Probe:
 def _hidden(network: Any, one: Any, dtype: str) -> tuple[Tensor, Tensor]:
     """Hidden states at the scores, and the embeddings that they come from."""
     embeds = network.get_input_embeddings()(one.input_ids).detach().requires_grad_()
-    return model.hidden_at_scores(network, one, dtype, inputs_embeds=embeds), embeds
+    return hidden_at_scores(network, one, dtype, inputs_embeds=embeds), embeds
 
 
 @dataclass(frozen=True)
@@ -142,20 +146,20 @@ class Expected:
     problem: str | None = None
 
 
-def expect(network: Any, choice: RowChoice, dtype: str, seed: int = 0) -> Expected:
+def expect(network: Any, choice: BatchChoice, dtype: str, seed: int = 0) -> Expected:
     """The self-test in float32, said aloud, and what the one in bfloat16 needs of it; nothing unless rows are packed.
 
     Called as soon as the weights are loaded: once they are bfloat16 nothing can tell what is right.
     """
-    if choice.rows != "packed":
+    if choice.kind != "packed":
         return Expected()
     assert network.dtype != torch.bfloat16
-    reduced = model.is_reduced(dtype, network.device)
+    reduced = is_reduced(dtype, network.device)
     try:
         with _evaluating(network):
             probes = [Probe.of(network, seed + number) for number in range(PROBES if reduced else 1)]
             outcomes = tuple(probe.run_alone(network, "float32") for probe in probes)
-            with model.attention_backend(network, "sdpa") if reduced else nullcontext():
+            with attention_backend(network, "sdpa") if reduced else nullcontext():
                 packed = probes[0].run_packed(network, "float32")
     except ConfigError:
         raise  # the attention that was asked for lacks what this model needs
@@ -182,38 +186,38 @@ def _evaluating(network: Any) -> Iterator[None]:
         network.train(was_training)
 
 
-def settle_rows(
-    network: Any, choice: RowChoice, dtype: str, seed: int = 0, expected: Expected | None = None
-) -> RowChoice:
+def settle_batches(
+    network: Any, choice: BatchChoice, dtype: str, seed: int = 0, expected: Expected | None = None
+) -> BatchChoice:
     """Say how conversations are run, and prove packed rows on this model and device.
 
     A proven architecture that fails is a fault: raises RmcliError. One nobody has proven falls back to one
     conversation per forward; that is said aloud. Rows of several conversations are all below a rope's switch length
-    (`architectures.choose_rows`), so its frequencies are held. `expected` is what `expect` gave for this dtype and
+    (`architectures.choose_batches`), so its frequencies are held. `expected` is what `expect` gave for this dtype and
     seed, where the weights have changed since.
     """
-    if choice.rows == "padded":
-        model.hold_rope(network)
+    if choice.kind == "padded":
+        hold_rope(network)
         output.warn("use_varlen_attn = false: conversations are padded, the prompt runs twice (the slow reference)")
         return choice
-    if choice.rows == "single":
+    if choice.kind == "single":
         return _single(network, str(choice.reason))
     expected = expected or expect(network, choice, dtype, seed)
     problem = expected.problem
-    if problem is None and (network.dtype == torch.bfloat16 or model.is_reduced(dtype, network.device)):
+    if problem is None and (network.dtype == torch.bfloat16 or is_reduced(dtype, network.device)):
         problem = _problem_in_bfloat16(network, expected.outcomes, dtype, seed)
     if problem is None:
-        model.hold_rope(network)
+        hold_rope(network)
         return choice
     if architectures.is_proven(network.config):
         raise RmcliError(f"self-test failed: {problem}", "model.use_varlen_attn=false runs without packed rows")
     return _single(network, f"packed rows are not exact here: {problem}")
 
 
-def _single(network: Any, reason: str) -> RowChoice:
+def _single(network: Any, reason: str) -> BatchChoice:
     output.warn(f"one conversation per forward, no shared prompts (slower): {reason}")
-    model.use_stock_attention(network)
-    return RowChoice("single", reason)
+    use_stock_attention(network)
+    return BatchChoice("single", reason)
 
 
 def _problem_in_bfloat16(network: Any, outcomes: Sequence[Outcome], dtype: str, seed: int) -> str | None:

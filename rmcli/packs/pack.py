@@ -1,13 +1,13 @@
-"""Token groups to packed rows: best-fit-decreasing inside shuffled windows. A group is never split."""
+"""Token groups to packs: best-fit-decreasing inside shuffled windows. A group is never split."""
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from rmcli.records import PackedRow, TokenGroup
+from rmcli.records import Pack, TokenGroup
 
-# Groups packed together: enough for nearly full rows, few enough to hold in memory.
+# Groups packed together: enough for nearly full packs, few enough to hold in memory.
 WINDOW = 16384
 
 
@@ -33,12 +33,12 @@ def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]
     return bins
 
 
-def pack(groups: Sequence[TokenGroup], max_packed_length: int, shuffle: bool, seed: int) -> Iterator[PackedRow]:
-    """One window of groups to rows of at most `max_packed_length` tokens each.
+def pack(groups: Sequence[TokenGroup], max_packed_length: int, shuffle: bool, seed: int) -> Iterator[Pack]:
+    """One window of groups to packs of at most `max_packed_length` tokens each.
 
-    With `shuffle` the window is packed best-fit, and both the rows and the groups inside a row come in seeded
+    With `shuffle` the window is packed best-fit, and both the packs and the groups inside a pack come in seeded
     random order: best-fit sorts by length, and neighbours must not be alike. Without it, input order is kept and a
-    row ends where the next group no longer fits.
+    pack ends where the next group no longer fits.
     """
     if not shuffle:
         yield from _pack_in_order(groups, max_packed_length)
@@ -48,17 +48,17 @@ def pack(groups: Sequence[TokenGroup], max_packed_length: int, shuffle: bool, se
     shuffled = [groups[index] for index in order]
     bins = best_fit_decreasing([group.num_tokens for group in shuffled], max_packed_length)
     for number in generator.permutation(len(bins)):
-        yield PackedRow(tuple(shuffled[index] for index in generator.permutation(bins[number])))
+        yield Pack(tuple(shuffled[index] for index in generator.permutation(bins[number])))
 
 
-def _pack_in_order(groups: Iterable[TokenGroup], max_packed_length: int) -> Iterator[PackedRow]:
-    row: list[TokenGroup] = []
+def _pack_in_order(groups: Iterable[TokenGroup], max_packed_length: int) -> Iterator[Pack]:
+    filling: list[TokenGroup] = []
     used = 0
     for group in groups:
-        if row and used + group.num_tokens > max_packed_length:
-            yield PackedRow(tuple(row))
-            row, used = [], 0
-        row.append(group)
+        if filling and used + group.num_tokens > max_packed_length:
+            yield Pack(tuple(filling))
+            filling, used = [], 0
+        filling.append(group)
         used += group.num_tokens
-    if row:
-        yield PackedRow(tuple(row))
+    if filling:
+        yield Pack(tuple(filling))

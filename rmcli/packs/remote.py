@@ -12,7 +12,7 @@ from typing import Any
 
 from rmcli import output
 from rmcli.errors import RmcliError, explained
-from rmcli.rows.readers import is_url
+from rmcli.rows.files import is_url
 
 MANIFEST = "manifest.json"
 UPLOADING = ".rmcli-uploading"  # in a folder whose upload began and has not ended: ours, so --overwrite may take it

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from rmcli.backbones import hub
-from rmcli.config.layers import SourceSection
+from rmcli.config.sections import SourceSection
 from rmcli.errors import ConfigError, RmcliError
 from rmcli.records import RawRow
 from rmcli.rows import readers
+from rmcli.rows.files import ENDINGS, Read, check_url, excerpt_of, files_of, is_url
+from rmcli.rows.json_files import parse_json_line, read_json_lines
+from rmcli.rows.readers import read_file
 from rmcli.rows.tasks import generate
 
 BUILT_IN = "tasks:"  # tasks:NUM_ROWS or tasks:NUM_ROWS:SEED
@@ -34,10 +37,10 @@ def check_sources(sources: Sequence[Source]) -> None:
         path = source.path
         if _is_built_in(path):
             _task_numbers(path)
-        elif readers.is_url(path):
-            readers.check_url(path)
+        elif is_url(path):
+            check_url(path)
         elif path != STDIN and not _is_hub_name(path):
-            readers.files_of(path)
+            files_of(path)
         hub_keys = [key for key in ("split", "subset", "revision", "streaming") if getattr(source, key)]
         if hub_keys and not _is_hub_name(path):
             raise ConfigError(f"source {path}: {hub_keys[0]} is for Hub data sets", "leave it out, or write org/name")
@@ -51,7 +54,7 @@ def absolute_source(source: Source) -> SourceSection:
     """The source as another command, started elsewhere, can find it."""
     section = as_section(source)
     path = section.path
-    if path == STDIN or _is_built_in(path) or _is_hub_name(path) or readers.is_url(path):
+    if path == STDIN or _is_built_in(path) or _is_hub_name(path) or is_url(path):
         return section
     return section.model_copy(update={"path": str(Path(path).expanduser().absolute())})
 
@@ -67,14 +70,14 @@ def read_source(source_id: int, source: Source, split: str) -> Iterator[RawRow]:
     section = as_section(source)
     path = section.path
     if path == STDIN:
-        yield from _as_rows(source_id, path, readers.read_json_lines(sys.stdin.buffer))
+        yield from _as_rows(source_id, path, read_json_lines(sys.stdin.buffer))
     elif _is_built_in(path):
         yield from _read_tasks(source_id, path)
     elif _is_hub_name(path):
         yield from _read_hub(source_id, section, section.split or split)
     else:
-        for file in readers.files_of(path):
-            yield from _as_rows(source_id, file, readers.read_file(file))
+        for file in files_of(path):
+            yield from _as_rows(source_id, file, read_file(file))
 
 
 def first_row(source: Source, split: str) -> RawRow | None:
@@ -97,22 +100,22 @@ def count_rows(sources: Sequence[Source], split: str) -> int | None:
         path = source.path
         if _is_built_in(path):
             total += _task_numbers(path)[0]
-        elif path == STDIN or readers.is_url(path) or source.streaming:
+        elif path == STDIN or is_url(path) or source.streaming:
             return None
         elif _is_hub_name(path):
             total += len(_load_hub(source, source.split or split))
         else:
-            total += sum(map(readers.count_rows, readers.files_of(path)))
+            total += sum(map(readers.count_rows, files_of(path)))
     return total
 
 
 def parse_json_row(source_id: int, file: str, line: int, data: bytes) -> RawRow:
     """One JSON line. Strict where `json` is lax: UTF-8, encodable text, an object, no key of it twice."""
-    read = readers.parse_json_line(line, data)
+    read = parse_json_line(line, data)
     return RawRow(source_id, file, read.number, read.value, read.problem, read.text)
 
 
-def _as_rows(source_id: int, file: str, reads: Iterator[readers.Read]) -> Iterator[RawRow]:
+def _as_rows(source_id: int, file: str, reads: Iterator[Read]) -> Iterator[RawRow]:
     for read in reads:
         yield RawRow(source_id, file, read.number, read.value, read.problem, read.text)
 
@@ -127,7 +130,7 @@ def _is_hub_name(source: str) -> bool:
     return (
         len(parts) == 2
         and all(part and not part.startswith((".", "~")) for part in parts)
-        and not source.endswith((*readers.ENDINGS, ".gz", ".zst", ".txt"))
+        and not source.endswith((*ENDINGS, ".gz", ".zst", ".txt"))
         and not Path(source).exists()
     )
 
@@ -142,14 +145,14 @@ def _task_numbers(source: str) -> tuple[int, int]:
 
 def _read_tasks(source_id: int, source: str) -> Iterator[RawRow]:
     for line, value in enumerate(generate(*_task_numbers(source)), 1):
-        yield RawRow(source_id, source, line, value, None, readers.excerpt_of(value))
+        yield RawRow(source_id, source, line, value, None, excerpt_of(value))
 
 
 def _read_hub(source_id: int, source: SourceSection, split: str) -> Iterator[RawRow]:
     data_set = _load_hub(source, split)
     with _explained(source, split):
         for line, value in enumerate(data_set, 1):
-            yield RawRow(source_id, source.path, line, dict(value), None, readers.excerpt_of(value))
+            yield RawRow(source_id, source.path, line, dict(value), None, excerpt_of(value))
 
 
 def _load_hub(source: SourceSection, split: str) -> Any:

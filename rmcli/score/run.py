@@ -15,21 +15,24 @@ import numpy as np
 import torch
 
 from rmcli import output
-from rmcli.backbones.architectures import choose_rows
-from rmcli.config.layers import Config
+from rmcli.backbones.architectures import choose_batches
+from rmcli.config.sections import Config
 from rmcli.errors import RmcliError, Skip
-from rmcli.model import batch as batches
-from rmcli.model import forward as model
-from rmcli.model import self_test
+from rmcli.model import forward, self_test
+from rmcli.model.backend import check_attention
+from rmcli.model.batch import build_batch, build_targets
+from rmcli.model.device import pick_device
+from rmcli.model.load import load_model
 from rmcli.model.metrics import PairMetrics
 from rmcli.packs import pack
-from rmcli.records import PreferenceGroup, Rows, TokenGroup
-from rmcli.rows import readers, sources
+from rmcli.records import BatchKind, PreferenceGroup, TokenGroup
+from rmcli.rows import sources
+from rmcli.rows.files import read_lines
 from rmcli.rows.map_fns.apply import apply
 from rmcli.rows.map_fns.fields import as_messages
 from rmcli.rows.map_fns.known import NAMED
 from rmcli.tokens.encode import Encoder
-from rmcli.tokens.tokenizer import load_tokenizer
+from rmcli.tokens.tokenizer import load_model_config, load_tokenizer
 
 WINDOW = 1024  # lines read, packed and scored together
 
@@ -58,14 +61,14 @@ def run(config: Config, source: str, target: str) -> Summary:
     """Score every line of `source` into `target` ("-" is stdin and stdout)."""
     reward = load_tokenizer(config.model)
     encoder = Encoder(reward, config.data.max_length, config.data.overlong)
-    device = model.pick_device(config)
-    model_config = model.load_model_config(config.model)
-    choice = choose_rows(config.model.use_varlen_attn, model_config, config.data.max_length)
-    model.check_attention(config, model_config, choice.rows, device)
+    device = pick_device(config)
+    model_config = load_model_config(config.model)
+    choice = choose_batches(config.model.use_varlen_attn, model_config, config.data.max_length)
+    check_attention(config, model_config, choice.kind, device)
     lines = _read(source)
-    network: Any = model.load_model(config.model, reward, rows=choice.rows, device=device)
-    rows = self_test.settle_rows(network, choice, config.model.dtype).rows
-    scorer = _Scorer(network, encoder, config, rows)
+    network: Any = load_model(config.model, reward, kind=choice.kind, device=device)
+    kind = self_test.settle_batches(network, choice, config.model.dtype).kind
+    scorer = _Scorer(network, encoder, config, kind)
     summary = Summary()
     with _open_output(target) as results:
         numbered = enumerate(lines, 1)
@@ -78,12 +81,12 @@ def run(config: Config, source: str, target: str) -> Summary:
 
 @dataclass(frozen=True)
 class _Scorer:
-    """A model ready to score: `rows` is how it runs conversations."""
+    """A model ready to score: `kind` is how it runs conversations."""
 
     network: Any
     encoder: Encoder
     config: Config
-    rows: Rows
+    kind: BatchKind
 
 
 def report(summary: Summary) -> None:
@@ -115,7 +118,7 @@ def _score_window(
         else:
             results.append(_as_result(entry, scores[at]))
             summary.truncated += entry.truncated
-            targets = batches.build_targets([entry], "ranking") if len(scores[at]) > 1 else None
+            targets = build_targets([entry], "ranking") if len(scores[at]) > 1 else None
             if targets is not None and len(targets.better):
                 summary.pairs.add(torch.tensor(scores[at]), targets.better, targets.worse)
     return results
@@ -165,11 +168,11 @@ def _run(scorer: _Scorer, groups: list[TokenGroup]) -> list[list[float]]:
     results: list[list[float]] = [[] for _ in groups]
     for members in pack.best_fit_decreasing([group.num_tokens for group in groups], capacity):
         chunk = [groups[index] for index in members]
-        together = [[group] for group in chunk] if scorer.rows == "padded" else [chunk]
+        together = [[group] for group in chunk] if scorer.kind == "padded" else [chunk]
         values: list[float] = []
         for part in together:
-            batch = batches.build(scorer.rows, part, scorer.encoder.reward.pad_token_id, network.device)
-            values += model.scores(network, batch, config.model.dtype).tolist()
+            batch = build_batch(scorer.kind, part, scorer.encoder.reward.pad_token_id, network.device)
+            values += forward.scores(network, batch, config.model.dtype).tolist()
         for index in members:
             count = len(groups[index].responses)
             results[index], values = values[:count], values[count:]
@@ -196,7 +199,7 @@ def _read(source: str) -> Iterator[bytes]:
         raise RmcliError(f"input {source} is a folder", "give a .jsonl file, or - for stdin")
     if not path.is_file():
         raise RmcliError(f"input {source}: no such file", "give a .jsonl file, or - for stdin")
-    return readers.read_lines(path)
+    return read_lines(path)
 
 
 @contextmanager

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rmcli.backbones import gguf_files, hub
-from rmcli.backbones.internlm2 import auto as internlm2
-from rmcli.config.layers import ModelSection, preset_names, pretrained_arguments
+from rmcli.backbones.internlm2.auto import AutoConfig, AutoTokenizer
+from rmcli.config.presets import preset_names, pretrained_arguments
+from rmcli.config.sections import ModelSection
 from rmcli.errors import ConfigError, RmcliError
 from rmcli.tokens import chat_templates
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 NATURAL = "natural"  # model.reward_token: the template's own end-of-turn token
-_LOADERS = {"config": internlm2.AutoConfig, "tokenizer": internlm2.AutoTokenizer}
+_LOADERS = {"config": AutoConfig, "tokenizer": AutoTokenizer}
 ROWS_MULTIPLE = 64  # rows of a grown embedding: a size that kernels like
 CHAT_TEMPLATE_HINT = f"give one: --chat-template FILE, or a built-in one: {', '.join(chat_templates.BUILT_IN)}"
 

@@ -10,16 +10,15 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from rmcli.model import batch as batches
-from rmcli.model.attention.layout import RowShape
+from rmcli.model.attention.layout import BatchShape
+from rmcli.model.batch import PackedBatch, build_batch, build_targets, is_used
 from rmcli.model.flops import FlopCounter
 from rmcli.model.losses import Targets
-from rmcli.packs import writer as store
-from rmcli.records import Rows, TokenGroup
+from rmcli.packs.reader import PackedSplit
+from rmcli.records import BatchKind, TokenGroup
 from rmcli.train.plan import Slice, Step
 
 STEPS_AHEAD = 2
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -52,18 +51,18 @@ class StepFeed:
 
 @dataclass
 class Feeder:
-    """Builds a step's feed; `rows` is how conversations are run.
+    """Builds a step's feed; `kind` is how conversations are run.
 
     `shape` is what packed rows are filled up to, None where they keep their own size; it grows when it must.
     """
 
-    split: store.PackedSplit
+    split: PackedSplit
     loss_type: str
-    rows: Rows
+    kind: BatchKind
     pad_token_id: int
     device: torch.device
     counter: FlopCounter
-    shape: RowShape | None = None
+    shape: BatchShape | None = None
 
     def build(self, step: Step) -> StepFeed:
         """Counted over the whole step and all ranks before the first backward: every pair weighs the same."""
@@ -79,43 +78,43 @@ class Feeder:
             total_scores=sum(len(group.responses) for group in everything),
             row_ids=tuple(group.row_id for group in everything),
             num_tokens=sum(forward.batch.num_tokens for forward in forwards),
-            flops=self.counter.of_groups(together, shared=self.rows == "packed"),
+            flops=self.counter.of_groups(together, shared=self.kind == "packed"),
             effective_flops=self.counter.of_groups(together, shared=False),
         )
 
     def _forward(self, groups: list[TokenGroup]) -> Forward:
-        batch = batches.build(self.rows, groups, self.pad_token_id, self.device, self.shape)
-        if isinstance(batch, batches.PackedBatch):
+        batch = build_batch(self.kind, groups, self.pad_token_id, self.device, self.shape)
+        if isinstance(batch, PackedBatch):
             self.shape = batch.layout.shape
             _ = batch.layout.copies, batch.layout.at_scores  # here, not in the first layer
-        return Forward(batch, batches.build_targets(groups, self.loss_type, self.device))
+        return Forward(batch, build_targets(groups, self.loss_type, self.device))
 
 
-def groups_of(split: store.PackedSplit, forward: Iterable[Slice], loss_type: str) -> list[TokenGroup]:
+def groups_of(split: PackedSplit, forward: Iterable[Slice], loss_type: str) -> list[TokenGroup]:
     """The groups of one forward that this loss can learn from; job has counted the others."""
-    groups = [group for part in forward for group in split.groups(part.row, part.start, part.stop)]
-    return [group for group in groups if batches.is_used(group, loss_type)]
+    groups = [group for part in forward for group in split.groups(part.pack, part.start, part.stop)]
+    return [group for group in groups if is_used(group, loss_type)]
 
 
-def shape_of_all(forwards: Iterable[Iterable[Slice]], split: store.PackedSplit) -> RowShape:
+def shape_of_all(forwards: Iterable[Iterable[Slice]], split: PackedSplit) -> BatchShape:
     """The one shape that all these forwards fill up to, no larger than the largest of them needs.
 
     Offsets of segments that do not exist and lengths that none has cost a kernel time as well. Groups that the loss
     does not use count, too: a forward without them is filled up.
     """
-    rows = [(split.group_tokens(row), *split.group_conversations(row)) for row in range(len(split))]
-    columns = np.stack([np.concatenate(column) for column in zip(*rows, strict=True)])  # one per group of the split
-    first = [0, *itertools.accumulate(split.groups_per_row)]
+    packs = [(split.group_tokens(pack), *split.group_conversations(pack)) for pack in range(len(split))]
+    columns = np.stack([np.concatenate(column) for column in zip(*packs, strict=True)])  # one per group of the split
+    first = [0, *itertools.accumulate(split.groups_per_pack)]
     sizes = []
     for forward in forwards:
-        groups = [g for part in forward for g in range(first[part.row] + part.start, first[part.row] + part.stop)]
+        groups = [g for part in forward for g in range(first[part.pack] + part.start, first[part.pack] + part.stop)]
         tokens, numbers, prefixes, longest = columns[:, groups]
         unshared = tokens + (numbers - 1) * prefixes
         sizes.append((tokens.sum(), numbers.sum(), unshared.sum(), longest.max(), numbers.max()))
     tokens, numbers, unshared, longest, most = np.array(sizes).T
     num_tokens, longest = (int(largest) + -int(largest) % 128 for largest in (tokens.max(), longest.max()))
-    num_segments, num_keys = RowShape(num_tokens, longest).filled_up(tokens, numbers, unshared)
-    return RowShape(num_tokens, longest, int(num_keys.max()), int(num_segments.max()), int(most.max()) - 1)
+    num_segments, num_keys = BatchShape(num_tokens, longest).filled_up(tokens, numbers, unshared)
+    return BatchShape(num_tokens, longest, int(num_keys.max()), int(num_segments.max()), int(most.max()) - 1)
 
 
 def ahead(build: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

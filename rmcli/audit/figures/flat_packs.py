@@ -11,7 +11,7 @@ from rmcli.audit.figures.near_duplicates import scramble
 
 
 @dataclass(frozen=True)
-class Packs:
+class FlatPacks:
     """One or more packs, one after the other.
 
     `ids` (T,), and where in them each group and conversation stands; a prompt is the shared prefix.
@@ -32,7 +32,7 @@ class Packs:
     tied: np.ndarray  # (M,) bool: neither is better
 
     @staticmethod
-    def from_columns(columns: dict[str, np.ndarray]) -> "Packs":
+    def from_columns(columns: dict[str, np.ndarray]) -> "FlatPacks":
         """From the columns of stored rows, see docs/format.md."""
         num_responses = columns["num_responses"].astype(np.int64)
         prompt_lengths = columns["prefix_lengths"].astype(np.int64)
@@ -46,7 +46,7 @@ class Packs:
         compared_group = np.repeat(np.arange(len(num_responses)), columns["num_comparisons"])
         one, other = (columns[f"comparison_{name}"] + first[compared_group] for name in ("first", "second"))
         labels = columns["comparison_labels"]
-        return Packs(
+        return FlatPacks(
             ids=columns["input_ids"],
             starts=response_starts[first] - prompt_lengths,
             prompt_lengths=prompt_lengths,

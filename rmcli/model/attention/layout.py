@@ -24,7 +24,7 @@ class Segment(NamedTuple):
 
 
 @dataclass(frozen=True)
-class RowShape:
+class BatchShape:
     """Sizes that rows are filled up to, so that all of them run through one compiled graph.
 
     `num_keys` of all segments, `num_segments` with those that fill up, `num_copies` further ones of a prefix;
@@ -37,7 +37,7 @@ class RowShape:
     num_segments: int = 0
     num_copies: int = 0
 
-    def grown_for(self, segments: Sequence[Segment]) -> "RowShape":
+    def grown_for(self, segments: Sequence[Segment]) -> "BatchShape":
         """This shape where it holds the segments, else one that does: a step larger, so that few graphs are built."""
         num_tokens = sum(segment.length for segment in segments)
         num_keys = sum(segment.prefix_length + segment.length for segment in segments)
@@ -45,8 +45,8 @@ class RowShape:
         num_copies = max(Counter(s.prefix_start for s in segments if s.prefix_length).values(), default=0)
         longest = self.longest if longest <= self.longest else _power_of_two(longest)
         whole = self.num_tokens if num_tokens <= self.num_tokens else num_tokens + -num_tokens % 1024
-        num_segments, num_keys = RowShape(whole, longest).filled_up(num_tokens, len(segments), num_keys)
-        return RowShape(
+        num_segments, num_keys = BatchShape(whole, longest).filled_up(num_tokens, len(segments), num_keys)
+        return BatchShape(
             num_tokens=whole,
             longest=longest,
             num_keys=self.num_keys if num_keys <= self.num_keys else num_keys + -num_keys % max(whole // 4, 1),
@@ -89,7 +89,7 @@ class PackedLayout:
     max_q: int
     max_k: int
     num_scores: int
-    shape: RowShape | None = None
+    shape: BatchShape | None = None
     # Masks are the same in every layer: one forward builds each shape, and each window of FlexAttention's, once.
     masks: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict, repr=False, compare=False)
     block_masks: dict[int | None, Any] = field(default_factory=dict, repr=False, compare=False)
@@ -161,7 +161,7 @@ class PackedLayout:
 
     @staticmethod
     def from_segments(
-        segments: tuple[Segment, ...], device: torch.device | str = "cpu", shape: RowShape | None = None
+        segments: tuple[Segment, ...], device: torch.device | str = "cpu", shape: BatchShape | None = None
     ) -> "PackedLayout":
         """`shape` must hold the segments (see grown_for)."""
         num_scores = len(segments)

@@ -17,10 +17,10 @@ from rmcli.errors import ConfigError, RmcliError
 from rmcli.model.attention import by_segment, flex, varlen
 from rmcli.model.attention.call import Call
 from rmcli.model.attention.layout import (
+    BatchShape,
     KeysFound,
     KeysWanted,
     PackedLayout,
-    RowShape,
     ScoreLayout,
     ScoresWanted,
     Segment,
@@ -30,11 +30,11 @@ from rmcli.model.attention.layout import (
 __all__ = [
     "ATTENTION_NAME",
     "BACKENDS",
+    "BatchShape",
     "Call",
     "KeysFound",
     "KeysWanted",
     "PackedLayout",
-    "RowShape",
     "ScoreLayout",
     "ScoresWanted",
     "Segment",
