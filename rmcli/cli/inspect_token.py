@@ -1,7 +1,8 @@
 """`rmcli inspect-token`."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +19,9 @@ from rmcli.cli.options import (
     say_next,
     show_config,
 )
+
+if TYPE_CHECKING:
+    from rmcli.config.layers import Resolved
 
 
 @reports
@@ -45,24 +49,14 @@ def inspect_token_command(
     verbose: Verbose = False,
 ) -> None:
     """Find the vocabulary id that should be the reward token, with the evidence."""
-    from rmcli.config.layers import Layer
     from rmcli.config.presets import preset_names
-    from rmcli.config.resolve import resolve, trained_model_layers
     from rmcli.inspect_token import own_preset
     from rmcli.inspect_token.run import run
     from rmcli.inspect_token.verdict import show
 
     if target is not None and preset is None and target in preset_names():
         preset, target = target, None
-    if target is None:
-        resolved = resolve(preset, config or (), set_ or ())
-    elif (Path(target) / "rmcli.toml").is_file():
-        base, here = trained_model_layers(Path(target))
-        resolved = resolve(preset, config or (), set_ or (), base=base, options=[here])
-    else:
-        own = Layer("MODEL", {"model": {"pretrained_model_name_or_path": target}})
-        lowest = own if preset is None else None
-        resolved = resolve(preset, config or (), set_ or (), base=lowest, options=[own])
+    resolved = _configuration(target, preset, config or (), set_ or ())
     if dry_run:
         show_config(resolved, {"inspect": resolved.config.model.pretrained_model_name_or_path}, json)
         return
@@ -82,3 +76,19 @@ def inspect_token_command(
         output.say(
             "next: put these lines under [model] of a config file and give it with -c (or --write-preset NAME)"
         )
+
+
+def _configuration(
+    target: str | None, preset: str | None, files: Sequence[Path], settings: Sequence[str]
+) -> "Resolved":
+    """That of a preset, of a trained model's folder, or of any model or tokenizer by its name."""
+    from rmcli.config.layers import Layer
+    from rmcli.config.resolve import resolve, trained_model_layers
+
+    if target is None:
+        return resolve(preset, files, settings)
+    if (Path(target) / "rmcli.toml").is_file():
+        base, here = trained_model_layers(Path(target))
+        return resolve(preset, files, settings, base=base, options=[here])
+    own = Layer("MODEL", {"model": {"pretrained_model_name_or_path": target}})
+    return resolve(preset, files, settings, base=own if preset is None else None, options=[own])

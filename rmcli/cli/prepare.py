@@ -30,64 +30,74 @@ if TYPE_CHECKING:
     from rmcli.tokens.tokenizer import RewardTokenizer
 
 
+Sources = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[SOURCE]...",
+        help="Files, folders, URLs, Hub names, -; default: the map function's own.",
+    ),
+]
+OwnSources = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--source",
+        metavar="KEY=VALUE,...",
+        help="A source with its own settings: path=FILE,map_fn=F,weight=2,max_rows=9; repeatable.",
+    ),
+]
+MapFn = Annotated[
+    str | None,
+    typer.Option("--map-fn", metavar="F", help="A name (rmcli map-fns), auto, module:function or file.py:function."),
+]
+Output = Annotated[str | None, typer.Option("-o", "--output", metavar="DIR|URL", help="Default: data/F-PRESET.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what was prepared there.")]
+KeepDuplicates = Annotated[
+    bool | None, typer.Option("--keep-duplicates", help="Keep exact duplicates of earlier rows.")
+]
+Pairs = Annotated[
+    str | None, typer.Option("--pairs", metavar="all|best_worst|adjacent", help="Which pairs of a K-way group.")
+]
+MaxRejects = Annotated[
+    str | None, typer.Option("--max-rejects", metavar="N|P%", help="Stop when more rows are rejected.")
+]
+Decontaminate = Annotated[
+    list[str] | None,
+    typer.Option("--decontaminate", metavar="FILE", help="Leave out rows that this evaluation file asks too."),
+]
+ChatTemplate = Annotated[
+    str | None,
+    typer.Option(
+        "--chat-template",
+        metavar="FILE|NAME",
+        help="Chat template in place of the tokenizer's: a file, chatml, llama3, plain.",
+    ),
+]
+Merge = Annotated[
+    bool, typer.Option("--merge", help="Join the prepared parts SOURCE... (shards i/n of one set) into -o DIR.")
+]
+Shard = Annotated[
+    str | None, typer.Option("--shard", metavar="I/N", help="Every Nth row from the Ith on: one of N machines.")
+]
+Show = Annotated[int, typer.Option("--show", metavar="N", min=0, max=20, help="Print the first N pairs by token.")]
+WithAudit = Annotated[bool, typer.Option("--audit/--no-audit", help="Audit what was prepared.")]
+
+
 @reports
 def prepare_command(
-    source: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[SOURCE]...",
-            help="Files, folders, URLs, Hub names, -; default: the map function's own.",
-        ),
-    ] = None,
-    source_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--source",
-            metavar="KEY=VALUE,...",
-            help="A source with its own settings: path=FILE,map_fn=F,weight=2,max_rows=9; repeatable.",
-        ),
-    ] = None,
-    map_fn: Annotated[
-        str | None,
-        typer.Option(
-            "--map-fn", metavar="F", help="A name (rmcli map-fns), auto, module:function or file.py:function."
-        ),
-    ] = None,
-    out: Annotated[
-        str | None, typer.Option("-o", "--output", metavar="DIR|URL", help="Default: data/F-PRESET.")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what was prepared there.")] = False,
-    keep_duplicates: Annotated[
-        bool | None, typer.Option("--keep-duplicates", help="Keep exact duplicates of earlier rows.")
-    ] = None,
-    pairs: Annotated[
-        str | None, typer.Option("--pairs", metavar="all|best_worst|adjacent", help="Which pairs of a K-way group.")
-    ] = None,
-    max_rejects: Annotated[
-        str | None, typer.Option("--max-rejects", metavar="N|P%", help="Stop when more rows are rejected.")
-    ] = None,
-    decontaminate: Annotated[
-        list[str] | None,
-        typer.Option("--decontaminate", metavar="FILE", help="Leave out rows that this evaluation file asks too."),
-    ] = None,
-    chat_template: Annotated[
-        str | None,
-        typer.Option(
-            "--chat-template",
-            metavar="FILE|NAME",
-            help="Chat template in place of the tokenizer's: a file, chatml, llama3, plain.",
-        ),
-    ] = None,
-    merge: Annotated[
-        bool, typer.Option("--merge", help="Join the prepared parts SOURCE... (shards i/n of one set) into -o DIR.")
-    ] = False,
-    shard: Annotated[
-        str | None, typer.Option("--shard", metavar="I/N", help="Every Nth row from the Ith on: one of N machines.")
-    ] = None,
-    show: Annotated[
-        int, typer.Option("--show", metavar="N", min=0, max=20, help="Print the first N pairs by token.")
-    ] = 0,
-    with_audit: Annotated[bool, typer.Option("--audit/--no-audit", help="Audit what was prepared.")] = True,
+    source: Sources = None,
+    source_: OwnSources = None,
+    map_fn: MapFn = None,
+    out: Output = None,
+    overwrite: Overwrite = False,
+    keep_duplicates: KeepDuplicates = None,
+    pairs: Pairs = None,
+    max_rejects: MaxRejects = None,
+    decontaminate: Decontaminate = None,
+    chat_template: ChatTemplate = None,
+    merge: Merge = False,
+    shard: Shard = None,
+    show: Show = 0,
+    with_audit: WithAudit = True,
     report: Report = None,
     preset: Preset = None,
     config: ConfigFiles = None,
@@ -115,18 +125,16 @@ def prepare_command(
             )
         _merge(source or [], out, overwrite, json, with_audit, report)
         return
-    asked = [*(source or ()), *map(parse_source, source_ or ())]
     limit = int(max_rejects) if max_rejects is not None and max_rejects.isdecimal() else max_rejects
-    held_out = [str(absolute_if_file(file)) for file in decontaminate or ()]
     options = [
         option_layer(
             "data",
-            sources=asked or None,
+            sources=[*(source or ()), *map(parse_source, source_ or ())] or None,
             dataset_map_fn=map_fn,
             keep_duplicates=keep_duplicates,
             pairs=pairs,
             max_rejects=limit,
-            decontaminate=held_out or None,
+            decontaminate=[str(absolute_if_file(file)) for file in decontaminate or ()] or None,
             shard=shard,
         ),
         option_layer("model", chat_template=absolute_if_file(chat_template)),

@@ -40,25 +40,9 @@ def load_model(
     config = load_model_config(model)
     architectures.ensure_classifier(config)
     if model.random_weights:
-        config.num_labels = 1
-        torch.manual_seed(seed)
-        with torch.device(device):
-            network: Any = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
-        new_head = True
+        network, new_head = _random_network(config, seed, device), True
     else:
-        arguments = pretrained_arguments(name, model.revision)
-        extra: dict[str, Any] = {"num_labels": 1, "dtype": torch.float32, "output_loading_info": True}
-        if "gguf_file" in arguments:
-            extra["quantization_config"] = _dequantize(arguments["gguf_file"])
-        network, report = from_pretrained(AutoSequenceClassifier, "weights", name, {**arguments, **extra})
-        missing = set(report["missing_keys"])
-        new_head = "score.weight" in missing
-        if missing - {"score.weight"} or report["mismatched_keys"]:
-            wrong = sorted(missing - {"score.weight"}) or [str(key) for key in report["mismatched_keys"]]
-            raise RmcliError(
-                f"the weights of {name} do not fill the model: {len(wrong)} missing or misshapen, first {wrong[0]}",
-                "the checkpoint must hold every weight its config.json asks for",
-            )
+        network, new_head = _stored_network(model)
     head = score_head(network)
     if new_head:
         nn.init.zeros_(head.weight)
@@ -72,12 +56,46 @@ def load_model(
         prepare_reward_row(network, reward)
         forget_padding(network)
     if kind == "packed":
-        network.set_attn_implementation(ATTENTION_NAME)
-        assert network.config._attn_implementation == ATTENTION_NAME  # choose_batches has seen to it
-        set_attention(network, model.attention)
-        if model.trim_last_layer and architectures.trims_last_layer(config):
-            trim(network)
+        _run_packed(network, model)
     return network.to(device).eval()  # pyright: ignore[reportArgumentType] (transformers wraps torch's `to`)
+
+
+def _random_network(config: PreTrainedConfig, seed: int, device: torch.device | str) -> Any:
+    config.num_labels = 1
+    torch.manual_seed(seed)
+    with torch.device(device):
+        return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+
+
+def _stored_network(model: ModelSection) -> tuple[Any, bool]:
+    """The network with the weights of its files, and whether its head is new, still to be set.
+
+    Raises RmcliError unless the files fill everything but the head.
+    """
+    name = model.pretrained_model_name_or_path
+    assert name is not None
+    arguments = pretrained_arguments(name, model.revision)
+    extra: dict[str, Any] = {"num_labels": 1, "dtype": torch.float32, "output_loading_info": True}
+    if "gguf_file" in arguments:
+        extra["quantization_config"] = _dequantize(arguments["gguf_file"])
+    network, report = from_pretrained(AutoSequenceClassifier, "weights", name, {**arguments, **extra})
+    missing = set(report["missing_keys"])
+    if missing - {"score.weight"} or report["mismatched_keys"]:
+        wrong = sorted(missing - {"score.weight"}) or [str(key) for key in report["mismatched_keys"]]
+        raise RmcliError(
+            f"the weights of {name} do not fill the model: {len(wrong)} missing or misshapen, first {wrong[0]}",
+            "the checkpoint must hold every weight its config.json asks for",
+        )
+    return network, "score.weight" in missing
+
+
+def _run_packed(network: PreTrainedModel, model: ModelSection) -> None:
+    """Shared-prefix attention by the configured backend, and the last layer trimmed where that is proven."""
+    network.set_attn_implementation(ATTENTION_NAME)
+    assert network.config._attn_implementation == ATTENTION_NAME  # choose_batches has seen to it
+    set_attention(network, model.attention)
+    if model.trim_last_layer and architectures.trims_last_layer(network.config):
+        trim(network)
 
 
 def forget_padding(network: PreTrainedModel) -> None:
