@@ -23,13 +23,13 @@ from time import perf_counter
 from typing import Any
 from unittest import mock
 
-import figures
-import material
 import torch
-import train
 import transformers
 
+import figures
+import material
 import rmcli
+import train
 from rmcli.config.resolve import resolve
 from rmcli.model import optim
 from rmcli.train import loop

@@ -6,8 +6,8 @@
 Random weights of a real shape (benchmarks/material.py), the lengths of real pairs, the command as users run it: its
 own loop, its batches built ahead, its own meter. Only the writing of the model folder is left out. Each way is a
 process of its own: settings as for --set, joined by blanks. MFU counts no recomputation and nothing that fills a row
-up (rmcli/flops.py); a line of the log is about the steps from the end of the last line to its own, the device's queue
-drained by the reading of the loss. The first two lines warm up and are left out.
+up (rmcli/model/flops.py); a line of the log is about the steps from the end of the last line to its own, the
+device's queue drained by the reading of the loss. The first two lines warm up and are left out.
 """
 
 import argparse

@@ -33,9 +33,9 @@ from typing import Any
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core, unless a run says otherwise
 
-import figures
 import transformers
 
+import figures
 from rmcli.config.resolve import resolve
 from rmcli.errors import Skip
 from rmcli.prepare.units import CHUNK

@@ -33,12 +33,12 @@ from typing import Any
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-import figures
-import material
 import torch
 import transformers
 from transformers import pipeline
 
+import figures
+import material
 import rmcli
 from rmcli import output
 from rmcli.config.layers import Layer

@@ -40,10 +40,10 @@ LEVERS = """## Levers
 
 rmcli against itself, one switch away from the first line: "rmcli is faster" above 1 is what the switch costs (or, for
 `trim_last_layer=false`, what trimming brings), "peak over it" above 1 is memory that the switch saves. Tests show
-exact: the trimmed last layer (`tests/test_architectures.py`), activation checkpointing (`tests/test_exactness.py`),
-split weights (`tests/test_optim.py`), rows of one shape through one compiled graph (`tests/test_kernels.py`, traced
-on a CPU), and that a deterministic run repeats (`tests/test_determinism.py`). 8-bit states are not exact by nature,
-and save nothing where activations are the peak, as here.
+exact: the trimmed last layer (`tests/backbones/test_architectures.py`), activation checkpointing
+(`tests/model/test_exactness.py`), split weights (`tests/model/test_optim.py`), rows of one shape through one compiled
+graph (`tests/model/test_kernels.py`, traced on a CPU), and that a deterministic run repeats
+(`tests/train/test_determinism.py`). 8-bit states are not exact by nature, and save nothing where activations are the peak, as here.
 Compiled layers, Liger, split weights and flash-attn are for CUDA: `tests/test_cuda.py` runs all but flash-attn on a
 GPU, whose call alone is tested.
 """
@@ -75,7 +75,7 @@ ON_A_GPU = """## On a GPU
 Random weights of real shapes, the lengths of real pairs. FOLDER is a model folder whose tokenizer is taken.
 
 MFU is the share of the chip's peak (989 TFLOP/s) that model FLOPs of whole optimizer steps take: shared prompts
-counted once, nothing recomputed, nothing that fills a row up (`rmcli/flops.py`). "Effective" counts the same
+counted once, nothing recomputed, nothing that fills a row up (`rmcli/model/flops.py`). "Effective" counts the same
 conversations unshared, which is what a trainer that repeats the prompt would have to reach. The command is `rmcli
 train`, with its own meter, batches built ahead. Our goals are 52 % and 58 %; docs/log.md says where the time goes.
 

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, write_lines
+
+from support.places import REPOSITORY, write_lines
 
 sys.path.append(str(REPOSITORY / "benchmarks"))
 

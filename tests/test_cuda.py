@@ -10,10 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, random_group, run_cli, tiny_model, write_lines
-from test_architectures import backbone_scores, tiny_network
-from test_exactness import gradients, uneven_groups
-from test_kernels import packs
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -28,6 +24,10 @@ from rmcli.model.recompute import checkpoint_activations
 from rmcli.train import run
 from rmcli.train.job import build_job
 from rmcli.train.loop import Trainer
+from support.cli import run_cli
+from support.exactness import backbone_scores, gradients, packs, tiny_network, uneven_groups
+from support.networks import random_group, tiny_model
+from support.places import REPOSITORY, write_lines
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device"),

@@ -12,7 +12,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+
+from support.places import REPOSITORY
 
 PACKAGE = REPOSITORY / "rmcli"
 # From top to bottom. A folder imports only folders below its own; a command's folder imports no other command's.

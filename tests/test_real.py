@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, run_cli, single_batches
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rmcli.backbones.internlm2 import auto
@@ -22,6 +21,9 @@ from rmcli.rows.map_fns.known import NAMED
 from rmcli.tokens import tokenizer
 from rmcli.tokens.encode import Encoder
 from rmcli.tokens.tokenizer import load_tokenizer
+from support.cli import run_cli
+from support.networks import single_batches
+from support.places import REPOSITORY
 
 MAP_FN = f"{REPOSITORY / 'examples' / 'instruction_preference.py'}:to_pair"
 

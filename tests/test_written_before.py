@@ -11,7 +11,8 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+
+from support.places import REPOSITORY
 
 BEFORE = REPOSITORY / "tests" / "written_before"
 

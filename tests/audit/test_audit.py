@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import random_group, write_lines
 
 from rmcli.audit import page, screen
 from rmcli.audit.figures import near_duplicates
@@ -17,6 +16,8 @@ from rmcli.config.resolve import resolve
 from rmcli.errors import RmcliError
 from rmcli.packs.writer import PackWriter
 from rmcli.records import Comparison, Pack, TokenGroup
+from support.networks import random_group
+from support.places import write_lines
 
 TINY = resolve("tiny").config.model
 

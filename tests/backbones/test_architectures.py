@@ -7,9 +7,6 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from conftest import REPOSITORY, NoWaiting, single_batches
-from test_exactness import gradients, largest_relative, one_key_more, uneven_groups
-from tiny_backbones import FELT, PACKED, SINGLE, tiny_config
 from transformers import AutoModelForSequenceClassification, LlamaConfig, Phi3Config
 
 from rmcli.backbones import architectures
@@ -19,33 +16,12 @@ from rmcli.model.attention.layout import PackedLayout
 from rmcli.model.attention.shared_prefix import ATTENTION_NAME, register
 from rmcli.model.backend import stock_attention
 from rmcli.model.forward import hidden_at_scores
-from rmcli.model.network import is_trimmed, score_head, trim
+from rmcli.model.network import is_trimmed, trim
 from rmcli.model.self_test import expect, settle_batches
-
-
-def tiny_network(name: str, seed: int = 0, **changes: object) -> torch.nn.Module:
-    """A random reward model of that architecture with a seeded non-zero head."""
-    register()
-    config = tiny_config(name, **changes)
-    architectures.ensure_classifier(config)
-    torch.manual_seed(seed)
-    network = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).eval()
-    torch.nn.init.normal_(score_head(network).weight, std=0.3)
-    for parameter_name, parameter in network.named_parameters():
-        if parameter_name.endswith("sinks"):
-            torch.nn.init.normal_(parameter, std=1.0)
-    return network
-
-
-def backbone_scores(network: torch.nn.Module, groups: list, stock: str = "eager") -> torch.Tensor:
-    """The plain backbone and a linear head, one conversation at a time."""
-    weight = score_head(network).weight[0]
-    with stock_attention(network, stock):
-        hidden = [
-            network.base_model(input_ids=one.input_ids, use_cache=False).last_hidden_state[0, -1]
-            for one in single_batches(groups)
-        ]
-    return torch.stack(hidden) @ weight
+from support.exactness import backbone_scores, gradients, largest_relative, one_key_more, tiny_network, uneven_groups
+from support.networks import NoWaiting, single_batches
+from support.places import REPOSITORY
+from support.tiny_backbones import FELT, PACKED, SINGLE, tiny_config
 
 
 @pytest.mark.parametrize("name", sorted(PACKED))

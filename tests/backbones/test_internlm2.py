@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import sentencepiece
 import torch
-from conftest import REPOSITORY, random_group, write_lines
 from safetensors.torch import save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -29,6 +28,8 @@ from rmcli.model.load import load_model
 from rmcli.model.network import backbone
 from rmcli.rows import tasks
 from rmcli.tokens import tokenizer
+from support.networks import random_group
+from support.places import REPOSITORY, write_lines
 
 LAYERS, HIDDEN, INNER, HEADS, GROUPS, SWITCH = 2, 32, 48, 4, 2, 2048
 HEAD_DIM = HIDDEN // HEADS

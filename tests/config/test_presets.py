@@ -11,16 +11,16 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
-import fetch_tokenizers
 import pytest
-from conftest import REPOSITORY
 
+import fetch_tokenizers
 from rmcli.config.presets import preset_names, presets_folder, read_about
 from rmcli.config.resolve import resolve
 from rmcli.config.sections import ModelSection
 from rmcli.errors import ConfigError
 from rmcli.inspect_token import evidence as token_evidence
 from rmcli.tokens import tokenizer as tokenizers
+from support.places import REPOSITORY
 
 PRESETS = preset_names()
 # Preset -> the tokenizer that is loaded for it. Those of big packages are checked by `make test-slow`.

@@ -12,9 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, find_tokenizer, write_lines
 from safetensors.torch import load_file, save_file
-from test_embedding_rows import Server, hub_server, write_llama_70b  # noqa: F401  (a fixture)
 from transformers import LlamaConfig, LlamaModel
 
 from rmcli.config.presets import presets_folder
@@ -23,6 +21,8 @@ from rmcli.inspect_token import evidence as token_evidence
 from rmcli.inspect_token.evidence import Evidence
 from rmcli.inspect_token.run import run
 from rmcli.tokens import tokenizer
+from support.hub_server import write_llama_70b
+from support.places import REPOSITORY, find_tokenizer, write_lines
 
 
 def inspected(cli, *arguments: object) -> dict:
@@ -220,7 +220,7 @@ def test_rows_come_from_the_file_where_the_config_says_otherwise(cli, small_mode
     assert [c["kind"] for c in json.loads(result.stdout)["candidates"]] == ["reserved", "resize"]
 
 
-def test_a_hub_model_is_inspected_by_ranges(hub_server, tmp_path):  # noqa: F811
+def test_a_hub_model_is_inspected_by_ranges(hub_server, tmp_path):
     """The whole command in its own process, its Hub a local server with a 70B-sized embedding."""
     remote = hub_server.folder
     for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):

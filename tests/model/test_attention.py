@@ -11,9 +11,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import REPOSITORY, tiny_model
-from test_architectures import backbone_scores, tiny_network
-from test_exactness import gradients, largest_relative, uneven_groups
 
 from rmcli.config.resolve import resolve
 from rmcli.errors import ConfigError
@@ -26,6 +23,9 @@ from rmcli.model.backend import check_attention, set_attention
 from rmcli.model.forward import scores
 from rmcli.model.network import trim
 from rmcli.model.self_test import settle_batches
+from support.exactness import backbone_scores, gradients, largest_relative, tiny_network, uneven_groups
+from support.networks import tiny_model
+from support.places import REPOSITORY
 
 
 def reference_varlen(query, key, value, cu_seq_q, cu_seq_k, scale, window_size, softcap=0.0):

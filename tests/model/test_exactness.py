@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, random_group, single_batches, tiny_model
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -17,40 +16,16 @@ from rmcli.model.network import trim
 from rmcli.model.recompute import checkpoint_activations
 from rmcli.model.self_test import Probe
 from rmcli.records import TokenGroup
+from support.exactness import SHAPES, gradients, largest_relative, one_key_more, uneven_groups
+from support.networks import CONFIGS, random_group, single_batches, tiny_model
 
 MODELS = sorted(CONFIGS)
-SHAPES = [(9, (5, 3)), (1, (7, 11)), (14, (2, 2)), (0, (4, 6)), (20, (8, 8)), (5, (3, 1, 6))]
-
-
-def uneven_groups(seed: int = 0) -> list[TokenGroup]:
-    generator = np.random.default_rng(seed)
-    return [random_group(generator, prefix, responses) for prefix, responses in SHAPES]
 
 
 def plain_scores(network: torch.nn.Module, groups: list[TokenGroup], stock: str = "eager") -> torch.Tensor:
     """What transformers' own forward of the classifier says, one conversation at a time."""
     with stock_attention(network, stock):
         return torch.cat([network(input_ids=one.input_ids).logits.squeeze(-1) for one in single_batches(groups)])
-
-
-def gradients(network: torch.nn.Module, scores: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Of a fixed uneven combination of the scores, for each parameter."""
-    network.zero_grad()
-    weights = torch.linspace(-1, 2, len(scores), dtype=scores.dtype)
-    (scores * weights).sum().backward()
-    return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
-
-
-def largest_relative(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
-    """Of the gradients of all parameters; one that is all but zero is held against the largest."""
-    assert actual.keys() == expected.keys()
-    # max() passes over a NaN that is not its first item.
-    assert all(torch.isfinite(gradient).all() for found in (actual, expected) for gradient in found.values())
-    rounding = 1e-4 * max(float(gradient.norm()) for gradient in expected.values())
-    return max(
-        float((actual[name] - expected[name]).norm()) / max(float(expected[name].norm()), rounding)
-        for name in expected
-    )
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -196,10 +171,6 @@ def test_the_self_test_passes_and_finds_a_broken_attention(monkeypatch):
     assert max(probe.run_packed(network, "float32").distances(expected)) < 1e-5
     monkeypatch.setattr(PackedLayout, "mask", lambda self, q, k, window, device: torch.ones(q, k, dtype=torch.bool))
     assert min(probe.run_packed(network, "float32").distances(expected)) > 1e-2
-
-
-def one_key_more(self, q, k, window, device):
-    return torch.ones(q, k, dtype=torch.bool).tril(k - q + 1)
 
 
 @pytest.mark.parametrize("weights", ["float32", "bfloat16"])

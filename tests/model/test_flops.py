@@ -3,9 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from conftest import random_group
-from test_architectures import tiny_network
-from test_exactness import uneven_groups
 from torch.utils.flop_counter import FlopCounterMode
 
 from rmcli.model import batch, flops
@@ -14,6 +11,8 @@ from rmcli.model.flops import FlopCounter
 from rmcli.model.forward import hidden_at_scores
 from rmcli.model.network import flop_counter, trim
 from rmcli.records import TokenGroup
+from support.exactness import tiny_network, uneven_groups
+from support.networks import random_group
 
 
 def counter_of(network: torch.nn.Module) -> FlopCounter:

@@ -6,8 +6,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import random_group, tiny_model
-from test_exactness import gradients, largest_relative, uneven_groups
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention import varlen as torch_varlen
 
@@ -23,9 +21,11 @@ from rmcli.model.recompute import checkpoint_activations
 from rmcli.packs.pack import pack
 from rmcli.packs.reader import PackedSplit
 from rmcli.packs.writer import PackWriter
-from rmcli.records import PAIR, Comparison, TokenGroup
+from rmcli.records import PAIR, Comparison
 from rmcli.train.feed import groups_of, shape_of_all
 from rmcli.train.plan import PackSizes, plan
+from support.exactness import gradients, largest_relative, packs, uneven_groups
+from support.networks import random_group, tiny_model
 
 SHAPE = BatchShape(num_tokens=192, longest=32)
 
@@ -84,7 +84,11 @@ def varlen_backward(
 
 
 varlen_kernel.register_fake(lambda query, *_: torch.empty_like(query))
+
+
 varlen_backward.register_fake(lambda above, query, key, value, *_: tuple(map(torch.empty_like, (query, key, value))))
+
+
 varlen_kernel.register_autograd(
     lambda ctx, above: (*varlen_backward(above, *ctx.saved_tensors, ctx.scale), None, None, None),
     setup_context=lambda ctx, inputs, output: (ctx.save_for_backward(*inputs[:5]), setattr(ctx, "scale", inputs[5])),
@@ -103,16 +107,6 @@ def varlen_on_cpu(monkeypatch):
         return varlen_kernel(query, key, value, cu_seq_q, cu_seq_k, scale)
 
     monkeypatch.setattr(torch_varlen, "varlen_attn", varlen_attn)
-
-
-def packs() -> list[list[TokenGroup]]:
-    """Rows of 3 to 6 groups, with pairs and with three responses."""
-    generator = np.random.default_rng(3)
-    groups = uneven_groups()
-    others = [
-        random_group(generator, prefix, lengths) for prefix, lengths in [(12, (3, 9)), (2, (2, 2)), (20, (5, 6))]
-    ]
-    return [groups, groups[::-1], others, [*others, *groups[:2]]]
 
 
 # --- rows of one shape ---
@@ -159,6 +153,8 @@ def test_a_shape_grows_where_it_must_and_never_shrinks():
 
 
 PAIRS = {"pairs_per_step": 7, "max_epochs": 2}
+
+
 PACKS = {"batch_size": 2, "accumulative_counts": 3}
 
 

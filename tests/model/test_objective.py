@@ -7,13 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import random_group, tiny_model
 
 from rmcli.config.sections import LossSection
 from rmcli.model import batch, forward
 from rmcli.model.losses import LOSSES, PENALTIES, objective, plackett_luce
 from rmcli.model.metrics import PairMetrics
 from rmcli.records import PAIR, Comparison, TokenGroup
+from support.networks import random_group, tiny_model
 
 
 def pair_loss(name: str, difference: float, label: float = 1.0, margin: float = 0.0, **keys: float):

@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, random_group, tiny_model
-from tiny_backbones import tiny_config
 from transformers import AutoModelForSequenceClassification, LlamaConfig
 
 from rmcli.config.resolve import resolve
@@ -19,6 +17,9 @@ from rmcli.model import batch, compact_adamw, forward, model_folder, optim
 from rmcli.model.compact_adamw import CompactAdamW, dequantize, dynamic_map, join_bits, quantize, round_bits
 from rmcli.model.memory import estimate_memory
 from rmcli.runs import checkpoint
+from support.networks import random_group, tiny_model
+from support.places import REPOSITORY
+from support.tiny_backbones import tiny_config
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 CPU = torch.device("cpu")

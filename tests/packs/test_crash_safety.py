@@ -16,8 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, run_cli
-from crash_child import Interrupted, write_set
 
 from rmcli.errors import RmcliError
 from rmcli.packs import staging
@@ -25,6 +23,9 @@ from rmcli.packs.manifest import find_prepared, read_manifest
 from rmcli.packs.reader import PackedSplit
 from rmcli.packs.schema import SPLITS
 from rmcli.packs.writer import PackWriter
+from support.cli import run_cli
+from support.crash_child import Interrupted, write_set
+from support.places import REPOSITORY
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPOSITORY), "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 Run = Callable[..., dict]
@@ -33,7 +34,7 @@ Run = Callable[..., dict]
 @contextmanager
 def child() -> Iterator[Run]:
     """`run(write=DIR, ..., kill_at=N)`: one job of crash_child.py."""
-    command = [sys.executable, REPOSITORY / "tests" / "crash_child.py"]
+    command = [sys.executable, REPOSITORY / "tests" / "support" / "crash_child.py"]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
     ) as process:

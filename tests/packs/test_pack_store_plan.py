@@ -6,7 +6,6 @@ import json
 import datasets
 import numpy as np
 import pytest
-from conftest import random_group
 
 from rmcli.config.sections import TrainSection
 from rmcli.errors import RmcliError
@@ -17,6 +16,7 @@ from rmcli.packs.schema import SCHEMA
 from rmcli.packs.writer import PackWriter
 from rmcli.records import Pack, Reject, TokenGroup
 from rmcli.train.plan import PackSizes, Slice, num_steps, plan
+from support.networks import random_group
 
 
 def groups_of(count: int, seed: int = 0) -> list[TokenGroup]:

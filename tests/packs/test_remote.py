@@ -4,7 +4,6 @@ import json
 
 import fsspec
 import pytest
-from conftest import write_lines
 from fsspec.implementations.memory import MemoryFileSystem
 
 from rmcli.errors import RmcliError
@@ -13,6 +12,7 @@ from rmcli.packs.manifest import read_manifest
 from rmcli.packs.reader import PackedSplit
 from rmcli.packs.schema import SPLITS
 from rmcli.prepare.run import _manifest
+from support.places import write_lines
 
 ROWS = [{"prompt": f"question {n}", "chosen": f"right {n}", "rejected": f"wrong {n}"} for n in range(40)]
 

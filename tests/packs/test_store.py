@@ -10,7 +10,6 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import random_group
 
 from rmcli.errors import RmcliError
 from rmcli.packs.manifest import read_manifest, write_manifest
@@ -20,6 +19,7 @@ from rmcli.packs.reader import PackedSplit
 from rmcli.packs.schema import SPLITS
 from rmcli.packs.writer import PackWriter
 from rmcli.records import Reject, TokenGroup
+from support.networks import random_group
 
 FIRST = "data-00000-of-00001.arrow"
 

@@ -6,7 +6,6 @@ import shlex
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, write_lines
 
 from rmcli.config.resolve import resolve
 from rmcli.errors import Skip
@@ -21,6 +20,7 @@ from rmcli.rows.map_fns.data_sets import canonical
 from rmcli.rows.map_fns.fields import MapFunction
 from rmcli.rows.map_fns.known import NAMED
 from rmcli.tokens import encode
+from support.places import REPOSITORY, write_lines
 
 TINY = ("--preset", "tiny", "-o", "out")
 CANONICAL = ("--map-fn", "canonical")

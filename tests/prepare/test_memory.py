@@ -4,7 +4,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import REPOSITORY
+
+from support.places import REPOSITORY
 
 sys.path.append(str(REPOSITORY / "benchmarks"))
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import datasets
 import pyarrow as pa
 import pytest
-from conftest import write_lines
 from pyarrow import parquet
 
 from rmcli.config.resolve import resolve
@@ -17,6 +16,7 @@ from rmcli.packs.reader import PackedSplit
 from rmcli.packs.schema import SPLITS
 from rmcli.tokens import tokenizer
 from rmcli.tokens.encode import is_held_out
+from support.places import write_lines
 
 TINY = ("--preset", "tiny")
 GOOD = [{"prompt": f"question {n}", "chosen": f"right {n}", "rejected": f"wrong {n}"} for n in range(40)]

@@ -6,10 +6,10 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REPOSITORY, find_tokenizer
 
 from rmcli.config.resolve import resolve
 from rmcli.tokens.tokenizer import load_tokenizer
+from support.places import REPOSITORY, find_tokenizer
 
 MOST_ROUNDS = 8
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from conftest import REPOSITORY, write_lines
 from pyarrow import parquet
 
 from rmcli.packs.manifest import read_manifest
 from rmcli.records import Message, RawRow
 from rmcli.rows.decontaminate import EvaluationPrompts, prompts_of, read_prompts, words
+from support.places import REPOSITORY, write_lines
 
 THIRTEEN = "one two three four five six seven eight nine ten eleven twelve thirteen"
 TWELVE = THIRTEEN.removesuffix(" thirteen")

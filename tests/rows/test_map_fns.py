@@ -7,7 +7,6 @@ import sys
 from collections import Counter
 
 import pytest
-from conftest import REPOSITORY, write_lines
 
 from rmcli.errors import ConfigError, Skip
 from rmcli.packs.manifest import read_manifest
@@ -19,6 +18,7 @@ from rmcli.rows.map_fns.apply import apply as apply_function
 from rmcli.rows.map_fns.apply import find_map_function
 from rmcli.rows.map_fns.known import NAMED, recognise
 from rmcli.tokens.encode import is_ordered, prompt_of
+from support.places import REPOSITORY, write_lines
 
 TIE = (Comparison(0, 1, 0.5),)
 

@@ -11,7 +11,6 @@ import datasets
 import fsspec
 import pyarrow as pa
 import pytest
-from conftest import write_lines
 from pyarrow import parquet
 
 from rmcli.config.resolve import parse_source
@@ -20,6 +19,7 @@ from rmcli.rows import sources
 from rmcli.rows.duplicates import Seen
 from rmcli.rows.files import files_of
 from rmcli.rows.readers import read_file
+from support.places import write_lines
 
 ROWS = [
     {"prompt": f"q {n}", "chosen": f"größer\n{n}", "rejected": f'"{n}", 2024-01-0{n % 9 + 1}'} for n in range(3000)

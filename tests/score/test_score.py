@@ -5,10 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import write_lines
 
 from rmcli.config.presets import presets_folder
 from rmcli.score import run as score
+from support.places import write_lines
 
 PAIR = {"prompt": "Sort: 3 1 2 0", "chosen": "0 1 2 3", "rejected": "0 2 1 3"}
 

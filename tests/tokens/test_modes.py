@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 import torch
-from conftest import REPOSITORY, tiny_model, write_lines
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rmcli.config.resolve import resolve
@@ -19,6 +18,8 @@ from rmcli.tokens import chat_templates
 from rmcli.tokens import tokenizer as tokenizers
 from rmcli.tokens.encode import Encoder
 from rmcli.tokens.tokenizer import RewardTokenizer, load_tokenizer
+from support.networks import tiny_model
+from support.places import REPOSITORY, write_lines
 
 NATURAL = ("-s", "model.reward_token=natural")
 TINY = ("--preset", "tiny")
@@ -63,7 +64,7 @@ def test_in_natural_mode_only_the_contents_are_searched_for_the_token():
 @pytest.fixture(scope="module")
 def natural_run(tmp_path_factory):
     """The tiny preset in natural mode, trained for 60 steps."""
-    from conftest import run_cli
+    from support.cli import run_cli
 
     folder = tmp_path_factory.mktemp("natural")
     prepared = run_cli("prepare", "tasks:3000", *TINY, *NATURAL, "-o", folder / "data")

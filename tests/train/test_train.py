@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import NoWaiting, write_lines
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rmcli.config.resolve import resolve
@@ -30,8 +29,10 @@ from rmcli.train.feed import STEPS_AHEAD, ahead
 from rmcli.train.job import build_job
 from rmcli.train.loop import Trainer
 from rmcli.train.plan import plan
+from support.networks import NoWaiting
+from support.places import REPOSITORY, write_lines
 
-GOLDEN = Path(__file__).parent / "golden" / "tiny_losses.json"
+GOLDEN = REPOSITORY / "tests" / "golden" / "tiny_losses.json"
 TINY = ("--preset", "tiny")
 
 
