@@ -43,7 +43,8 @@ rmcli against itself, one switch away from the first line: "rmcli is faster" abo
 exact: the trimmed last layer (`tests/backbones/test_architectures.py`), activation checkpointing
 (`tests/model/test_exactness.py`), split weights (`tests/model/test_optim.py`), rows of one shape through one compiled
 graph (`tests/model/test_kernels.py`, traced on a CPU), and that a deterministic run repeats
-(`tests/train/test_determinism.py`). 8-bit states are not exact by nature, and save nothing where activations are the peak, as here.
+(`tests/train/test_determinism.py`). 8-bit states are not exact by nature, and save nothing where activations are the
+peak, as here.
 Compiled layers, Liger, split weights and flash-attn are for CUDA: `tests/test_cuda.py` runs all but flash-attn on a
 GPU, whose call alone is tested.
 """

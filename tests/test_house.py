@@ -9,7 +9,9 @@ import sys
 import tarfile
 import tomllib
 import zipfile
+from graphlib import TopologicalSorter
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -69,6 +71,85 @@ def test_a_folder_imports_only_folders_below_it():
         if room_of(module) != room_of(other) and floor_of[room_of(other)] <= floor_of[room_of(module)]
     ]
     assert wrong == []
+
+
+def test_files_import_one_way():
+    """No circle, whether the import stands at the top of a file or inside a function."""
+    TopologicalSorter({module: imports_of(module) for module in MODULES}).prepare()  # raises CycleError
+
+
+def test_what_begins_with_an_underscore_stays_in_its_file():
+    crossed = []
+    for module, path in MODULES.items():
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        imports = [node for node in nodes if isinstance(node, ast.ImportFrom) and "rmcli" in (node.module or "")]
+        names = {alias.name for node in imports for alias in node.names}
+        modules = {
+            alias.asname or alias.name
+            for node in imports
+            for alias in node.names
+            if f"{node.module}.{alias.name}" in MODULES
+        }
+        reached = {
+            node.attr
+            for node in nodes
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules
+        }
+        crossed += [f"{module}: {name}" for name in names | reached if name.startswith("_") and name[1] != "_"]
+    assert crossed == []
+
+
+def test_a_folder_says_in_its_docstring_what_comes_in_and_goes_out_and_holds_nothing_else():
+    for path in PACKAGE.rglob("__init__.py"):
+        docstring, *others = ast.parse(path.read_text()).body
+        assert isinstance(docstring, ast.Expr), path
+        if path.parent != PACKAGE:  # which holds the version
+            assert others == [], path
+    assert all((path.parent / "__init__.py").is_file() for path in PACKAGE.rglob("*.py"))
+
+
+def test_files_can_be_taken_in_at_a_sight():
+    lengths = {module: len(path.read_text().splitlines()) for module, path in MODULES.items()}
+    assert {module: length for module, length in lengths.items() if length > 400} == {}
+    assert median(lengths.values()) < 130
+
+
+ARCHITECTURE = REPOSITORY / "docs" / "architecture.md"
+
+
+def test_the_tree_of_the_architecture_page_is_the_package():
+    """Every folder with each of its files, and no other."""
+    tree = ARCHITECTURE.read_text().split("```\nrmcli/\n")[1].split("```")[0]
+    *folders, ground = tree.splitlines()
+    shown = {}
+    for line in folders:
+        folder, files = line.split(":")[0].split(maxsplit=1)
+        shown[folder.rstrip("/")] = sorted(files.replace("|", " ").split())
+    actual: dict[str, list[str]] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if path.name != "__init__.py" and path.parent != PACKAGE:
+            actual.setdefault(str(path.parent.relative_to(PACKAGE)), []).append(path.stem)
+    assert shown == {folder: sorted(files) for folder, files in actual.items()}
+    assert set(ground.split(":")[0].split()) == {path.name for path in PACKAGE.glob("[a-z]*.py")}
+
+
+def test_every_name_of_the_architecture_page_is_where_its_link_leads():
+    links = re.findall(r"\[`(\w+)(\.py)?`\]\(\.\./(rmcli/[\w/]+\.py)\)", ARCHITECTURE.read_text())
+    assert len(links) > 40
+    for name, ending, file in links:
+        path = REPOSITORY / file
+        defined = re.search(rf"^(?:def|class) {name}\b|^{name}\b.* = ", path.read_text(), re.MULTILINE)
+        assert path.stem == name if ending else defined, (name, file)
+    assert len(re.findall(r"^- \*\*", ARCHITECTURE.read_text().split("## Words")[1].split("##")[0], re.M)) <= 15
+
+
+def test_tests_stand_in_the_rooms_they_are_about():
+    rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir()}
+    tests = REPOSITORY / "tests"
+    files = {path.relative_to(tests) for path in tests.rglob("test_*.py")}
+    assert {file.parts[0] for file in files if len(file.parts) > 1} <= rooms
+    whole = {str(file) for file in files if len(file.parts) == 1}
+    assert whole == {f"test_{name}.py" for name in ("benchmarks", "cuda", "house", "real", "written_before")}
 
 
 def test_only_output_writes_to_a_stream():
