@@ -18,7 +18,8 @@ LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 # Attributes of a config that bound what a token sees: a self-test of a few tokens cannot feel them.
 BOUNDS = ("sliding_window", "attention_chunk_size", "local_attention", "index_topk")
 
-# model_type of the text model. tests/test_architectures.py holds this list and docs/backbones.md against the runs.
+# model_type of the text model. tests/backbones/test_architectures.py holds this list and docs/backbones.md against
+# the runs.
 PROVEN = frozenset([
     "afmoe", "apertus", "arcee", "aria_text", "beam", "bitnet", "cohere", "cohere2", "cohere2_moe", "cwm",
     "deepseek_v2", "deepseek_v3", "diffllama", "dots1", "ernie4_5", "ernie4_5_moe", "exaone4", "exaone_moe",

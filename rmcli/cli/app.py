@@ -11,8 +11,9 @@ import typer
 from rmcli import __version__, output
 from rmcli.cli.audit import audit_command
 from rmcli.cli.inspect_token import inspect_token_command
+from rmcli.cli.map_fns import map_fns_command
 from rmcli.cli.prepare import prepare_command
-from rmcli.cli.presets import map_fns_command, presets_app
+from rmcli.cli.presets import presets_app
 from rmcli.cli.score import score_command
 from rmcli.cli.train import train_command
 

@@ -1,4 +1,4 @@
-"""`rmcli presets` and `rmcli map-fns`: what ships with rmcli."""
+"""`rmcli presets`."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,28 +14,6 @@ if TYPE_CHECKING:
 presets_app = typer.Typer(
     help="List the presets, or show one.", rich_markup_mode=None, pretty_exceptions_enable=False
 )
-
-
-@reports
-def map_fns_command(json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
-    """List the map functions: what they read, and their data sets."""
-    from rmcli.rows.map_fns.apply import listing
-
-    entries = listing()
-    if json:
-        output.answer_json(entries)
-        return
-    rows = [
-        [
-            entry["name"],
-            ", ".join(entry["columns"] or ()),
-            entry["default_source"] or "",
-            entry["description"] if entry["from"] == "rmcli" else f"{entry['description']} ({entry['from']})",
-        ]
-        for entry in entries
-    ]
-    output.table(["map function", "columns", "default data set", "what it is"], rows, to_answer=True)
-    say_next("prepare", "SOURCE", "--map-fn", "NAME")
 
 
 @presets_app.callback(invoke_without_command=True)

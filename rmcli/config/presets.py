@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from pydantic import (
-    ValidationError,
-)
+from pydantic import ValidationError
 
 from rmcli.config.files import read_toml
 from rmcli.config.layers import Layer, section_of

@@ -9,9 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import (
-    ValidationError,
-)
+from pydantic import ValidationError
 
 from rmcli.config.files import read_json, read_toml, toml_value
 from rmcli.config.layers import Layer, Resolved, section_of

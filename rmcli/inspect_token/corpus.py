@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rmcli.errors import RmcliError
-from rmcli.inspect_token import evidence as token_evidence
+from rmcli.inspect_token import evidence
 from rmcli.inspect_token.evidence import Evidence
 from rmcli.inspect_token.report import CorpusSummary
 from rmcli.packs.manifest import read_manifest
@@ -50,7 +50,7 @@ def count_corpus(
     if not num_texts:
         raise RmcliError(f"--corpus {corpus}: no text in it ({num_unreadable} unreadable rows)")
     summary = CorpusSummary(corpus, num_texts, int(id_counts.sum()), num_unreadable, True)
-    return token_evidence.add_corpus(candidates, id_counts, text_counts), summary
+    return evidence.add_corpus(candidates, id_counts, text_counts), summary
 
 
 def _batches(corpus: str) -> Iterator[list[str | None]]:
@@ -92,7 +92,7 @@ def _count_prepared(
                 id_counts += np.bincount(ids, minlength=len(id_counts))
                 num_texts += len(group.responses)
     summary = CorpusSummary(str(folder), num_texts, int(id_counts.sum()), 0, False)
-    return token_evidence.add_corpus(candidates, id_counts, None), summary
+    return evidence.add_corpus(candidates, id_counts, None), summary
 
 
 def _check_same_tokenizer(manifest: Mapping[str, Any], folder: Path, tokenizer: "PreTrainedTokenizerBase") -> None:

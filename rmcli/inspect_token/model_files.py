@@ -26,7 +26,7 @@ def config_of(model: ModelSection) -> "PreTrainedConfig | None":
     return load_model_config(model)
 
 
-def open_embedding(model: ModelSection, config: "PreTrainedConfig | None", missing: list[str]) -> Embedding | None:
+def find_embedding(model: ModelSection, config: "PreTrainedConfig | None", missing: list[str]) -> Embedding | None:
     if config is None:
         missing.append("embedding rows, config.json and generation_config.json: this is a tokenizer without a model")
         return None
@@ -40,7 +40,9 @@ def open_embedding(model: ModelSection, config: "PreTrainedConfig | None", missi
         return None
 
 
-def count_rows(config: "PreTrainedConfig | None", embedding: Embedding | None, missing: list[str]) -> int | None:
+def count_embedding_rows(
+    config: "PreTrainedConfig | None", embedding: Embedding | None, missing: list[str]
+) -> int | None:
     """The embedding's own count before the config's; a difference is said."""
     configured = None if config is None else int(config.get_text_config().vocab_size)
     if embedding is None or embedding.num_rows == configured:

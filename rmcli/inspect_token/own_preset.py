@@ -9,7 +9,7 @@ import tomlkit
 from rmcli.config.resolve import resolve
 from rmcli.config.sections import ModelSection
 from rmcli.errors import ConfigError, RmcliError
-from rmcli.inspect_token import evidence as token_evidence
+from rmcli.inspect_token import evidence
 from rmcli.inspect_token.model_files import config_of
 from rmcli.inspect_token.report import Report
 from rmcli.inspect_token.verdict import corpus_lines, rows_lines, verdict_lines
@@ -62,7 +62,7 @@ def _preset_text(report: Report, model: ModelSection, config: "PreTrainedConfig"
     own = {key: getattr(model, key) for key in kept if getattr(model, key)}
     local = Path(str(model.pretrained_model_name_or_path)).expanduser()
     name = str(local.absolute()) if local.exists() else model.pretrained_model_name_or_path
-    token = {"reward_token": report.best.token or token_evidence.NEW_TOKEN, "reward_token_id": report.best.id}
+    token = {"reward_token": report.best.token or evidence.NEW_TOKEN, "reward_token_id": report.best.id}
     document.add("model", tomlkit.item({"pretrained_model_name_or_path": name, **own, **token}))
     text_config = config.get_text_config()
     max_length = min(2048, int(getattr(text_config, "max_position_embeddings", None) or 2048))

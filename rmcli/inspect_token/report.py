@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from rmcli.inspect_token import evidence as token_evidence
+from rmcli.inspect_token import evidence
 from rmcli.inspect_token.evidence import Evidence, RowSummary
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ class Report:
         plain = asdict(self)
         for rank, (entry, candidate) in enumerate(zip(plain["candidates"], self.candidates, strict=True), 1):
             entry["rank"] = rank
-            behind = token_evidence.why_behind(self.best, candidate)
-            entry["reason"] = behind if rank > 1 else "; ".join(token_evidence.why_first(candidate))
+            behind = evidence.why_behind(self.best, candidate)
+            entry["reason"] = behind if rank > 1 else "; ".join(evidence.why_first(candidate))
         for entry, candidate in zip(plain["ruled_out"], self.ruled_out, strict=True):
-            entry["reason"] = token_evidence.why_ruled_out(candidate)
+            entry["reason"] = evidence.why_ruled_out(candidate)
         return {**plain, "toml": self.best.toml()}

@@ -10,10 +10,10 @@ from rmcli.backbones.embedding_rows import Embedding
 from rmcli.config.presets import preset_reward_tokens
 from rmcli.config.sections import ModelSection
 from rmcli.errors import RmcliError
-from rmcli.inspect_token import evidence as token_evidence
+from rmcli.inspect_token import evidence
 from rmcli.inspect_token.corpus import count_corpus
 from rmcli.inspect_token.evidence import Evidence, RowSummary
-from rmcli.inspect_token.model_files import config_of, count_rows, open_embedding, uses_in_model_files
+from rmcli.inspect_token.model_files import config_of, count_embedding_rows, find_embedding, uses_in_model_files
 from rmcli.inspect_token.report import Report
 from rmcli.inspect_token.verdict import compare_configured
 from rmcli.tokens.tokenizer import load_bare_tokenizer
@@ -33,19 +33,19 @@ def run(model: ModelSection, corpus: str | None = None, all_rows: bool = False) 
     missing: list[str] = []
     config = config_of(model)
     tokenizer = load_bare_tokenizer(model)
-    embedding = open_embedding(model, config, missing)
-    num_rows = count_rows(config, embedding, missing)
+    embedding = find_embedding(model, config, missing)
+    num_rows = count_embedding_rows(config, embedding, missing)
     uses, own_reward_id = uses_in_model_files(model, config, missing)
-    gathered = token_evidence.gather(tokenizer, num_rows, uses, preset_reward_tokens())
+    gathered = evidence.gather(tokenizer, num_rows, uses, preset_reward_tokens())
     gathered = [_without_own_template(candidate, own_reward_id) for candidate in gathered]
     ruled_out = sorted((c for c in gathered if c.ruled_out), key=lambda candidate: candidate.id)
-    candidates = token_evidence.add_typing(token_evidence.rank(gathered), tokenizer)
+    candidates = evidence.add_typing(evidence.rank(gathered), tokenizer)
     rows, corpus_summary = None, None
     if embedding is not None:
         candidates, rows = _read_rows(candidates, embedding, tokenizer, None if all_rows else MAX_CANDIDATE_ROWS)
     if corpus is not None:
         candidates, corpus_summary = count_corpus(candidates, corpus, tokenizer)
-    ranked = token_evidence.rank(candidates)
+    ranked = evidence.rank(candidates)
     return Report(
         name=str(model.pretrained_model_name_or_path),
         num_embedding_rows=num_rows,
@@ -72,7 +72,7 @@ def _read_rows(
     """Read the rows of the first `limit` candidates and of 256 ordinary tokens."""
     wanted = [candidate.id for candidate in candidates if candidate.id < embedding.num_rows][:limit]
     named = {candidate.id for candidate in candidates} | set(tokenizer.all_special_ids)
-    ordinary = token_evidence.ordinary_ids(min(len(tokenizer), embedding.num_rows), named)
+    ordinary = evidence.ordinary_ids(min(len(tokenizer), embedding.num_rows), named)
     if not ordinary:
         raise RmcliError(f"{embedding.where}: every token is special, so there is no ordinary row to compare with")
     ids = [*wanted, *ordinary]
@@ -81,7 +81,7 @@ def _read_rows(
         bad = ids[int(np.argmax(~np.isfinite(values).all(axis=1)))]
         raise RmcliError(f"{embedding.where}: row {bad} is not finite", "download the model again")
     split = len(wanted)
-    found, median, groups = token_evidence.add_rows(
+    found, median, groups = evidence.add_rows(
         candidates,
         dict(zip(wanted, values[:split], strict=True)),
         dict(zip(ordinary, values[split:], strict=True)),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rmcli import output
 from rmcli.config.sections import ModelSection
-from rmcli.inspect_token import evidence as token_evidence
+from rmcli.inspect_token import evidence
 from rmcli.inspect_token.evidence import Evidence
 from rmcli.inspect_token.report import Configured, Report
 
@@ -34,11 +34,11 @@ def compare_configured(
     name = f"configured {token!r} ({found})" if token is not None else f"configured id {found}"
     for rank, candidate in enumerate(ranked, 1):
         if candidate.id == found and (candidate.token is None or token is None or known):
-            behind = "the verdict" if rank == 1 else f"rank {rank}: {token_evidence.why_behind(ranked[0], candidate)}"
+            behind = "the verdict" if rank == 1 else f"rank {rank}: {evidence.why_behind(ranked[0], candidate)}"
             return Configured(found, token, rank, f"{name} is {behind}")
     for candidate in ruled_out:
         if candidate.id == found:
-            return Configured(found, token, None, f"{name} is ruled out: {token_evidence.why_ruled_out(candidate)}")
+            return Configured(found, token, None, f"{name} is ruled out: {evidence.why_ruled_out(candidate)}")
     return Configured(found, token, None, f"{name} is no candidate: no special or reserved token, nor a free row")
 
 
@@ -60,7 +60,7 @@ def show(report: Report, everything: bool) -> None:
     if everything and report.ruled_out:
         output.table(
             ["ruled out", "token", "why"],
-            [[str(c.id), c.token, token_evidence.why_ruled_out(c)] for c in report.ruled_out],
+            [[str(c.id), c.token, evidence.why_ruled_out(c)] for c in report.ruled_out],
             to_answer=True,
         )
     for line in verdict_lines(report):
@@ -99,7 +99,7 @@ def _show_table(report: Report, candidates: Sequence[Evidence]) -> None:
     columns += ["in corpus"] if report.corpus is not None else []
     table = []
     for rank, c in enumerate(candidates, 1):
-        row: list[Any] = [rank, str(c.id), c.token or f"(new) {token_evidence.NEW_TOKEN}", c.kind]
+        row: list[Any] = [rank, str(c.id), c.token or f"(new) {evidence.NEW_TOKEN}", c.kind]
         row += ["yes" if c.special else "no", _typed(c)]
         row += [_norm(c), _nearest(c)] if report.rows is not None else []
         row += ["-" if c.occurrences is None else str(c.occurrences)] if report.corpus is not None else []
@@ -131,11 +131,11 @@ def _nearest(candidate: Evidence) -> str:
 
 def verdict_lines(report: Report) -> list[str]:
     best = report.best
-    token = best.token or f"a new token {token_evidence.NEW_TOKEN}"
-    lines = [f"verdict: {token} ({best.id}): {'; '.join(token_evidence.why_first(best))}"]
+    token = best.token or f"a new token {evidence.NEW_TOKEN}"
+    lines = [f"verdict: {token} ({best.id}): {'; '.join(evidence.why_first(best))}"]
     behind: dict[str, list[Evidence]] = {}
     for candidate in report.candidates[1:]:
-        behind.setdefault(token_evidence.why_behind(best, candidate), []).append(candidate)
+        behind.setdefault(evidence.why_behind(best, candidate), []).append(candidate)
     for reason, those in behind.items():
         first = those[0].token or f"a new token ({those[0].id})"
         more = f" and {len(those) - 1:,} more" if len(those) > 1 else ""

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedModel
 
@@ -130,8 +129,3 @@ def check(folder: Path) -> dict[str, Any]:
             "only a trained reward model can score: rmcli train makes one",
         )
     return config
-
-
-def state_of(network: PreTrainedModel, optimizer: torch.optim.Optimizer, step: int) -> dict[str, Any]:
-    """What a checkpoint holds."""
-    return {"model": network.state_dict(), "optimizer": optimizer.state_dict(), "step": step}

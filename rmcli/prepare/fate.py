@@ -38,8 +38,8 @@ DUPLICATE, NOT_TAKEN = "duplicate", "not_taken"  # fates of their own, no reason
 class Fates:
     """Decides, unit after unit: what it finds depends on the units before."""
 
-    def __init__(self, data: DataSection, held_out: EvaluationPrompts) -> None:
-        self.data, self.held_out = data, held_out
+    def __init__(self, data: DataSection, evaluation_prompts: EvaluationPrompts) -> None:
+        self.data, self.evaluation_prompts = data, evaluation_prompts
         self.seen = Seen()
 
     def of(self, unit: Unit, source: MappedSource) -> Waiting | LeftOut:
@@ -55,7 +55,7 @@ class Fates:
             return LeftOut(skip.reason, _what_was_raised(skip))
         if source.section.system is not None:
             group = replace(group, conversations=_with_system(group.conversations, source.section.system))
-        if self.held_out.texts and self.held_out.overlap(prompt_of(group)):
+        if self.evaluation_prompts.texts and self.evaluation_prompts.overlap(prompt_of(group)):
             return LeftOut("in_evaluation_file")
         key = group_key(group)
         repeats = None if self.data.keep_duplicates else self.seen.find(key)

@@ -24,12 +24,12 @@ class Filling:
     """One run under way: reads, maps, encodes and packs into the writer, and accounts for every row."""
 
     def __init__(
-        self, writer: PackWriter, job: Job, encoder: Encoder, held_out: decontaminate.EvaluationPrompts
+        self, writer: PackWriter, job: Job, encoder: Encoder, evaluation_prompts: decontaminate.EvaluationPrompts
     ) -> None:
         self.writer, self.job, self.encoder = writer, job, encoder
         self.data = job.resolved.config.data
         self.accounts = [accounting.Account(source.section.label) for source in job.sources]
-        self.fates = Fates(self.data, held_out)
+        self.fates = Fates(self.data, evaluation_prompts)
         self.rows_read = self.units_read = 0  # of all shards
         self.first: list[TokenGroup] = []  # the first few kept, to be shown
         self.without_order = 0  # groups that data.pairs cannot choose from

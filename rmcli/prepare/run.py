@@ -47,11 +47,11 @@ def run(
     reward = reward or load_tokenizer(config.model)
     encoder = Encoder(reward, data.max_length, data.overlong, data.pairs, data.tokenizer_engine)
     say_start(job, reward)
-    held_out = decontaminate.read_prompts(
+    evaluation_prompts = decontaminate.read_prompts(
         {file: sources.read_rows([file], data.split) for file in data.decontaminate}, _known_prompt
     )
     with PackWriter(job.folder, overwrite) as writer:
-        filling = Filling(writer, job, encoder, held_out)
+        filling = Filling(writer, job, encoder, evaluation_prompts)
         filling.run()
         whole = accounting.total(filling.accounts)
         if not whole.kept:

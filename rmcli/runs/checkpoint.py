@@ -8,14 +8,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.state_dict_loader import load as load_state
 from torch.distributed.checkpoint.state_dict_saver import save as save_state
+from transformers import PreTrainedModel
 
 from rmcli.errors import RmcliError
 
 FOLDER = "checkpoints"
+
+
+def state_of(network: PreTrainedModel, optimizer: torch.optim.Optimizer, step: int) -> dict[str, Any]:
+    """What a checkpoint holds."""
+    return {"model": network.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
 
 
 def save(run_folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:

@@ -22,7 +22,7 @@ from rmcli.tokens.tokenizer import CHAT_TEMPLATE_HINT, RewardTokenizer
 _encode = JSONEncoder(ensure_ascii=False).encode  # json.dumps would make one for each call
 ROLES = frozenset({"system", "user", "assistant", "tool"})
 
-# Why encode leaves a group out; sources and map functions add bad_json, wrong_type and missing_column.
+# Why encode leaves a group out. Readers (rows/files.py), map functions and prepare/fate.py have reasons of their own.
 REASONS = (
     "empty_conversation",
     "unknown_role",

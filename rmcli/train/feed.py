@@ -65,7 +65,7 @@ class Feeder:
     shape: BatchShape | None = None
 
     def build(self, step: Step) -> StepFeed:
-        """Counted over the whole step and all ranks before the first backward: every pair weighs the same."""
+        """Counted over the whole step and all ranks before the first backward: every group weighs the same."""
         ranks = [[groups_of(self.split, forward, self.loss_type) for forward in rank] for rank in step.forwards]
         everything = [group for rank in ranks for groups in rank for group in groups]
         own = [groups for groups in ranks[0] if groups]

@@ -42,7 +42,7 @@ class Job:
     total_steps: int
     memory: MemoryEstimate
     batch_choice: BatchChoice
-    use: "Use"
+    use: Use
     device: torch.device
 
     @property

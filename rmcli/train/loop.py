@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rmcli import output
 from rmcli.errors import RmcliError
-from rmcli.model import model_folder, optim
+from rmcli.model import optim
 from rmcli.model.attention.layout import BatchShape
 from rmcli.model.forward import scores
 from rmcli.model.losses import objective
@@ -22,7 +22,7 @@ from rmcli.runs.metrics_file import add_metrics
 from rmcli.train.evaluate import evaluate
 from rmcli.train.feed import Feeder, StepFeed, ahead, shape_of_all
 from rmcli.train.job import Job
-from rmcli.train.plan import Step, plan
+from rmcli.train.plan import plan
 from rmcli.train.profile import profiled
 from rmcli.train.window import Window, log
 
@@ -89,15 +89,11 @@ class Trainer:
                     summary |= self.evaluate_and_log(step.number, metrics_file, progress)
                     self.window.restart_clock()
                 if step.number % train.save_steps == 0:
-                    state = model_folder.state_of(self.network, self.optimizer, step.number)
+                    state = checkpoint.state_of(self.network, self.optimizer, step.number)
                     path = checkpoint.save(self.job.run_folder, step.number, state, train.save_total_limit)
                     output.detail(f"checkpoint {path}")
                     self.window.restart_clock()
         return summary
-
-    def step(self, step: Step) -> "_Skipped":
-        """One optimizer step, its batches built first."""
-        return self.run_step(self.feeder.build(step))
 
     def run_step(self, feed: StepFeed) -> "_Skipped":
         """One optimizer step over all forwards of this rank. Nothing in it waits for the device."""

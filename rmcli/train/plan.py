@@ -19,7 +19,7 @@ class Slice:
     stop: int
 
 
-Forward = tuple[Slice, ...]
+PlannedForward = tuple[Slice, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Step:
 
     number: int
     epoch: int
-    forwards: tuple[tuple[Forward, ...], ...]
+    forwards: tuple[tuple[PlannedForward, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def plan(
 
 def _epoch(
     sizes: PackSizes, train: TrainSection, packed: bool, max_packed_length: int, ranks: int, epoch: int
-) -> Iterator[list[Forward]]:
+) -> Iterator[list[PlannedForward]]:
     generator = np.random.default_rng([train.seed, epoch])
     if train.pairs_per_step is None and packed:
         whole = [Slice(pack, 0, len(tokens)) for pack, tokens in enumerate(sizes.group_tokens)]
@@ -95,7 +95,9 @@ def _epoch(
         yield [tuple(slices[at : at + train.batch_size]) for at in range(0, len(slices), train.batch_size)]
 
 
-def _fill_forwards(slices: list[Slice], sizes: PackSizes, token_limit: int | None, batch_size: int) -> list[Forward]:
+def _fill_forwards(
+    slices: list[Slice], sizes: PackSizes, token_limit: int | None, batch_size: int
+) -> list[PlannedForward]:
     """Groups of one step in order, a new forward where the tokens (packed) or the pairs (padded) are full."""
     forwards: list[list[Slice]] = []
     used = 0

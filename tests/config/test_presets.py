@@ -18,7 +18,7 @@ from rmcli.config.presets import preset_names, presets_folder, read_about
 from rmcli.config.resolve import resolve
 from rmcli.config.sections import ModelSection
 from rmcli.errors import ConfigError
-from rmcli.inspect_token import evidence as token_evidence
+from rmcli.inspect_token import evidence
 from rmcli.tokens import tokenizer as tokenizers
 from support.places import REPOSITORY
 
@@ -111,7 +111,7 @@ def test_a_preset_names_its_token_by_text_and_id_inside_the_embedding(preset):
     else:
         assert model.reward_token_id < about.embedding_rows
     assert model.reward_token != about.pad_token
-    assert model.reward_token not in token_evidence.PAD_FIXER_NAMES | {"<|endoftext|>", "<pad>"}
+    assert model.reward_token not in evidence.PAD_FIXER_NAMES | {"<|endoftext|>", "<pad>"}
 
 
 @pytest.mark.parametrize("preset", sorted(set(PRESETS) - {"tiny"}))

@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaModel
 
 from rmcli.config.presets import presets_folder
 from rmcli.config.resolve import resolve
-from rmcli.inspect_token import evidence as token_evidence
+from rmcli.inspect_token import evidence
 from rmcli.inspect_token.evidence import Evidence
 from rmcli.inspect_token.run import run
 from rmcli.tokens import tokenizer
@@ -154,7 +154,7 @@ def test_a_zero_row_is_found_and_said(cli, small_model):
 def test_near_zero_is_below_one_percent_of_the_median():
     rows = {index: np.full(4, size, np.float32) for index, size in ((1, 0.0099), (2, 0.0101), (3, 0.0))}
     ordinary = {100 + index: np.full(4, 1.0, np.float32) for index in range(5)}
-    found, median, _ = token_evidence.add_rows([Evidence(i, f"t{i}", "special", True) for i in rows], rows, ordinary)
+    found, median, _ = evidence.add_rows([Evidence(i, f"t{i}", "special", True) for i in rows], rows, ordinary)
     assert median == 2.0
     assert [c.near_zero for c in found] == [True, False, True]
     assert [c.norm_ratio for c in found] == pytest.approx([0.0099, 0.0101, 0.0], rel=1e-6)
@@ -164,7 +164,7 @@ def test_the_nearest_row_and_the_same_rows():
     east, north = np.array([1, 0], np.float32), np.array([0, 1], np.float32)
     rows = {1: east, 2: east.copy(), 3: east * 2, 4: east + 0.001 * north, 5: north}
     ordinary = {9: east + north}
-    found, _, groups = token_evidence.add_rows([Evidence(i, f"t{i}", "special", True) for i in rows], rows, ordinary)
+    found, _, groups = evidence.add_rows([Evidence(i, f"t{i}", "special", True) for i in rows], rows, ordinary)
     assert groups == ((1, 2),)
     assert [c.identical_to for c in found] == [(2,), (1,), (), (), ()]
     assert [c.same_row_as for c in found] == [(2, 4), (1, 4), (), (1, 2), ()]  # 3 points the same way, twice as far
@@ -173,12 +173,12 @@ def test_the_nearest_row_and_the_same_rows():
 
 
 def test_ordinary_rows_are_seeded_runs_that_leave_out_the_candidates():
-    chosen = token_evidence.ordinary_ids(100_000, {5}, seed=0)
+    chosen = evidence.ordinary_ids(100_000, {5}, seed=0)
     assert len(chosen) == len(set(chosen)) == 256
-    assert chosen == token_evidence.ordinary_ids(100_000, {5}, seed=0)
-    assert chosen != token_evidence.ordinary_ids(100_000, {5}, seed=1)
-    assert 5 not in token_evidence.ordinary_ids(10, {5})
-    assert len(token_evidence.ordinary_ids(10, {5})) == 9
+    assert chosen == evidence.ordinary_ids(100_000, {5}, seed=0)
+    assert chosen != evidence.ordinary_ids(100_000, {5}, seed=1)
+    assert 5 not in evidence.ordinary_ids(10, {5})
+    assert len(evidence.ordinary_ids(10, {5})) == 9
     assert len({row // 8 for row in chosen}) == 32
 
 
@@ -295,11 +295,11 @@ def test_the_presets_token_is_the_verdict_on_its_tokenizer(cli, preset):
 
 
 def special(index: int, token: str, **values: object) -> Evidence:
-    return Evidence(index, token, token_evidence._kind(token, True), True, **values)
+    return Evidence(index, token, evidence._kind(token, True), True, **values)
 
 
-def ranked(*evidence: Evidence) -> list[int]:
-    return [candidate.id for candidate in token_evidence.rank(evidence)]
+def ranked(*candidates: Evidence) -> list[int]:
+    return [candidate.id for candidate in evidence.rank(candidates)]
 
 
 def test_kinds_rank_reserved_idle_spare_special_resize():
@@ -326,18 +326,18 @@ def test_kinds_rank_reserved_idle_spare_special_resize():
     ],
 )
 def test_one_of_a_family(tokens, best):
-    evidence = [
-        special(index, token, pad_fixer=token in token_evidence.PAD_FIXER_NAMES or "_pad" in token)
+    candidates = [
+        special(index, token, pad_fixer=token in evidence.PAD_FIXER_NAMES or "_pad" in token)
         for index, token in enumerate(tokens)
     ]
-    assert ranked(*evidence)[0] == best
+    assert ranked(*candidates)[0] == best
 
 
 def test_what_the_corpus_holds_loses_to_what_it_does_not():
     first, second = special(1, "<unused0>", occurrences=2), special(2, "<unused1>", occurrences=0)
     other, resize = special(3, "<other>", occurrences=0), Evidence(9, None, "resize", True)
     assert ranked(first, second, other, resize) == [2, 3, 1, 9]
-    assert token_evidence.why_behind(second, first) == "found in the corpus"
+    assert evidence.why_behind(second, first) == "found in the corpus"
 
 
 def test_an_untrained_row_comes_before_a_trained_one_of_its_kind():
@@ -351,7 +351,7 @@ def test_what_is_used_or_outside_is_no_candidate():
 
 
 def test_words_that_look_reserved_are_none():
-    assert [token_evidence._kind(token, False) for token in ("unused", "Ġreserved", "<unused0>")] == [
+    assert [evidence._kind(token, False) for token in ("unused", "Ġreserved", "<unused0>")] == [
         None,
         None,
         "reserved",

@@ -332,7 +332,7 @@ def test_the_self_test_passes_such_a_refusal_on():
     network.set_attn_implementation(ATTENTION_NAME)
     set_attention(network, "varlen")
     with pytest.raises(ConfigError, match="attention varlen has no soft-capping of logits"):
-        settle_batches(network, SimpleNamespace(rows="packed"), "float32")
+        settle_batches(network, SimpleNamespace(kind="packed"), "float32")
 
 
 def test_the_key_goes_through_the_commands(cli, tiny_run):

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig
 
 from rmcli.config.resolve import resolve
 from rmcli.config.sections import TrainSection
-from rmcli.model import batch, compact_adamw, forward, model_folder, optim
+from rmcli.model import batch, compact_adamw, forward, optim
 from rmcli.model.compact_adamw import CompactAdamW, dequantize, dynamic_map, join_bits, quantize, round_bits
 from rmcli.model.memory import estimate_memory
 from rmcli.runs import checkpoint
@@ -254,11 +254,11 @@ def test_a_checkpoint_continues_bit_by_bit(tmp_path, settings):
     network, optimizer = fresh(0)
     for number in range(2):
         step(network, optimizer, number)
-    saved = checkpoint.save(tmp_path, 2, model_folder.state_of(network, optimizer, 2), keep=1)
+    saved = checkpoint.save(tmp_path, 2, checkpoint.state_of(network, optimizer, 2), keep=1)
     step(network, optimizer, 2)
 
     again, its_optimizer = fresh(1)
-    state = model_folder.state_of(again, its_optimizer, 0)
+    state = checkpoint.state_of(again, its_optimizer, 0)
     checkpoint.load(saved, state)
     again.load_state_dict(state["model"])
     its_optimizer.load_state_dict(state["optimizer"])
@@ -334,11 +334,11 @@ def test_a_step_left_out_changes_no_bit_of_8_bit_states(master_weights):
     quantized = [state for state in optimizer.state.values() if state["exp_avg"].dtype == torch.uint8]
     assert len(quantized) == 9  # the MLPs, 64 x 80
     assert all(int((state["exp_avg"] != 0).sum()) for state in quantized)
-    before = copy.deepcopy(model_folder.state_of(network, optimizer, 0))
+    before = copy.deepcopy(checkpoint.state_of(network, optimizer, 0))
     backward(network, 1, float("nan"))
     _, skipped = optim.clip_and_step(network, optimizer, 1.0, torch.zeros(()))
     assert float(skipped) == 1.0
-    after = model_folder.state_of(network, optimizer, 0)
+    after = checkpoint.state_of(network, optimizer, 0)
     assert all(same_bits(before["model"][name], value) for name, value in after["model"].items())
     for index, state in after["optimizer"]["state"].items():
         assert all(same_bits(before["optimizer"]["state"][index][name], value) for name, value in state.items())

@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from rmcli.config.resolve import resolve
 from rmcli.config.sections import TrainSection
 from rmcli.errors import RmcliError
-from rmcli.model import model_folder, optim
+from rmcli.model import optim
 from rmcli.model.forward import scores
 from rmcli.model.load import load_model
 from rmcli.model.memory import estimate_memory
@@ -227,7 +227,7 @@ def test_checkpoints_are_renamed_when_complete_and_limited(tiny_run, cli, tmp_pa
     config = resolve("tiny").config
     job = build_job(resolve("tiny"), tiny_run.data, tmp_path / "other")
     network = load_model(config.model, job.reward)
-    state = model_folder.state_of(network, optim.build_optimizer(network, network.score, config.train), 0)
+    state = checkpoint.state_of(network, optim.build_optimizer(network, network.score, config.train), 0)
     checkpoint.load(tmp_path / "run" / "checkpoints" / "step-4", state)
     saved = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "model").state_dict()
     assert all(torch.equal(saved[name], value) for name, value in network.state_dict().items())

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rmcli.backbones.internlm2.config import llama_config
-from rmcli.backbones.internlm2.files import LOCATION, find_file, read_json_file
+from rmcli.backbones.internlm2.files import LOCATION, find_file, read_json_object
 from rmcli.backbones.internlm2.tokenizer import load_sentencepiece_tokenizer
 from rmcli.backbones.internlm2.weights import load_weights
 
@@ -76,12 +76,12 @@ def _own_config(arguments: Mapping[str, Any]) -> dict[str, Any] | None:
     """config.json's values when it is InternLM2's, else None."""
     if "gguf_file" in arguments:
         return None
-    values = read_json_file(arguments, "config.json")
+    values = read_json_object(arguments, "config.json")
     return values if values.get("model_type") == MODEL_TYPE else None
 
 
 def _has_own_tokenizer(arguments: Mapping[str, Any]) -> bool:
     if "gguf_file" in arguments:
         return False
-    named = str(read_json_file(arguments, "tokenizer_config.json").get("tokenizer_class"))
+    named = str(read_json_object(arguments, "tokenizer_config.json").get("tokenizer_class"))
     return named.startswith("InternLM2Tokenizer") or _own_config(arguments) is not None

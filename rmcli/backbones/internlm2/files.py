@@ -27,7 +27,7 @@ def find_file(arguments: Mapping[str, Any], name: str, needed: bool = False) -> 
     return None if found is None else Path(found)
 
 
-def read_json_file(arguments: Mapping[str, Any], name: str) -> dict[str, Any]:
+def read_json_object(arguments: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The object in a JSON file; empty where there is no such file. Raises ConfigError when it holds none."""
     path = find_file(arguments, name)
     return {} if path is None else read_json(path)

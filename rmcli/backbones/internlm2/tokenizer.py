@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmcli.backbones.internlm2.bpe import sentencepiece_to_fast
-from rmcli.backbones.internlm2.files import find_file, read_json_file
+from rmcli.backbones.internlm2.files import find_file, read_json_object
 from rmcli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,10 +35,12 @@ def load_sentencepiece_tokenizer(location: Mapping[str, Any]) -> "PreTrainedToke
             f"{name} has neither tokenizer.json nor tokenizer.model",
             "give another: -s model.tokenizer_name_or_path=PATH",
         )
-    settings = read_json_file(location, "special_tokens_map.json") | read_json_file(location, "tokenizer_config.json")
+    settings = read_json_object(location, "special_tokens_map.json") | read_json_object(
+        location, "tokenizer_config.json"
+    )
     special = {key: _content(settings.get(key, default)) for key, default in _DEFAULT_SPECIAL_TOKENS.items()}
     extra = [_content(token) for token in settings.get("additional_special_tokens") or []]
-    added = _added_tokens(settings, read_json_file(location, "added_tokens.json"), name)
+    added = _added_tokens(settings, read_json_object(location, "added_tokens.json"), name)
     renamed = {index: token.content for index, token in added.items()}
     backend = sentencepiece_to_fast(model_file, renamed)
     _add_tokens(backend, added, [token for token in (*special.values(), *extra) if token], model_file)

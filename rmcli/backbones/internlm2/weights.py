@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmcli.backbones.internlm2.config import llama_config
-from rmcli.backbones.internlm2.files import find_file, read_json_file
+from rmcli.backbones.internlm2.files import find_file, read_json_object
 from rmcli.errors import RmcliError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def load_weights(location: Mapping[str, Any]) -> "tuple[PreTrainedModel, dict[st
     from transformers.initialization import no_init_weights
 
     name = location["pretrained_model_name_or_path"]
-    config = llama_config(read_json_file(location, "config.json"), name)
+    config = llama_config(read_json_object(location, "config.json"), name)
     config.num_labels, config.dtype = 1, torch.float32
     with no_init_weights():
         network = LlamaForSequenceClassification(config)
@@ -60,7 +60,7 @@ def _weight_files(location: Mapping[str, Any]) -> list[Path]:
         )
     names = [first]
     if first.endswith(".index.json"):
-        weight_map = read_json_file(location, first).get("weight_map")
+        weight_map = read_json_object(location, first).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise RmcliError(f"{find_file(location, first)} has no weight_map", "the checkpoint is damaged")
         names = sorted(set(weight_map.values()))

@@ -17,32 +17,11 @@ from rmcli.errors import ConfigError, RmcliError
 from rmcli.model.attention import by_segment, flex, varlen
 from rmcli.model.attention.call import Call
 from rmcli.model.attention.layout import (
-    BatchShape,
     KeysFound,
     KeysWanted,
     PackedLayout,
-    ScoreLayout,
     ScoresWanted,
-    Segment,
-    to_device,
 )
-
-__all__ = [
-    "ATTENTION_NAME",
-    "BACKENDS",
-    "BatchShape",
-    "Call",
-    "KeysFound",
-    "KeysWanted",
-    "PackedLayout",
-    "ScoreLayout",
-    "ScoresWanted",
-    "Segment",
-    "check_backend",
-    "register",
-    "shared_prefix_attention",
-    "to_device",
-]
 
 # transformers builds no mask for an attention name its mask table does not know: all masking happens here.
 ATTENTION_NAME = "rmcli_shared_prefix"

@@ -1,4 +1,4 @@
-"""Rows of known data sets to preference groups.
+"""Map functions found by name, listed, and applied: what they return is checked and becomes a preference group.
 
 A map function takes one row (a dict; with `rows_key` a list of rows) and returns a PreferenceGroup, or a dict in the
 canonical schema (`prompt`, `chosen`, `rejected`, or `prompt`, `responses` and their ranks, scores or comparisons); it
@@ -17,21 +17,7 @@ from rmcli.records import PreferenceGroup
 from rmcli.rows.map_fns import comparisons
 from rmcli.rows.map_fns.data_sets import canonical
 from rmcli.rows.map_fns.fields import MapFunction, Row, as_messages, number
-from rmcli.rows.map_fns.known import AUTO, NAMED, recognise
-
-__all__ = [
-    "AUTO",
-    "ENTRY_POINTS",
-    "NAMED",
-    "MapFunction",
-    "Row",
-    "apply",
-    "as_messages",
-    "find_map_function",
-    "listing",
-    "recognise",
-    "source_code",
-]
+from rmcli.rows.map_fns.known import AUTO, NAMED
 
 ENTRY_POINTS = "rmcli.map_fns"  # the group in which an installed package offers map functions
 

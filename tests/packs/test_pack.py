@@ -1,4 +1,4 @@
-"""Packing, what is on disk, and which groups run when."""
+"""Packing, and what is on disk."""
 
 import itertools
 import json
@@ -7,7 +7,6 @@ import datasets
 import numpy as np
 import pytest
 
-from rmcli.config.sections import TrainSection
 from rmcli.errors import RmcliError
 from rmcli.packs.manifest import read_manifest
 from rmcli.packs.pack import best_fit_decreasing, pack
@@ -15,7 +14,6 @@ from rmcli.packs.reader import PackedSplit
 from rmcli.packs.schema import SCHEMA
 from rmcli.packs.writer import PackWriter
 from rmcli.records import Pack, Reject, TokenGroup
-from rmcli.train.plan import PackSizes, Slice, num_steps, plan
 from support.networks import random_group
 
 
@@ -74,7 +72,7 @@ def test_shuffled_packs_are_not_sorted_by_length():
 # --- on disk ---
 
 
-def write_store(folder, count: int = 200, overwrite: bool = False, **manifest) -> list[Pack]:
+def write_set(folder, count: int = 200, overwrite: bool = False, **manifest) -> list[Pack]:
     rows = list(pack(numbered(groups_of(count)), 512, shuffle=True, seed=0))
     with PackWriter(folder, overwrite) as writer:
         writer.add_packs("train", rows)
@@ -84,7 +82,7 @@ def write_store(folder, count: int = 200, overwrite: bool = False, **manifest) -
 
 
 def test_what_is_written_is_read_back(tmp_path):
-    rows = write_store(tmp_path / "set", preset="p")
+    rows = write_set(tmp_path / "set", preset="p")
     split = PackedSplit(tmp_path / "set", "train")
     assert len(split) == len(rows)
     for number, row in enumerate(rows):
@@ -99,7 +97,7 @@ def test_what_is_written_is_read_back(tmp_path):
 
 
 def test_datasets_opens_it_with_the_documented_columns(tmp_path):
-    rows = write_store(tmp_path / "set")
+    rows = write_set(tmp_path / "set")
     opened = datasets.load_from_disk(str(tmp_path / "set"))
     assert sorted(opened) == ["eval", "train"]
     assert opened["train"].column_names == SCHEMA.names
@@ -112,7 +110,7 @@ def test_datasets_opens_it_with_the_documented_columns(tmp_path):
 
 def test_the_same_input_gives_the_same_bytes(tmp_path):
     for name in ("one", "two"):
-        write_store(tmp_path / name)
+        write_set(tmp_path / name)
     files = [sorted(path for path in (tmp_path / name).rglob("*") if path.is_file()) for name in ("one", "two")]
     assert len(files[0]) == 10
     for one, two in zip(*files, strict=True):
@@ -121,7 +119,7 @@ def test_the_same_input_gives_the_same_bytes(tmp_path):
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "delete"])
 def test_a_damaged_shard_is_found_before_it_is_used(tmp_path, damage):
-    write_store(tmp_path / "set")
+    write_set(tmp_path / "set")
     shard = tmp_path / "set" / "train" / "data-00000-of-00001.arrow"
     data = bytearray(shard.read_bytes())
     if damage == "flip":
@@ -136,11 +134,11 @@ def test_a_damaged_shard_is_found_before_it_is_used(tmp_path, damage):
 
 
 def test_an_occupied_folder_is_left_alone_without_overwrite(tmp_path):
-    write_store(tmp_path / "set", count=20, preset="old")
+    write_set(tmp_path / "set", count=20, preset="old")
     with pytest.raises(RmcliError, match="is not empty"):
-        write_store(tmp_path / "set", count=50)
+        write_set(tmp_path / "set", count=50)
     assert read_manifest(tmp_path / "set")["preset"] == "old"
-    write_store(tmp_path / "set", count=50, overwrite=True, preset="new")
+    write_set(tmp_path / "set", count=50, overwrite=True, preset="new")
     assert read_manifest(tmp_path / "set")["preset"] == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
@@ -149,12 +147,12 @@ def test_overwrite_never_deletes_what_is_no_prepared_data(tmp_path):
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.tex").write_text("precious")
     with pytest.raises(RmcliError, match="holds no prepared data"):
-        write_store(tmp_path / "home", overwrite=True)
+        write_set(tmp_path / "home", overwrite=True)
     assert (tmp_path / "home" / "thesis.tex").read_text() == "precious"
 
 
 def test_a_failed_write_leaves_nothing_and_keeps_the_old_set(tmp_path):
-    write_store(tmp_path / "set", count=20, preset="old")
+    write_set(tmp_path / "set", count=20, preset="old")
 
     def fail() -> None:
         with PackWriter(tmp_path / "set", overwrite=True) as writer:
@@ -168,93 +166,8 @@ def test_a_failed_write_leaves_nothing_and_keeps_the_old_set(tmp_path):
 
 
 def test_manifests_of_another_version_are_refused(tmp_path):
-    write_store(tmp_path / "set")
+    write_set(tmp_path / "set")
     path = tmp_path / "set" / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 99}))
     with pytest.raises(RmcliError, match="format version 99, this rmcli reads 2"):
         read_manifest(tmp_path / "set")
-
-
-# --- the plan ---
-
-SIZES = PackSizes([np.array([100, 20, 30]), np.array([50]), np.array([10] * 7), np.array([90, 90])])
-
-
-def train_section(**values) -> TrainSection:
-    return TrainSection.model_validate(values)
-
-
-def groups_seen(steps) -> list[tuple[int, int]]:
-    return [
-        (piece.pack, group)
-        for step in steps
-        for rank in step.forwards
-        for forward in rank
-        for piece in forward
-        for group in range(piece.start, piece.stop)
-    ]
-
-
-ALL_GROUPS = [(row, group) for row, tokens in enumerate(SIZES.group_tokens) for group in range(len(tokens))]
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {},
-        {"batch_size": 3},
-        {"batch_size": 2, "accumulative_counts": 2},
-        {"pairs_per_step": 4},
-        {"pairs_per_step": 100},
-    ],
-)
-@pytest.mark.parametrize("packed", [True, False])
-def test_every_group_runs_once_per_epoch(values, packed):
-    train = train_section(max_epochs=2, **values)
-    steps = list(plan(SIZES, train, packed, 128))
-    assert len(steps) == num_steps(SIZES, train, packed)
-    assert [step.number for step in steps] == list(range(1, len(steps) + 1))
-    for epoch in (0, 1):
-        assert sorted(groups_seen(step for step in steps if step.epoch == epoch)) == ALL_GROUPS
-
-
-def test_pairs_per_step_is_exact_and_forwards_stay_within_their_tokens():
-    steps = list(plan(SIZES, train_section(pairs_per_step=4), True, 128))
-    assert [len(groups_seen([step])) for step in steps] == [4, 4, 4, 1]
-    for step in steps:
-        for forward in step.forwards[0]:
-            tokens = [SIZES.group_tokens[piece.pack][piece.start : piece.stop].sum() for piece in forward]
-            assert sum(tokens) <= 128 or len(tokens) == 1
-
-
-def test_batch_size_and_accumulation_count_rows_and_forwards():
-    (step, last) = plan(SIZES, train_section(batch_size=1, accumulative_counts=3), True, 128)
-    assert [len(forward) for forward in step.forwards[0]] == [1, 1, 1]
-    assert [len(forward) for forward in last.forwards[0]] == [1]
-    padded = next(plan(SIZES, train_section(batch_size=5), False, 128))
-    assert [len(forward) for forward in padded.forwards[0]] == [5]
-    assert all(piece.stop - piece.start == 1 for piece in padded.forwards[0][0])
-
-
-def test_order_changes_with_epoch_and_seed_and_nothing_else():
-    def order(**values) -> list:
-        return [groups_seen([step]) for step in plan(SIZES, train_section(pairs_per_step=3, **values), True, 128)]
-
-    assert order() == order()
-    assert order() != order(seed=1)
-    two = order(max_epochs=2)
-    assert two[:5] == order()
-    assert two[5:] != two[:5]
-
-
-def test_max_steps_ends_the_run_early():
-    train = train_section(pairs_per_step=2, max_steps=3)
-    assert len(list(plan(SIZES, train, True, 128))) == num_steps(SIZES, train, True) == 3
-
-
-def test_ranks_share_the_forwards_of_a_step():
-    train = train_section(batch_size=1, accumulative_counts=2)
-    (step,) = plan(SIZES, train, True, 128, ranks=2)
-    assert [len(forwards) for forwards in step.forwards] == [2, 2]
-    assert sorted(groups_seen([step])) == ALL_GROUPS
-    assert step.forwards[0][0] == (Slice(step.forwards[0][0][0].pack, 0, step.forwards[0][0][0].stop),)
