@@ -20,6 +20,7 @@ from statistics import median
 from typing import Any
 
 import figures
+import gaps
 import material
 
 LOG_EVERY = 2
@@ -58,7 +59,7 @@ def run_way(job: dict[str, Any]) -> dict[str, Any]:
     versioned = {"rmcli": rmcli, "torch": torch, "transformers": transformers}
     model_folder.export = lambda *_: None
     run = Path(job["run"])
-    train_run(build_job(resolve(job["preset"], settings=job["settings"]), Path(job["data"]), run))
+    train_run(build_job(resolve(job["preset"], settings=job["settings"]), Path(job["data"]), run), job["profile"])
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     on_cuda = torch.cuda.is_available()
     if "mfu" not in lines[0]:
@@ -68,16 +69,18 @@ def run_way(job: dict[str, Any]) -> dict[str, Any]:
         "peak_device_gib": torch.cuda.max_memory_allocated() / figures.GIB if on_cuda else 0.0,
         "versions": {name: package.__version__ for name, package in versioned.items()},
         "device_name": torch.cuda.get_device_name() if on_cuda else None,
+        **({"gaps": gaps.of_trace(run / "profile" / "trace.json.gz")} if job["profile"] else {}),
     }
 
 
-def measure(way: str, arguments: argparse.Namespace, folder: Path, number: int) -> dict[str, Any]:
-    """In a process of its own. One that fails is an entry with its error's last line."""
+def measure(way: str, arguments: argparse.Namespace, kept: Path, folder: Path, number: int) -> dict[str, Any]:
+    """In a process of its own, on the material in `kept`. One that fails is an entry with its error's last line."""
     job = {
         "preset": arguments.preset,
-        "settings": settings_of(arguments, folder / "model", way),
-        "data": str(folder / "data"),
+        "settings": settings_of(arguments, kept / "model", way),
+        "data": str(kept / "data"),
         "run": str(folder / f"run-{number}"),
+        "profile": arguments.profile,
     }
     path = folder / f"way-{number}.json"
     path.write_text(json.dumps(job), encoding="utf-8")
@@ -116,7 +119,7 @@ def make_material(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]
         map_fn=arguments.map_fn,
         settings=tuple(settings_of(arguments, folder / "model", "")),
     )
-    return material.make_apart(request)
+    return material.make_once(request)
 
 
 def show(result: dict[str, Any]) -> None:
@@ -131,6 +134,8 @@ def show(result: dict[str, Any]) -> None:
             f"{way['pairs_per_s']:.1f} pairs/s, {way['tokens_per_s']:,.0f} tokens/s, "
             f"{way['seconds_per_step']:.3f} s a step, {way['peak_device_gib']:.1f} GiB"
         )
+        if "gaps" in way:
+            gaps.show(way["gaps"])
 
 
 def main() -> None:
@@ -145,6 +150,8 @@ def main() -> None:
     parser.add_argument("--packs", type=int, default=4, help="packs of an optimizer step, one a forward")
     parser.add_argument("--lines", type=int, default=5, help=f"timed lines of the log, {LOG_EVERY} steps each")
     parser.add_argument("--way", action="append", default=[], help="settings, by blanks; repeatable")
+    parser.add_argument("--profile", action="store_true", help="profile steps 3 to 5 and say where no kernel runs")
+    parser.add_argument("--material", type=Path, help="keep model and prepared pairs here, for the next call")
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
     arguments = parser.parse_args()
     if arguments.lines < 1:
@@ -152,8 +159,10 @@ def main() -> None:
     machine = figures.machine()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        made = make_material(arguments, folder)
-        ways = [measure(way, arguments, folder, number) for number, way in enumerate(arguments.way or [""])]
+        kept = arguments.material or folder
+        kept.mkdir(parents=True, exist_ok=True)
+        made = make_material(arguments, kept)
+        ways = [measure(way, arguments, kept, folder, number) for number, way in enumerate(arguments.way or [""])]
     worked = next((way for way in ways if "error" not in way), {})
     result = figures.heading(
         "mfu.py",

@@ -110,8 +110,8 @@ def loaded_once(config: Config) -> Callable[[Path, Path], list[float]]:
     """`rmcli.score.run` from file to file, whose loads give the same objects again."""
     for module, name in (
         (score, "load_tokenizer"),
-        (score.model, "load_model_config"),
-        (score.model, "load_model"),
+        (score, "load_model_config"),
+        (score, "load_model"),
         (score.self_test, "settle_batches"),
     ):
         setattr(module, name, _once(getattr(module, name)))

@@ -15,8 +15,10 @@ from support.places import REPOSITORY, write_lines
 sys.path.append(str(REPOSITORY / "benchmarks"))
 
 import figures
+import gaps
 import material
 import mfu
+import on_gpu
 import scaling
 import train
 
@@ -266,3 +268,122 @@ def test_the_loops_habits_change_no_loss(made, tmp_path):
     assert 0 < found["seconds"]["rmcli"] < 60
     section = performance_page().habits("loop-2026-01-02.json", found)
     assert f"| no_gc | {found['seconds']['no_gc']:.2f} |" in section
+
+
+# --- the kit for an accelerator ---
+
+
+def event(name: str, start: float, duration: float, cat: str = "kernel") -> dict[str, object]:
+    return {"ph": "X", "cat": cat, "name": name, "ts": start, "dur": duration}
+
+
+def test_time_in_no_kernel_is_what_the_union_of_all_kernels_leaves():
+    trace = [
+        event("ProfilerStep#3", 0, 500, "user_annotation"),
+        event("ProfilerStep#4", 500, 500, "user_annotation"),
+        event("gemm", 100, 100),
+        event("copy", 150, 20, "gpu_memcpy"),  # inside
+        event("norm", 180, 60),  # overlaps: busy to 240
+        event("adam", 243, 57),  # 3 us later
+        event("gemm", 900, 100),  # 600 us later
+        event("aten::item", 400, 400, "cpu_op"),
+        event("cudaStreamSynchronize", 500, 200, "cuda_runtime"),
+    ]
+    found = gaps.figures_of(trace)
+    assert (found["steps"], found["read_by"]) == (2, "kernels")
+    assert found["ms_per_step"] == 0.45
+    assert found["idle_ms_per_step"] == pytest.approx(0.3015)
+    assert found["busy_ms_per_step"] == pytest.approx(0.45 - 0.3015)
+    by_length = {"below 5 us": 0.0015, "5 to 50 us": 0.0, "50 to 500 us": 0.0, "500 us on": 0.3}
+    assert found["idle_ms_per_step_by_length"] == pytest.approx(by_length)
+    assert found["longest"][0] == {"ms": 0.6, "after": "adam", "before": "gemm", "host": "cudaStreamSynchronize"}
+    assert found["longest"][1]["host"] is None
+
+
+def test_a_trace_without_kernels_is_read_by_its_operators_and_says_so():
+    found = gaps.figures_of([event("aten::mm", 0, 10, "cpu_op"), event("aten::add", 30, 10, "cpu_op")])
+    assert (found["read_by"], found["idle_share"]) == ("operators of a CPU", 0.5)
+
+
+def test_clocks_and_power_are_summed_up_and_what_is_no_number_is_left_out():
+    lines = ["1980, 690.5, 61", "1500, 702.0, 63", "1755, [N/A], 62", "16"]
+    found = on_gpu.summarize_samples(lines)
+    assert found["clocks.sm"] == {"min": 16, "median": 1627.5, "max": 1980}
+    assert found["power.draw"] == {"min": 690.5, "median": 696.25, "max": 702.0}
+    assert on_gpu.summarize_samples([]) == {}
+
+
+def test_every_test_outcome_is_kept_of_a_run_that_was_cut_too():
+    printed = (
+        "tests/test_cuda.py::test_a[x-1] PASSED [ 10%]\ntests/test_cuda.py::test_b SKIPPED (no flash) [ 20%]\ntests/t"
+    )
+    found = on_gpu.test_outcomes(printed)
+    assert found == {"tests/test_cuda.py::test_a[x-1]": "PASSED", "tests/test_cuda.py::test_b": "SKIPPED"}
+    line = {"job": "cuda-tests", "outcome": "failed with 1", "tests": found}
+    assert on_gpu.headline(line) == "1 passed, 1 skipped"
+    assert on_gpu.is_finished(line)
+    assert not on_gpu.is_finished({**line, "outcome": "cut"})
+    assert not on_gpu.is_finished({**line, "tests": {}})
+
+
+PRINTS = 'import pathlib, sys; pathlib.Path(sys.argv[1]).write_text(\'{"pairs": {"rmcli_is_faster": {"p": 2.0}}}\')'
+
+
+@pytest.fixture
+def own_jobs(monkeypatch):
+    """Three jobs: one that works, one that fails, one that takes longer than there is."""
+    jobs = [
+        on_gpu.Job("works", 1, ("-c", PRINTS, "{output}")),
+        on_gpu.Job("fails", 1, ("-c", "raise SystemExit('what went wrong')")),
+        on_gpu.Job("hangs", 1, ("-c", "import time; print('began', flush=True); time.sleep(60)")),
+        on_gpu.Job("large", 1000, ("-c", "raise SystemExit('never run')")),
+    ]
+    monkeypatch.setattr(on_gpu, "jobs_of", lambda *_: jobs)
+    monkeypatch.setattr(on_gpu, "SPARE_SECONDS", 0)
+
+    def run(*arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["on_gpu.py", *arguments])
+        on_gpu.main()
+
+    return run
+
+
+def test_each_job_is_on_disk_when_it_ends_and_what_is_finished_is_not_run_again(own_jobs, tmp_path, capsys):
+    own_jobs("--minutes", "0.1", "--out", str(tmp_path))
+    lines = [json.loads(line) for line in (tmp_path / "on_gpu.jsonl").read_text().splitlines()]
+    outcomes = {line["job"]: (line["outcome"], on_gpu.headline(line)) for line in lines}
+    assert outcomes == {
+        "works": ("done", "2.00x p"),
+        "fails": ("failed with 1", "what went wrong"),
+        "hangs": ("cut", "began"),
+    }
+    shown = capsys.readouterr().out
+    assert re.search(r"^large +left: no time$", shown, re.MULTILINE)
+    with (tmp_path / "on_gpu.jsonl").open("a") as file:
+        file.write('{"job": "half a li')
+    own_jobs("--minutes", "0.05", "--out", str(tmp_path / "again"), "--earlier", str(tmp_path / "on_gpu.jsonl"))
+    seen = capsys.readouterr()
+    assert "works: finished earlier" in seen.err
+    assert "half a line is left out" in seen.err
+    again = [json.loads(line)["job"] for line in (tmp_path / "again" / "on_gpu.jsonl").read_text().splitlines()]
+    assert "works" not in again
+    assert "fails" in again
+    own_jobs("--minutes", "1", "--out", str(tmp_path), "--only", "works")
+    assert (tmp_path / "on_gpu.jsonl").read_text().count('"job": "works"') == 2
+
+
+@pytest.mark.slow
+def test_every_job_of_the_kit_runs_on_a_cpu_in_small(tmp_path):
+    """What breaks in a script, a name or an option breaks here and not in an accelerator's minutes."""
+    command = [sys.executable, BENCHMARKS / "on_gpu.py", "--tiny", "--minutes", "10", "--out", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "on_gpu.jsonl").read_text().splitlines()]
+    assert "left: no time" not in done.stdout
+    assert [line["job"].split("-")[0].split()[0] for line in lines] == [
+        *("cuda", "gaps", "mfu", "mfu", "lever", "against", "mfu", "mfu", "score")
+    ]
+    assert {line["job"]: line["last_lines"] for line in lines if "last_lines" in line} == {}
+    headlines = {line["job"]: on_gpu.headline(line) for line in lines}
+    assert headlines.pop("cuda-tests") == "no test ran"  # without CUDA they are skipped as a whole
+    assert not [name for name, headline in headlines.items() if not headline or headline.startswith("not run")]
