@@ -1,7 +1,6 @@
 """`rmcli train`."""
 
 import shlex
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,6 +23,8 @@ from rmcli.errors import RmcliError
 
 if TYPE_CHECKING:
     from rmcli.config.layers import Resolved
+    from rmcli.prepare.job import Job
+    from rmcli.train.find_data import Elsewhere
 
 
 @reports
@@ -66,29 +67,53 @@ def train_command(
 
 def _prepared_data(resolved: "Resolved", dry_run: bool) -> Path:
     """The folder prepared for this preset; else the one source prepared for another preset, prepared again."""
-    from rmcli.config.layers import Layer
-    from rmcli.config.resolve import relayer
     from rmcli.prepare.job import build_job
     from rmcli.prepare.run import run
-    from rmcli.train.find_data import find_data
+    from rmcli.train.find_data import find_data, unnamed_map_fns
 
     found = find_data(resolved, Path("data"))
     if isinstance(found, Path):
         output.say(f"data: {found}")
         return found
-    asked = {key: value for key, value in asdict(found).items() if f"data.{key}" not in resolved.explicit}
-    asked |= {"sources": list(found.sources), "decontaminate": list(found.decontaminate)}
-    layered = relayer(resolved, Layer("prepared for another preset", {"data": asked}))
-    job = build_job(layered, None)
-    names = ", ".join(source.path for source in found.sources)
+    wanted = found.asked_again(resolved)
+    if unnamed := unnamed_map_fns(wanted, resolved):
+        raise RmcliError(
+            f"no data for preset {resolved.name} yet, and {found.folder} names the map function {unnamed[0]}, "
+            "which runs code: it is loaded only when you name it",
+            f"if you trust it: {_prepare_command(wanted)}",
+        )
+    job = build_job(wanted, None)
+    names = ", ".join(source.section.path for source in job.sources)
     what = f"no data for preset {resolved.name} yet: {names} with {', '.join(job.map_fns)}"
-    if "-" in [source.path for source in found.sources]:
+    if "-" in [source.section.path for source in job.sources]:
         raise RmcliError(f"{what} would be prepared for it, but stdin is gone", "prepare it again for this preset")
+    _say_changed_map_functions(job, found)
     if dry_run:
-        map_fn = [] if found.dataset_map_fn is None else ["--map-fn", found.dataset_map_fn]
-        parts = [part for source in found.sources for part in source.as_arguments()]
-        command = ["rmcli", "prepare", *parts, *map_fn, "--preset", resolved.name]
-        raise RmcliError(f"{what} would be prepared for it first", f"run: {shlex.join(command)}")
+        raise RmcliError(f"{what} would be prepared for it first", f"run: {_prepare_command(wanted)}")
     output.warn(f"{what} is prepared for it first")
     run(job)
     return job.folder
+
+
+def _prepare_command(wanted: "Resolved") -> str:
+    data = wanted.config.data
+    map_fn = [] if data.dataset_map_fn is None else ["--map-fn", data.dataset_map_fn]
+    parts = [part for source in data.sources for part in source.as_arguments()]
+    return shlex.join(["rmcli", "prepare", *parts, *map_fn, "--preset", wanted.name])
+
+
+def _say_changed_map_functions(job: "Job", found: "Elsewhere") -> None:
+    """Rows may become other pairs than they are in the set that is prepared again."""
+    from rmcli.rows.map_fns.apply import source_sha256
+
+    functions = {source.map_fn: source.map_function for source in job.sources}
+    for name, function in functions.items():
+        there, here = found.map_fn_sha256.get(name), source_sha256(function)
+        if there is None:
+            with_which = ", ".join(found.map_fn_sha256) or "an unnamed one"
+            output.warn(f"map function {name}, where {found.folder} was prepared with {with_which}")
+        elif there != here:
+            output.warn(
+                f"map function {name} has changed since {found.folder} was prepared with it: sha256 {there[:12]} "
+                f"there, {here[:12]} now"
+            )

@@ -1,6 +1,5 @@
 """`rmcli prepare`: rows -> preference groups -> tokens -> packed rows on disk, every row accounted for."""
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,8 +20,7 @@ from rmcli.prepare.show import report_splits, say_start, show_tokens
 from rmcli.records import Conversation
 from rmcli.rows import accounting, decontaminate, sources
 from rmcli.rows.files import is_url
-from rmcli.rows.map_fns.apply import apply, source_code
-from rmcli.rows.map_fns.fields import MapFunction
+from rmcli.rows.map_fns.apply import apply, source_sha256
 from rmcli.rows.map_fns.known import NAMED, recognise
 from rmcli.tokens.encode import Encoder, prompt_of
 from rmcli.tokens.tokenizer import RewardTokenizer, load_tokenizer
@@ -112,7 +110,7 @@ def _manifest(job: Job, encoder: Encoder, accounts: list[accounting.Account]) ->
         "preset": job.resolved.name,
         "sources": [source.section.model_dump() for source in job.sources],
         "dataset_map_fn": config.data.dataset_map_fn or (job.map_fns[0] if len(job.map_fns) == 1 else None),
-        "map_fn_sha256": {source.map_fn: _source_sha256(source.map_function) for source in job.sources},
+        "map_fn_sha256": {source.map_fn: source_sha256(source.map_function) for source in job.sources},
         "reward_token": reward.reward_token,
         "reward_token_id": reward.reward_token_id,
         "reward_mode": reward.mode,
@@ -126,10 +124,6 @@ def _manifest(job: Job, encoder: Encoder, accounts: list[accounting.Account]) ->
             include={"model": True, "data": set(DataSection.model_fields) - {"num_proc", "shard"}}
         ),
     }
-
-
-def _source_sha256(map_function: MapFunction) -> str:
-    return hashlib.sha256(source_code(map_function).encode("utf-8")).hexdigest()
 
 
 def _nothing_kept(whole: accounting.Account) -> RmcliError:

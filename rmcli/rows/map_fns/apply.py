@@ -5,6 +5,7 @@ canonical schema (`prompt`, `chosen`, `rejected`, or `prompt`, `responses` and t
 raises Skip(reason) to leave the row out.
 """
 
+import hashlib
 import inspect
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint
@@ -86,10 +87,10 @@ def listing() -> list[dict[str, Any]]:
     return own + plugins
 
 
-def source_code(map_function: MapFunction) -> str:
-    """The text of the function, for the manifest's hash. Raises ConfigError for what has none, such as a builtin."""
+def source_sha256(map_function: MapFunction) -> str:
+    """sha256 of the function's text, as manifests keep it. Raises ConfigError for what has none: a builtin, say."""
     try:
-        return inspect.getsource(map_function.function)
+        return hashlib.sha256(inspect.getsource(map_function.function).encode("utf-8")).hexdigest()
     except (TypeError, OSError) as error:
         raise ConfigError(f"map function {map_function.function!r} has no source", "write it as a def") from error
 
