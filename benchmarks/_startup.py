@@ -33,8 +33,10 @@ def start_bare(folder: str) -> None:
     import typer  # noqa: F401
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    AutoTokenizer.from_pretrained(folder)
-    AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32)
+    AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=1, dtype=torch.float32, trust_remote_code=False
+    )
     stop()
 
 

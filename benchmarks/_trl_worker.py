@@ -72,12 +72,16 @@ def known_version(package: str) -> str | None:
 def load_model(job: dict[str, Any]) -> Any:
     """In float32, with a zero head."""
     if job["random_weights"]:
-        config = AutoConfig.from_pretrained(job["model"], num_labels=1)
+        config = AutoConfig.from_pretrained(job["model"], num_labels=1, trust_remote_code=False)
         torch.manual_seed(0)
         with torch.device(job["device"]):
-            network = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+            network = AutoModelForSequenceClassification.from_config(
+                config, dtype=torch.float32, trust_remote_code=False
+            )
     else:
-        network = AutoModelForSequenceClassification.from_pretrained(job["model"], num_labels=1, dtype=torch.float32)
+        network = AutoModelForSequenceClassification.from_pretrained(
+            job["model"], num_labels=1, dtype=torch.float32, trust_remote_code=False
+        )
     torch.nn.init.zeros_(network.score.weight)
     return network
 
@@ -85,7 +89,7 @@ def load_model(job: dict[str, Any]) -> Any:
 def train(job: dict[str, Any], output: str) -> None:
     with Path(job["steps"]).open(encoding="utf-8") as lines:
         pairs = [pair for line in islice(lines, job["num_steps"]) for pair in json.loads(line)]
-    tokenizer = AutoTokenizer.from_pretrained(job["model"])
+    tokenizer = AutoTokenizer.from_pretrained(job["model"], trust_remote_code=False)
     network = load_model(job)
     network.config.pad_token_id = tokenizer.pad_token_id
     on_cuda = job["device"] == "cuda"

@@ -95,7 +95,7 @@ def build_model(source: Path, layers: int | None, shape: str | None, folder: Pat
     gguf = source.suffix == ".gguf"
     where = source.parent if gguf else source
     named = {"gguf_file": source.name} if gguf else {}
-    tokenizer = AutoTokenizer.from_pretrained(where, **named)
+    tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **named)
     tokenizer.save_pretrained(folder)
     network: Any
     if shape is not None:
@@ -104,14 +104,17 @@ def build_model(source: Path, layers: int | None, shape: str | None, folder: Pat
         config = LlamaConfig(**sizes, **special, pad_token_id=tokenizer.pad_token_id)
         config.save_pretrained(folder)
         with torch.device("meta"):
-            network = AutoModelForCausalLM.from_config(config)
+            network = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         return sum(parameter.numel() for parameter in network.base_model.parameters())
     if gguf or any(where.glob("*.safetensors")):
         plain = {"quantization_config": GgufConfig(dequantize=True, **named)} if gguf else {}
-        network = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32, **named, **plain)
+        network = AutoModelForCausalLM.from_pretrained(
+            where, dtype=torch.float32, trust_remote_code=False, **named, **plain
+        )
     else:
         torch.manual_seed(0)
-        network = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(where), dtype=torch.float32)
+        config = AutoConfig.from_pretrained(where, trust_remote_code=False)
+        network = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     if layers is not None:
         del network.base_model.layers[layers:]
         network.config.num_hidden_layers = len(network.base_model.layers)

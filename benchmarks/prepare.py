@@ -245,7 +245,7 @@ def main() -> None:
         setting = f"model.pretrained_model_name_or_path={arguments.gguf}"
         rewards["smollm2"] = load_tokenizer(resolve("smollm2-135m", settings=[setting]).config.model)
     if arguments.llama3:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.llama3)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.llama3, trust_remote_code=False)
         rewards["llama3"] = resolve_reward_token(tokenizer, resolve("llama3-8b").config.model, LLAMA3_ROWS)
     if not rewards:
         parser.error("give --llama3, --gguf or both")

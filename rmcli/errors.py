@@ -1,6 +1,6 @@
 """The errors a user sees. Each is one line that names what, where and the value, and a hint that mends it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
@@ -30,15 +30,24 @@ class Skip(Exception):
 
 
 @contextmanager
-def explained(message: str, hint: str | None = None) -> Iterator[None]:
-    """Whatever goes wrong inside becomes one line: for packages whose errors have classes of their own.
+def explained_by(explain: Callable[[Exception], RmcliError]) -> Iterator[None]:
+    """Whatever goes wrong inside becomes the error that `explain` makes of it; our own errors pass.
 
-    Cloud storage is such: botocore's NoCredentialsError is neither an OSError nor a ValueError.
+    The one place that catches everything, for packages whose errors have classes of their own: botocore's
+    NoCredentialsError is neither an OSError nor a ValueError, and tokenizers raises Exception itself.
     """
     try:
         yield
     except RmcliError:
         raise
     except Exception as error:
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise RmcliError(f"{message}: {said}", hint) from error
+        raise explain(error) from error
+
+
+@contextmanager
+def explained(message: str, hint: str | None = None) -> Iterator[None]:
+    """Whatever goes wrong inside becomes one line: `message` and what the package said."""
+    with explained_by(
+        lambda error: RmcliError(f"{message}: {' '.join(str(error).split()) or type(error).__name__}", hint)
+    ):
+        yield

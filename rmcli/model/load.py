@@ -11,15 +11,14 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig, P
 
 from rmcli import output
 from rmcli.backbones import architectures
-from rmcli.backbones.internlm2.auto import AutoSequenceClassifier
-from rmcli.config.presets import pretrained_arguments
+from rmcli.backbones.pretrained import explaining_sizes
 from rmcli.config.sections import ModelSection
-from rmcli.errors import RmcliError
 from rmcli.model.attention.shared_prefix import ATTENTION_NAME, register
 from rmcli.model.backend import set_attention
 from rmcli.model.network import score_head, trim
+from rmcli.model.weights import load_stored
 from rmcli.records import BatchKind
-from rmcli.tokens.tokenizer import RewardTokenizer, from_pretrained, load_model_config
+from rmcli.tokens.tokenizer import RewardTokenizer, load_model_config
 
 
 def load_model(
@@ -28,8 +27,11 @@ def load_model(
     seed: int = 0,
     kind: BatchKind = "packed",
     device: torch.device | str = "cpu",
+    for_scoring: bool = False,
 ) -> PreTrainedModel:
     """The model in float32 on `device`, set to run batches of this kind. Its head is zero unless trained before.
+
+    With `for_scoring` the files must hold a trained head, and nothing that the model has no place for.
 
     With a new head the reward token's embedding is made fit to train (see prepare_reward_row). Random weights are
     drawn on the device, each kind from its own generator: drawing eight billion on a CPU takes minutes.
@@ -40,14 +42,17 @@ def load_model(
     config = load_model_config(model)
     architectures.ensure_classifier(config)
     if model.random_weights:
-        network, new_head = _random_network(config, seed, device), True
+        network, new_head = _random_network(config, name, seed, device), True
     else:
-        network, new_head = _stored_network(model)
+        network, new_head = load_stored(model, config, for_scoring)
+    if getattr(config, "auto_map", None):
+        kind_name = type(network).__name__
+        output.warn(
+            f"{name} comes with Python code of its own (auto_map): not run; transformers' {kind_name} is used"
+        )
     head = score_head(network)
     if new_head:
         nn.init.zeros_(head.weight)
-    elif not torch.isfinite(head.weight).all():
-        raise RmcliError(f"the score head of {name} is not finite", "the checkpoint is damaged")
     known_id = getattr(network.config, "reward_token_id", None)  # of the checkpoint, before ours is written there
     label_for_reward(network.config, name, reward)
     forget_padding(network)
@@ -60,33 +65,11 @@ def load_model(
     return network.to(device).eval()  # pyright: ignore[reportArgumentType] (transformers wraps torch's `to`)
 
 
-def _random_network(config: PreTrainedConfig, seed: int, device: torch.device | str) -> Any:
+def _random_network(config: PreTrainedConfig, name: str, seed: int, device: torch.device | str) -> Any:
     config.num_labels = 1
     torch.manual_seed(seed)
-    with torch.device(device):
-        return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
-
-
-def _stored_network(model: ModelSection) -> tuple[Any, bool]:
-    """The network with the weights of its files, and whether its head is new, still to be set.
-
-    Raises RmcliError unless the files fill everything but the head.
-    """
-    name = model.pretrained_model_name_or_path
-    assert name is not None
-    arguments = pretrained_arguments(name, model.revision)
-    extra: dict[str, Any] = {"num_labels": 1, "dtype": torch.float32, "output_loading_info": True}
-    if "gguf_file" in arguments:
-        extra["quantization_config"] = _dequantize(arguments["gguf_file"])
-    network, report = from_pretrained(AutoSequenceClassifier, "weights", name, {**arguments, **extra})
-    missing = set(report["missing_keys"])
-    if missing - {"score.weight"} or report["mismatched_keys"]:
-        wrong = sorted(missing - {"score.weight"}) or [str(key) for key in report["mismatched_keys"]]
-        raise RmcliError(
-            f"the weights of {name} do not fill the model: {len(wrong)} missing or misshapen, first {wrong[0]}",
-            "the checkpoint must hold every weight its config.json asks for",
-        )
-    return network, "score.weight" in missing
+    with torch.device(device), explaining_sizes(name):
+        return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32, trust_remote_code=False)
 
 
 def _run_packed(network: PreTrainedModel, model: ModelSection) -> None:
@@ -153,6 +136,7 @@ def _embedding(network: PreTrainedModel) -> Tensor:
 def label_for_reward(config: PreTrainedConfig, name: str, reward: RewardTokenizer) -> None:
     """What the config of a one-label reward model says; `regression` keeps pipelines from returning a sigmoid."""
     config.name_or_path = name
+    config.__dict__.pop("auto_map", None)  # its code is not exported, and who loads the folder would be asked
     config.num_labels = 1
     config.id2label, config.label2id = {0: "reward"}, {"reward": 0}
     config.problem_type = "regression"
@@ -162,10 +146,3 @@ def label_for_reward(config: PreTrainedConfig, name: str, reward: RewardTokenize
     # transformers pools at the last token that is not pad: with the reward token as pad it would read elsewhere.
     # It reads the text model's own config where there is one.
     config.pad_token_id = config.get_text_config().pad_token_id = reward.pad_token_id
-
-
-def _dequantize(gguf_file: str) -> Any:
-    """Plain weights instead of a quantized model, which could not be trained or saved."""
-    from transformers.utils.quantization_config import GgufConfig
-
-    return GgufConfig(gguf_file=gguf_file, dequantize=True)

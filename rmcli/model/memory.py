@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 
 from rmcli.backbones import architectures
+from rmcli.backbones.pretrained import explaining_sizes
 from rmcli.config.sections import Config, TrainSection
 from rmcli.model.device import is_reduced, pick_device
 
@@ -44,8 +45,8 @@ def estimate_memory(
     text = model_config.get_text_config()
     architectures.ensure_classifier(model_config)
     model_config.num_labels = 1
-    with torch.device("meta"):
-        network: Any = AutoModelForSequenceClassification.from_config(model_config)
+    with torch.device("meta"), explaining_sizes(str(config.model.pretrained_model_name_or_path)):
+        network: Any = AutoModelForSequenceClassification.from_config(model_config, trust_remote_code=False)
     num_parameters = sum(parameter.numel() for parameter in network.parameters())
     reduced = is_reduced(config.model.dtype, pick_device(config))
     bytes_per_number = 2 if reduced else 4

@@ -1,22 +1,20 @@
 """The tokenizer and its reward token: found by name, checked by id, never resized in silence."""
 
 import copy
-import difflib
 import functools
 import hashlib
 import json
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rmcli.backbones import gguf_files, hub
 from rmcli.backbones.internlm2.auto import AutoConfig, AutoTokenizer
-from rmcli.config.presets import preset_names, pretrained_arguments
+from rmcli.backbones.pretrained import check_config, from_pretrained
+from rmcli.config.presets import pretrained_arguments
 from rmcli.config.sections import ModelSection
-from rmcli.errors import ConfigError, RmcliError
+from rmcli.errors import ConfigError
 from rmcli.tokens import chat_templates
 
 if TYPE_CHECKING:
@@ -96,70 +94,20 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
-def from_pretrained(loader: Any, what: str, name: str, arguments: dict[str, Any]) -> Any:
-    """`loader.from_pretrained(**arguments)`, whose many failures become one line with the model and a way out."""
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
-    from transformers.utils import logging as transformers_logging
-
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity(logging.CRITICAL)  # load reports: what matters in them we say ourselves
-    transformers_logging.disable_progress_bar()
-    try:
-        if "gguf_file" in arguments:
-            with gguf_files.read_quickly():
-                return loader.from_pretrained(**arguments)
-        if Path(arguments["pretrained_model_name_or_path"]).is_dir():
-            return loader.from_pretrained(**arguments)
-        with hub.asking():
-            return loader.from_pretrained(**arguments)
-    except ImportError as error:
-        raise RmcliError(
-            f"the {what} of {name} needs a package: {_first_line(error)}",
-            "for .gguf files: pip install 'rmcli[gguf]'",
-        ) from error
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        RuntimeError,
-        AssertionError,
-        SafetensorError,
-        StrictDataclassError,
-    ) as error:
-        raise RmcliError(
-            f"cannot load the {what} of {name}: {_first_line(error)}",
-            _way_out(name),
-        ) from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        transformers_logging.enable_progress_bar()
-
-
-def _way_out(name: str) -> str:
-    if name in preset_names() or Path(name).exists():
-        return "give a whole model folder: config.json, weights and tokenizer"
-    close = difflib.get_close_matches(name, preset_names(), n=1, cutoff=0.7)
-    return (f"did you mean the preset {close[0]}? Else " if close else "") + (
-        "check the name and your access (hf auth login), or give a local folder or .gguf file: "
-        "-s model.pretrained_model_name_or_path=PATH"
-    )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
-
-
 def load_model_config(model: ModelSection) -> "PreTrainedConfig":
-    """The architecture's config, without weights. InternLM2's comes as the Llama config that computes the same."""
+    """The architecture's config, without weights. InternLM2's comes as the Llama config that computes the same.
+
+    Raises RmcliError for what cannot be loaded, for a size that is none, and for quantized weights.
+    """
     name = model.pretrained_model_name_or_path
     if name is None:
         raise ConfigError(
             "model.pretrained_model_name_or_path is not set",
             "choose a preset (-p) or give -s model.pretrained_model_name_or_path=PATH",
         )
-    return _load_small("config", name, pretrained_arguments(name, model.revision))
+    config = _load_small("config", name, pretrained_arguments(name, model.revision))
+    check_config(config, name)
+    return config
 
 
 def _load_small(what: str, name: str, arguments: dict[str, str]) -> Any:

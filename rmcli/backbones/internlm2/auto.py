@@ -11,7 +11,8 @@ config.json's `reward_token_id`, put at the end. POLAR compares with a reference
 writes it himself as one message of the assistant, up to the candidate's end, under a chat template that adds nothing.
 
 `AutoConfig`, `AutoTokenizer` and `AutoSequenceClassifier` stand where transformers' own would: they read this layout
-and pass everything else on. Heavy imports are inside functions, as in tokenizer, which imports this file.
+and pass everything else on, always with trust_remote_code=False. Heavy imports are inside functions, as in tokenizer,
+which imports this file.
 """
 
 from collections.abc import Mapping
@@ -39,7 +40,7 @@ class AutoConfig:
         values = _own_config(arguments)
         if values is not None:
             return llama_config(values, arguments["pretrained_model_name_or_path"])
-        return transformers.AutoConfig.from_pretrained(**arguments)
+        return transformers.AutoConfig.from_pretrained(trust_remote_code=False, **arguments)
 
 
 class AutoSequenceClassifier:
@@ -50,7 +51,9 @@ class AutoSequenceClassifier:
         import transformers
 
         if _own_config(arguments) is None:
-            return transformers.AutoModelForSequenceClassification.from_pretrained(**arguments)
+            return transformers.AutoModelForSequenceClassification.from_pretrained(
+                trust_remote_code=False, **arguments
+            )
         return load_weights({key: arguments[key] for key in LOCATION if key in arguments})
 
 
@@ -63,11 +66,11 @@ class AutoTokenizer:
         import transformers
 
         if not _has_own_tokenizer(arguments):
-            return transformers.AutoTokenizer.from_pretrained(**arguments)
+            return transformers.AutoTokenizer.from_pretrained(trust_remote_code=False, **arguments)
         if find_file(arguments, "tokenizer.json") is None:
             return load_sentencepiece_tokenizer(arguments)
         # The class named in tokenizer_config.json is remote code; tokenizer.json says all that it would do.
-        tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(**arguments)
+        tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(trust_remote_code=False, **arguments)
         tokenizer.init_kwargs.pop("auto_map", None)
         return tokenizer
 
