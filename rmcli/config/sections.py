@@ -72,7 +72,7 @@ class SourceSection(Section):
     dataset_map_fn: str | None = Field(
         None, description="its own map function, in place of data.dataset_map_fn; `map_fn` in --source"
     )
-    split: str | None = Field(None, description="split of a Hub data set, in place of data.split")
+    split: str | None = Field(None, description="split of a Hub data set or of a folder, in place of data.split")
     subset: str | None = Field(None, description="configuration of a Hub data set that has several")
     revision: str | None = Field(None, description="revision of a Hub data set (branch, tag or commit)")
     streaming: bool = Field(False, description="read a Hub data set without downloading it whole")
@@ -135,7 +135,9 @@ class DataSection(Section):
         "function's own data set",
     )
     split: str = Field(
-        "train", description="split to read of a Hub data set; a map function's own set may have another default"
+        "train",
+        description="split to read of a Hub data set, and of a folder that holds several; a map function's own set may "
+        "have another default",
     )
     max_length: int = Field(2048, ge=2, description="tokens of one conversation, the reward token included")
     overlong: Literal["truncate_left", "drop", "truncate_right"] = Field(

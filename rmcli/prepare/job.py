@@ -44,7 +44,7 @@ def build_job(resolved: Resolved, folder: Path | None) -> Job:
     named = list(data.sources)
     if not named:
         named = _default_sources(resolved)
-    sources.check_sources(named)
+    sources.check_sources(named, data.split)
     _check_caps(named, data)
     mapped = tuple(_with_map_function(source, data) for source in named)
     functions = {source.map_fn for source in mapped}
@@ -53,7 +53,7 @@ def build_job(resolved: Resolved, folder: Path | None) -> Job:
         resolved = relayer(resolved, own)
         data = resolved.config.data
     if data.decontaminate:
-        sources.check_sources(data.decontaminate)
+        sources.check_sources(data.decontaminate, default_split=None)
     if folder is None:
         name = data.dataset_map_fn or (functions.pop() if len(functions) == 1 else "mixed")
         shard = f"-shard-{data.shard_number}-of-{data.num_shards}" if data.shard else ""

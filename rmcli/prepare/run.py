@@ -46,7 +46,7 @@ def run(
     encoder = Encoder(reward, data.max_length, data.overlong, data.pairs, data.tokenizer_engine)
     say_start(job, reward)
     evaluation_prompts = decontaminate.read_prompts(
-        {file: sources.read_rows([file], data.split) for file in data.decontaminate}, _known_prompt
+        {file: sources.read_evaluation_rows(file, data.split) for file in data.decontaminate}, _known_prompt
     )
     with PackWriter(job.folder, overwrite) as writer:
         filling = Filling(writer, job, encoder, evaluation_prompts)

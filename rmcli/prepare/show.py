@@ -5,6 +5,7 @@ from typing import Any
 from rmcli import output
 from rmcli.prepare.job import Job
 from rmcli.records import PAIR, TokenGroup
+from rmcli.rows import sources
 from rmcli.tokens import chat_templates
 from rmcli.tokens.tokenizer import RewardTokenizer
 
@@ -27,6 +28,10 @@ def say_start(job: Job, reward: RewardTokenizer) -> None:
         f"map function {', '.join(job.map_fns)}, reward token {reward.reward_token} "
         f"({reward.reward_token_id}, {reward.mode})"
     )
+    for section in [source.section for source in job.sources]:
+        found = sources.found_files(section, data.split)
+        if found is not None:
+            found.say(section.path)
     for note in chat_templates.describe(reward.tokenizer).notes:
         output.say(f"chat template: {note}")
 

@@ -14,7 +14,8 @@ from rmcli.config.sections import SourceSection
 from rmcli.errors import ConfigError, RmcliError
 from rmcli.records import RawRow
 from rmcli.rows import readers
-from rmcli.rows.files import ENDINGS, Read, check_url, excerpt_of, files_of, is_url
+from rmcli.rows.files import ENDINGS, Read, check_url, excerpt_of, is_url
+from rmcli.rows.folders import Found, find_files
 from rmcli.rows.json_files import parse_json_line, read_json_lines
 from rmcli.rows.readers import read_file
 from rmcli.rows.tasks import generate
@@ -24,8 +25,11 @@ STDIN = "-"
 Source = str | SourceSection  # a text is the path alone
 
 
-def check_sources(sources: Sequence[Source]) -> None:
-    """Raise ConfigError for a source that is no file, folder, URL, Hub name or built-in. Uses no network."""
+def check_sources(sources: Sequence[Source], default_split: str | None = "train") -> None:
+    """Raise ConfigError for a source that is no file, folder, URL, Hub name or built-in. Uses no network.
+
+    `default_split` is read of a folder that holds several where its source names none; with None that is an error.
+    """
     if not sources:
         raise ConfigError(
             "no source to prepare", "name a file, folder or Hub data set, or a map function that knows one"
@@ -40,8 +44,10 @@ def check_sources(sources: Sequence[Source]) -> None:
         elif is_url(path):
             check_url(path)
         elif path != STDIN and not _is_hub_name(path):
-            files_of(path)
+            find_files(path, source.split, default_split)
+        may_hold_splits = path != STDIN and not _is_built_in(path)
         hub_keys = [key for key in ("split", "subset", "revision", "streaming") if getattr(source, key)]
+        hub_keys = [key for key in hub_keys if not (key == "split" and may_hold_splits)]
         if hub_keys and not _is_hub_name(path):
             raise ConfigError(f"source {path}: {hub_keys[0]} is for Hub data sets", "leave it out, or write org/name")
 
@@ -57,6 +63,15 @@ def absolute_source(source: Source) -> SourceSection:
     if path == STDIN or _is_built_in(path) or _is_hub_name(path) or is_url(path):
         return section
     return section.model_copy(update={"path": str(Path(path).expanduser().absolute())})
+
+
+def read_evaluation_rows(source: str, split: str) -> Iterator[RawRow]:
+    """All rows of an evaluation file or folder, of a Hub set those of `split`.
+
+    Raises ConfigError for a folder of several splits: to take one by itself would pass over what is to be found.
+    """
+    found = found_files(source, None)
+    yield from read_rows([source] if found is None else found.files, split)
 
 
 def read_rows(sources: Sequence[Source], split: str) -> Iterator[RawRow]:
@@ -76,8 +91,17 @@ def read_source(source_id: int, source: Source, split: str) -> Iterator[RawRow]:
     elif _is_hub_name(path):
         yield from _read_hub(source_id, section, section.split or split)
     else:
-        for file in files_of(path):
+        for file in find_files(path, section.split, split).files:
             yield from _as_rows(source_id, file, read_file(file))
+
+
+def found_files(source: Source, split: str | None) -> Found | None:
+    """The files that are read of a source, and what is not; None for what is no file, folder or URL."""
+    section = as_section(source)
+    path = section.path
+    if path == STDIN or _is_built_in(path) or _is_hub_name(path):
+        return None
+    return find_files(path, section.split, split)
 
 
 def first_row(source: Source, split: str) -> RawRow | None:
@@ -105,7 +129,7 @@ def count_rows(sources: Sequence[Source], split: str) -> int | None:
         elif _is_hub_name(path):
             total += len(_load_hub(source, source.split or split))
         else:
-            total += sum(map(readers.count_rows, files_of(path)))
+            total += sum(map(readers.count_rows, find_files(path, source.split, split).files))
     return total
 
 

@@ -17,7 +17,7 @@ from rmcli.config.resolve import parse_source
 from rmcli.errors import ConfigError, RmcliError
 from rmcli.rows import sources
 from rmcli.rows.duplicates import Seen
-from rmcli.rows.files import files_of
+from rmcli.rows.folders import find_files
 from rmcli.rows.readers import read_file
 from support.places import write_lines
 
@@ -100,7 +100,7 @@ def test_a_folder_is_all_its_files_in_sorted_order(tmp_path, place):
 
 
 @pytest.mark.parametrize("place", ["path", "memory://"])
-def test_a_saved_data_set_is_its_rows_and_one_of_several_splits_is_to_be_named(tmp_path, place, monkeypatch):
+def test_a_saved_data_set_is_its_rows_and_of_several_splits_one(tmp_path, place, monkeypatch):
     """What save_to_disk writes beside its Arrow files is JSON, but no rows."""
     rows = datasets.Dataset.from_list(ROWS[:20])
     rows.save_to_disk(tmp_path / "one")
@@ -113,11 +113,11 @@ def test_a_saved_data_set_is_its_rows_and_one_of_several_splits_is_to_be_named(t
         fsspec.filesystem("memory").put(str(tmp_path), str(tmp_path), recursive=True)
     for folder in (f"{root}/one", f"{root}/only", f"{root}/two/train", *(["."] if place == "path" else [])):
         assert [row.value for row in sources.read_rows([folder], "train")] == ROWS[:20]
-    with pytest.raises(ConfigError, match=r"two holds a saved data set of 2 splits, test, train") as error:
-        files_of(f"{root}/two")
-    assert error.value.hint == f"name one: {root}/two/train"
+    assert [row.value for row in sources.read_rows([f"{root}/two"], "train")] == ROWS[:20]
+    named = {"path": f"{root}/two", "split": "test"}
+    assert [row.value for row in sources.read_rows([named], "train")] == ROWS[:3]
     (tmp_path / "state.json").write_text('{"a": 1}\n')  # of that name, but no saved set's
-    assert files_of(str(tmp_path / "state.json")) == [str(tmp_path / "state.json")]
+    assert find_files(str(tmp_path / "state.json")).files == [str(tmp_path / "state.json")]
 
 
 def test_stdin_is_json_lines(monkeypatch):
