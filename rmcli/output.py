@@ -1,10 +1,15 @@
 """The only file that writes to a stream: answers to stdout, talk to stderr."""
 
+import codecs
+import io
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, TextIO
+from contextlib import contextmanager, suppress
+from typing import Any, Protocol, TextIO
+
+from rmcli.errors import RmcliError
 
 _verbosity = 0  # -1 quiet, 0 normal, 1 verbose
 
@@ -14,42 +19,132 @@ def set_verbosity(verbosity: int) -> None:
     _verbosity = verbosity
 
 
+class Lines(Protocol):
+    """What takes a command's lines: stdout or a file."""
+
+    def write(self, text: str) -> None: ...
+
+    def flush(self) -> None: ...
+
+
+def _as_json_escapes(error: UnicodeError) -> tuple[str, int]:
+    """Characters that an encoding lacks, and lone surrogates, as \\uXXXX: JSON stays JSON, text can be read."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4)), error.end
+
+
+codecs.register_error("json_escapes", _as_json_escapes)
+
+
+def open_streams() -> None:
+    """Once per process: a stream that cannot encode a character escapes it; a closed one fails when it is used.
+
+    Without that the first file opened would take the number of a closed stream, and what is printed would go there.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            # Reading what is open for writing alone fails, and the other way round; talk may vanish.
+            nowhere = os.open(os.devnull, os.O_RDONLY if name == "stdout" else os.O_WRONLY)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="json_escapes")  # type: ignore[union-attr]
+
+
+def give_up(stream: TextIO) -> None:
+    """What is still to be written to the stream goes nowhere: else Python would fail once more when it ends."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+class _Stdout:
+    def write(self, text: str) -> None:
+        _put_answer(text, flush=False)
+
+    def flush(self) -> None:
+        _put_answer("")
+
+
+def _put_answer(text: str, flush: bool = True) -> None:
+    """Raises RmcliError where stdout takes no more, BrokenPipeError where nobody reads it."""
+    try:
+        sys.stdout.write(text)
+        if flush:
+            sys.stdout.flush()
+    except OSError as error:
+        give_up(sys.stdout)
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise RmcliError(f"cannot write to stdout: {error.strerror or error}") from error
+
+
+def _put_talk(text: str) -> None:
+    """Where stderr takes no more, the work goes on in silence."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except OSError:
+        give_up(sys.stderr)
+
+
 def answer(text: str) -> None:
     """What the command was asked for."""
-    print(text, flush=True)
+    _put_answer(text + "\n")
 
 
 def answer_json(value: Any, to_stderr: bool = False) -> None:
     """The answer as one line of JSON; on stderr where stdout already carries the results."""
-    print(json.dumps(value, ensure_ascii=False), file=sys.stderr if to_stderr else sys.stdout, flush=True)
+    put = _put_talk if to_stderr else _put_answer
+    put(json.dumps(value, ensure_ascii=False) + "\n")
 
 
-def answer_stream() -> TextIO:
+def answer_stream() -> Lines:
     """stdout, for a command whose answer is a stream of lines."""
-    return sys.stdout
+    return _Stdout()
 
 
 def say(text: str = "") -> None:
     """What a person wants to know meanwhile; silent with --quiet."""
     if _verbosity >= 0:
-        print(text, file=sys.stderr, flush=True)
+        _put_talk(text + "\n")
 
 
 def detail(text: str) -> None:
     """Only with --verbose."""
     if _verbosity >= 1:
-        print(text, file=sys.stderr, flush=True)
+        _put_talk(text + "\n")
 
 
 def warn(text: str) -> None:
     """A changed mode, a fallback, a loss: said even with --quiet."""
-    print(f"note: {text}", file=sys.stderr, flush=True)
+    _put_talk(f"note: {text}\n")
 
 
 def error(message: str, hint: str | None) -> None:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    if hint:
-        print(f"hint: {hint}", file=sys.stderr, flush=True)
+    _put_talk(f"error: {' '.join(message.split())}\n" + (f"hint: {hint}\n" if hint else ""))
+
+
+class _Paper(io.StringIO):
+    """What rich draws on before it goes to a stream, as far as rich asks like that stream."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
 
 
 def table(
@@ -65,16 +160,17 @@ def table(
 
     stream = sys.stdout if to_answer else sys.stderr
     # Off a terminal nothing is folded: a log or a pipe gets whole cells.
-    console = Console(file=stream, width=None if stream.isatty() else 200, soft_wrap=False, highlight=False)
+    paper = _Paper(stream)
+    console = Console(file=paper, width=None if stream.isatty() else 200, soft_wrap=False, highlight=False)
     grid = Table(box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
     for index, column in enumerate(columns):
         numeric = all(isinstance(row[index], int | float) for row in rows)
         grid.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         grid.add_row(*(Text(f"{cell:,}" if isinstance(cell, int) else str(cell)) for cell in row))
-    with console.capture() as capture:
-        console.print(grid)
-    print("\n".join(line.rstrip() for line in capture.get().strip("\n").splitlines()), file=stream, flush=True)
+    console.print(grid)
+    put = _put_answer if to_answer else _put_talk
+    put("\n".join(line.rstrip() for line in paper.getvalue().strip("\n").splitlines()) + "\n")
 
 
 class Progress:
@@ -107,7 +203,7 @@ class Progress:
         if self._bar is not None:
             self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
         else:
-            print(text, file=sys.stderr, flush=True)
+            _put_talk(text + "\n")
 
 
 def draws_bar() -> bool:

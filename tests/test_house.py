@@ -30,6 +30,7 @@ FLOORS = [
     {"tokens", "rows"},
     {"backbones"},
     {"config"},
+    {"output_files"},
     {"plugins", "output"},
     {"records"},
     {"errors", "threads"},

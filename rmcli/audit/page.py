@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmcli.audit import screen
-from rmcli.errors import ConfigError, RmcliError
+from rmcli.errors import ConfigError
+from rmcli.output_files import OutputFile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +25,21 @@ def check_plots() -> None:
         )
 
 
-def write_page(figures: Mapping[str, Any], path: Path) -> None:
+def report_file(path: Path | None, overwrite: bool, inputs: Sequence[str | Path]) -> OutputFile | None:
+    """Where the report goes. Raises ConfigError, before any work, where it must not; None where there is none."""
+    if path is None:
+        return None
+    check_plots()
+    file = OutputFile(path, "audit report", _is_report, overwrite, inputs)
+    file.check()
+    return file
+
+
+def _is_report(beginning: str) -> bool:
+    return beginning.lstrip().startswith("<!doctype html>") and "<title>Audit of " in beginning
+
+
+def write_page(figures: Mapping[str, Any], target: OutputFile) -> None:
     """Write the report. The same figures give the same bytes. Raises RmcliError when it cannot be written."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -50,11 +65,8 @@ def write_page(figures: Mapping[str, Any], path: Path) -> None:
             for name, title in screen.EXTREME_TITLES.items()
         ],
     )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise RmcliError(f"cannot write {path}: {error.strerror or error}", "choose another file") from error
+    with target.open() as file:
+        file.write(text)
 
 
 def _plots(figures: Mapping[str, Any]) -> list[Any]:

@@ -10,6 +10,7 @@ import typer
 
 from rmcli import __version__, output
 from rmcli.cli.audit import audit_command
+from rmcli.cli.ending import one_line_for_everything
 from rmcli.cli.inspect_token import inspect_token_command
 from rmcli.cli.map_fns import map_fns_command
 from rmcli.cli.prepare import prepare_command
@@ -38,18 +39,25 @@ app.add_typer(presets_app, name="presets")
 
 
 def main() -> None:
+    output.open_streams()
     # torch and transformers make half a million objects that live to the end. Looking through them again and again
     # takes a second of every command, and once more at its end another.
     gc.set_threshold(10_000)
     atexit.register(gc.freeze)
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' progress bars are for terminals
-    app()
+    try:
+        app()
+    except OSError as error:  # of --help and --version, which run outside the commands
+        output.error(f"cannot write to stdout: {error.strerror or error}", None)
+        output.give_up(sys.stdout)
+        sys.exit(1)
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        output.answer(f"rmcli {__version__}")
+        with one_line_for_everything():
+            output.answer(f"rmcli {__version__}")
         raise typer.Exit
 
 

@@ -25,6 +25,7 @@ from rmcli.cli.options import (
 def audit_command(
     place: Annotated[str, typer.Argument(metavar="DIR|URL", help="What rmcli prepare has written.")],
     report: Report = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier report.")] = False,
     preset: Preset = None,
     config: ConfigFiles = None,
     set_: Settings = None,
@@ -34,7 +35,7 @@ def audit_command(
     verbose: Verbose = False,
 ) -> None:
     """Audit prepared data: lengths, duplicates, contradictions, leaks, shortcuts."""
-    from rmcli.audit.page import check_plots, write_page
+    from rmcli.audit.page import report_file, write_page
     from rmcli.audit.run import run
     from rmcli.audit.screen import show
     from rmcli.config.layers import Layer
@@ -43,8 +44,7 @@ def audit_command(
     from rmcli.packs import remote
     from rmcli.packs.manifest import read_manifest
 
-    if report is not None:
-        check_plots()
+    page = report_file(report, overwrite, [place])
     folder = remote.local(place)
     manifest = read_manifest(folder)
     own = Layer(f"{place}/manifest.json", {"model": manifest["config"]["model"]}, explicit=False)
@@ -58,8 +58,8 @@ def audit_command(
         output.answer_json(figures)
     else:
         show(figures, brief=False)
-    if report is not None:
-        write_page(figures, report)
+    if page is not None:
+        write_page(figures, page)
         output.say(f"audit in {report}")
     known = manifest["preset"] in preset_names()
     if known and resolve(manifest["preset"]).config.model.model_dump() == manifest["config"]["model"]:

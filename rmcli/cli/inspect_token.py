@@ -40,6 +40,9 @@ def inspect_token_command(
     write_preset: Annotated[
         str | None, typer.Option("--write-preset", metavar="NAME", help="Write NAME.toml here, for -c NAME.toml.")
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a preset that --write-preset wrote.")
+    ] = False,
     preset: Preset = None,
     config: ConfigFiles = None,
     set_: Settings = None,
@@ -60,16 +63,16 @@ def inspect_token_command(
     if dry_run:
         show_config(resolved, {"inspect": resolved.config.model.pretrained_model_name_or_path}, json)
         return
-    written = None if write_preset is None else own_preset.preset_path(write_preset)
+    written = None if write_preset is None else own_preset.preset_file(write_preset, overwrite)
     report = run(resolved.config.model, corpus, show_all)
     if written is not None:
         own_preset.write_preset(report, resolved.config.model, written)
     if json:
-        output.answer_json(report.as_dict() | ({} if written is None else {"preset": str(written)}))
+        output.answer_json(report.as_dict() | ({} if written is None else {"preset": str(written.path)}))
         return
     show(report, show_all)
     if written is not None:
-        say_next("prepare", "--map-fn", "F", "-c", str(written))
+        say_next("prepare", "--map-fn", "F", "-c", str(written.path))
     elif target is None:
         say_next("prepare", "--map-fn", "F", "--preset", resolved.name)
     else:

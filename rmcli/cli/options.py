@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rmcli import output
-from rmcli.errors import RmcliError
+from rmcli.cli.ending import one_line_for_everything
 
 if TYPE_CHECKING:
     from rmcli.config.layers import Layer, Resolved
@@ -32,19 +32,13 @@ Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="More detail.")]
 
 
 def reports(command: Callable[..., None]) -> Callable[..., None]:
-    """Errors a user can mend become `error:` and `hint:` lines and an exit code; Ctrl-C becomes 130."""
+    """Whatever ends the command early becomes `error:` and `hint:` lines and an exit code."""
 
     @functools.wraps(command)
     def wrapper(*arguments: Any, **options: Any) -> None:
         output.set_verbosity(options.get("verbose", False) - options.get("quiet", False))
-        try:
+        with one_line_for_everything():
             command(*arguments, **options)
-        except RmcliError as error:
-            output.error(error.message, error.hint)
-            raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            output.error("interrupted", None)
-            raise typer.Exit(130) from None
 
     return wrapper
 

@@ -27,6 +27,7 @@ from rmcli.errors import ConfigError
 
 if TYPE_CHECKING:
     from rmcli.config.sections import ModelSection
+    from rmcli.output_files import OutputFile
     from rmcli.tokens.tokenizer import RewardTokenizer
 
 
@@ -50,7 +51,9 @@ MapFn = Annotated[
     typer.Option("--map-fn", metavar="F", help="A name (rmcli map-fns), auto, module:function or file.py:function."),
 ]
 Output = Annotated[str | None, typer.Option("-o", "--output", metavar="DIR|URL", help="Default: data/F-PRESET.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what was prepared there.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what was prepared there, and an earlier --report.")
+]
 KeepDuplicates = Annotated[
     bool | None, typer.Option("--keep-duplicates", help="Keep exact duplicates of earlier rows.")
 ]
@@ -108,22 +111,20 @@ def prepare_command(
     verbose: Verbose = False,
 ) -> None:
     """Map, tokenize and pack preference data to Arrow on disk."""
-    from rmcli.audit.page import check_plots
+    from rmcli.audit.page import report_file
     from rmcli.config.resolve import parse_source, resolve
     from rmcli.prepare.job import build_job
     from rmcli.prepare.run import folder_for, run
     from rmcli.rows.files import is_url
     from rmcli.tokens.tokenizer import load_tokenizer
 
-    if report is not None:
-        check_plots()
     if merge:
         others = (map_fn, keep_duplicates, chat_template, show, preset, config, set_, dry_run, pairs, max_rejects)
         if any((*others, source_, decontaminate, shard)):
             raise ConfigError(
                 "--merge goes with folders, -o, --overwrite and --report alone: parts carry their configuration"
             )
-        _merge(source or [], out, overwrite, json, with_audit, report)
+        _merge(source or [], out, overwrite, json, with_audit, report_file(report, overwrite, source or []))
         return
     limit = int(max_rejects) if max_rejects is not None and max_rejects.isdecimal() else max_rejects
     options = [
@@ -141,6 +142,7 @@ def prepare_command(
     ]
     resolved = resolve(preset, config or (), set_ or (), options=options)
     job = build_job(resolved, None if out is None else Path(out))
+    page = report_file(report, overwrite, [named.section.path for named in job.sources])
     target = out if out is not None and is_url(out) else str(job.folder)
     if dry_run:
         shown = {"sources": [named.section.model_dump() for named in job.sources], "output": target}
@@ -151,7 +153,7 @@ def prepare_command(
         local = replace(job, folder=folder)
         manifest = run(local, overwrite, show, place=target, reward=reward)
         num_threads = resolved.config.data.num_proc
-        audited = _audit_prepared(folder, target, resolved.config.model, with_audit, report, reward, num_threads)
+        audited = _audit_prepared(folder, target, resolved.config.model, with_audit, page, reward, num_threads)
     if json:
         output.answer_json({"folder": target, **manifest, **audited})
     else:
@@ -166,7 +168,7 @@ def _audit_prepared(
     place: str,
     model: "ModelSection",
     with_audit: bool,
-    report: Path | None,
+    page: "OutputFile | None",
     reward: "RewardTokenizer | None" = None,
     num_threads: int = 1,
 ) -> dict[str, dict[str, Any]]:
@@ -178,18 +180,18 @@ def _audit_prepared(
     from rmcli.audit.run import run
     from rmcli.audit.screen import show
 
-    if not with_audit and report is None:
+    if not with_audit and page is None:
         return {}
     figures = {**run(folder, model, reward, num_threads), "folder": place}
     show(figures, brief=True)
-    if report is not None:
-        write_page(figures, report)
-        output.say(f"audit in {report}")
+    if page is not None:
+        write_page(figures, page)
+        output.say(f"audit in {page.path}")
     return {"audit": figures}
 
 
 def _merge(
-    parts: list[str], out: str | None, overwrite: bool, as_json: bool, with_audit: bool, report: Path | None
+    parts: list[str], out: str | None, overwrite: bool, as_json: bool, with_audit: bool, page: "OutputFile | None"
 ) -> None:
     from rmcli.config.presets import preset_names
     from rmcli.config.sections import ModelSection
@@ -202,9 +204,9 @@ def _merge(
     with folder_for(out, overwrite) as folder:
         manifest = merge_parts(folders, folder, overwrite)
         audited = {}
-        if with_audit or report is not None:
+        if with_audit or page is not None:
             model = ModelSection(**manifest["config"]["model"])
-            audited = _audit_prepared(folder, out, model, with_audit, report)
+            audited = _audit_prepared(folder, out, model, with_audit, page)
     if as_json:
         output.answer_json({"folder": out, **manifest, **audited})
     else:

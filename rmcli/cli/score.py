@@ -17,6 +17,7 @@ def score_command(
         str, typer.Argument(metavar="[FILE|-]", help="JSON lines: {messages} or {prompt, chosen, rejected}.")
     ] = "-",
     out: Annotated[str, typer.Option("-o", "--output", metavar="FILE|-", help="Scores, one line per line.")] = "-",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier scores in -o.")] = False,
     preset: Preset = None,
     config: ConfigFiles = None,
     set_: Settings = None,
@@ -28,15 +29,16 @@ def score_command(
     """Score conversations, or both sides of pairs."""
     from rmcli.config.resolve import resolve, trained_model_layers
     from rmcli.model import model_folder
-    from rmcli.score.run import report, run
+    from rmcli.score.run import output_file, report, run
 
+    output_file(file, out, overwrite)
     model_folder.check(model)
     base, here = trained_model_layers(model)
     resolved = resolve(preset, config or (), set_ or (), base=base, options=[here])
     if dry_run:
         show_config(resolved, {"model": str(model), "input": file, "output": out}, json)
         return
-    summary = run(resolved.config, file, out)
+    summary = run(resolved.config, file, out, overwrite)
     if json:
         output.answer_json(summary.as_dict(), to_stderr=out == "-")
     else:

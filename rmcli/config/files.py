@@ -28,7 +28,10 @@ def toml_value(text: str) -> Any:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file; a byte order mark before it is no part of it. Raises ConfigError when it is none."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error

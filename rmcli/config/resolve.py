@@ -77,7 +77,19 @@ def read_config_file(path: Path) -> Layer:
     if not path.is_file():
         raise ConfigError(f"--config {path}: no such file")
     values, _ = split_about(read_toml(path), str(path))  # a copied preset brings its notes along
+    if "name" in values:
+        _check_name(values["name"], path)
     return Layer(str(path), values)
+
+
+def _check_name(name: Any, path: Path) -> None:
+    """It becomes part of a folder's name, data/F-NAME and runs/NAME-N: never a path of its own."""
+    if not isinstance(name, str) or not name.strip(" .") or len(name) > 100 or not name.isprintable():
+        raise ConfigError(f"{path}: name = {name!r} is no name", "a text of at most 100 printable characters")
+    if name[0] in ". " or any(mark in name for mark in "/\\"):
+        raise ConfigError(
+            f"{path}: name = {name!r} would lead out of data/ and runs/", "no slash, and no dot or space in front"
+        )
 
 
 def parse_setting(setting: str) -> Layer:

@@ -8,11 +8,12 @@ import tomlkit
 
 from rmcli.config.resolve import resolve
 from rmcli.config.sections import ModelSection
-from rmcli.errors import ConfigError, RmcliError
+from rmcli.errors import ConfigError
 from rmcli.inspect_token import evidence
 from rmcli.inspect_token.model_files import config_of
 from rmcli.inspect_token.report import Report
 from rmcli.inspect_token.verdict import corpus_lines, rows_lines, verdict_lines
+from rmcli.output_files import OutputFile
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -20,19 +21,19 @@ if TYPE_CHECKING:
 # --- a preset of one's own ---
 
 
-def preset_path(name: str) -> Path:
-    """NAME.toml in the current folder. Raises ConfigError when the name is none or the file exists."""
+def preset_file(name: str, overwrite: bool = False) -> OutputFile:
+    """NAME.toml in the current folder. Raises ConfigError when the name is none, or the file must not be written."""
     if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
         raise ConfigError(
             f"--write-preset {name!r} is no name", "letters, digits, - and _: it becomes NAME.toml here"
         )
     path = Path(f"{name.removesuffix('.toml')}.toml")
-    if path.exists():
-        raise ConfigError(f"--write-preset: {path} exists and is left alone", "choose another name")
-    return path
+    file = OutputFile(path, "preset of inspect-token", lambda text: text.startswith("# verdict: "), overwrite)
+    file.check()
+    return file
 
 
-def write_preset(report: Report, model: ModelSection, path: Path) -> None:
+def write_preset(report: Report, model: ModelSection, target: OutputFile) -> None:
     """A config file for `-c`: the model, its reward token, the evidence as a comment, and keys to start from.
 
     Raises ConfigError when only a tokenizer was inspected.
@@ -43,13 +44,9 @@ def write_preset(report: Report, model: ModelSection, path: Path) -> None:
             f"--write-preset: {report.name} is a tokenizer without a model",
             "give the model, and this tokenizer with -s model.tokenizer_name_or_path=FOLDER",
         )
-    text = _preset_text(report, model, config)
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        raise RmcliError(f"cannot write {path}: {error.strerror or error}") from error
-    resolve(None, [path])  # what was written loads
+    with target.open() as file:
+        file.write(_preset_text(report, model, config))
+    resolve(None, [target.path])  # what was written loads
 
 
 def _preset_text(report: Report, model: ModelSection, config: "PreTrainedConfig") -> str:

@@ -14,6 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from rmcli import output
+from rmcli.errors import ConfigError
+from rmcli.output_files import abandoned
 
 _CANNOT_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 _AT_FDCWD = -100  # from Linux' fcntl.h
@@ -24,12 +26,16 @@ class StagedFolder:
     """`path` is where to write; `publish` makes it `folder`, `discard` leaves nothing. All raise OSError."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder.resolve() if folder.is_symlink() else folder  # a link goes on pointing there
+        self.folder = (
+            Path(os.path.realpath(folder)) if folder.is_symlink() else folder
+        )  # a link goes on pointing there
+        if self.folder.exists() and self.folder.samefile("."):
+            raise ConfigError(f"{folder} is the folder you are in: it cannot be replaced", "name a new one with -o")
         put_back(self.folder)
         self._made = [parent for parent in self.folder.absolute().parents if not parent.exists()]
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         for kind in ("tmp", "old"):
-            for leftover in _abandoned(self.folder, kind):
+            for leftover in abandoned(self.folder, kind):
                 shutil.rmtree(leftover)
         self.path = self.folder.with_name(f".{self.folder.name}.tmp-{os.getpid()}")
         self._replaced = self.folder.with_name(f".{self.folder.name}.old-{os.getpid()}")
@@ -68,7 +74,7 @@ def put_back(folder: Path) -> None:
     """Undo the first of two renames when the process that made it is gone. Raises OSError."""
     if folder.exists():
         return
-    for old in _abandoned(folder, "old")[:1]:
+    for old in abandoned(folder, "old")[:1]:
         with suppress(FileNotFoundError):  # another rank was faster
             old.rename(folder)
             output.warn(f"{folder} was being replaced when a command ended too early: the older one is back")
@@ -87,26 +93,6 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _abandoned(folder: Path, kind: str) -> list[Path]:
-    """The folders `.NAME.kind-PID` beside `folder` whose process is gone, or was an earlier one of our number."""
-    if not folder.parent.is_dir():
-        return []
-    start = f".{folder.name}.{kind}-"
-    found = {path: path.name.removeprefix(start) for path in folder.parent.iterdir() if path.name.startswith(start)}
-    return sorted(path for path, process in found.items() if process.isdecimal() and not _is_another(int(process)))
-
-
-def _is_another(process: int) -> bool:
-    """Whether it runs and is not this one. In a container every command may have the same number."""
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return process != os.getpid()
 
 
 def _exchange(one: Path, other: Path) -> bool:

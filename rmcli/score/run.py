@@ -1,15 +1,14 @@
 """`rmcli score`: JSON lines of conversations or pairs -> JSON lines of scores, in the same order."""
 
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from json import dumps
+from json import dumps, loads
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from rmcli.model.batch import build_batch, build_targets
 from rmcli.model.device import pick_device
 from rmcli.model.load import load_model
 from rmcli.model.metrics import PairMetrics
+from rmcli.output_files import OutputFile, check_stdout
 from rmcli.packs import pack
 from rmcli.records import BatchKind, PreferenceGroup, TokenGroup
 from rmcli.rows import sources
@@ -35,6 +35,9 @@ from rmcli.tokens.encode import Encoder
 from rmcli.tokens.tokenizer import load_model_config, load_tokenizer
 
 WINDOW = 1024  # lines read, packed and scored together
+
+RESULT_KEYS = {"score", "scores", "chosen_score", "error"}
+CONVERSATION_KEYS = {"messages", "conversations", "prompt", "question", "chosen", "rejected", "response", "responses"}
 
 # A pair that training cannot use can still be scored, each side for itself.
 SCORED_APART = {"overlong", "chosen_equals_rejected", "identical_after_truncation"}
@@ -57,8 +60,12 @@ class Summary:
         return numbers
 
 
-def run(config: Config, source: str, target: str) -> Summary:
-    """Score every line of `source` into `target` ("-" is stdin and stdout)."""
+def run(config: Config, source: str, target: str, overwrite: bool = False) -> Summary:
+    """Score every line of `source` into `target` ("-" is stdin and stdout).
+
+    Raises ConfigError when `target` is there already and not to be overwritten, or holds anything but scores.
+    """
+    results_file = output_file(source, target, overwrite)
     reward = load_tokenizer(config.model)
     encoder = Encoder(reward, config.data.max_length, config.data.overlong)
     device = pick_device(config)
@@ -70,7 +77,7 @@ def run(config: Config, source: str, target: str) -> Summary:
     kind = self_test.settle_batches(network, choice, config.model.dtype).kind
     scorer = _Scorer(network, encoder, config, kind)
     summary = Summary()
-    with _open_output(target) as results:
+    with _open_output(results_file) as results:
         numbered = enumerate(lines, 1)
         while window := list(islice(numbered, WINDOW)):
             for line in _score_window(scorer, source, window, summary):
@@ -203,23 +210,29 @@ def _read(source: str) -> Iterator[bytes]:
 
 
 @contextmanager
-def _open_output(target: str) -> Iterator[IO[str]]:
+def _open_output(target: OutputFile | None) -> Iterator[output.Lines]:
     """stdout, or a file that appears only when it is complete; a device or pipe is written as it is."""
-    if target == "-":
+    if target is None:
         yield output.answer_stream()
         return
-    path = Path(target).resolve()
-    direct = path.exists() and not path.is_file()
-    temporary = path if direct else path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    with target.open() as file:
+        yield file
+
+
+def output_file(source: str, target: str, overwrite: bool = False) -> OutputFile | None:
+    """Where scores go, None for stdout. Raises ConfigError where something else would be lost."""
+    if target == "-":
+        check_stdout([source])
+        return None
+    file = OutputFile(Path(target), "scores", _are_scores, overwrite, [source])
+    file.check()
+    return file
+
+
+def _are_scores(beginning: str) -> bool:
+    """Whether the first line is one that `run` writes, and none that it reads."""
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            yield file
-        if not direct:
-            temporary.replace(path)
-    except OSError as error:
-        raise RmcliError(
-            f"cannot write {target}: {error.strerror or error}", "choose another file with -o"
-        ) from error
-    finally:
-        if not direct and temporary.parent.is_dir():
-            temporary.unlink(missing_ok=True)
+        first = loads(beginning.strip().split("\n")[0])
+    except ValueError:
+        return False
+    return isinstance(first, dict) and bool(first.keys() & RESULT_KEYS) and not first.keys() & CONVERSATION_KEYS

@@ -162,7 +162,6 @@ def test_input_that_cannot_be_read_is_one_line(cli, tiny_run, tmp_path):
 
 def test_a_device_is_written_and_not_replaced(cli, tiny_run, tmp_path):
     target = tmp_path / "link.jsonl"
-    (tmp_path / "real.jsonl").write_text("old")
     target.symlink_to("real.jsonl")
     assert cli("score", tiny_run.model, "-o", target, stdin=json.dumps(PAIR)).code == 0
     assert target.is_symlink()

@@ -1,0 +1,80 @@
+"""How a command ends: what users, streams, signals and the system do to it becomes one line and an exit code."""
+
+import errno
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+import typer
+
+from rmcli import output
+from rmcli.errors import RmcliError
+
+INTERRUPTED, TERMINATED = 130, 143
+
+
+class _Terminated(BaseException):
+    """SIGTERM or SIGHUP came: what is half-written is cleared on the way out."""
+
+
+@contextmanager
+def one_line_for_everything() -> Iterator[None]:
+    """Errors become `error:` and `hint:` lines and typer.Exit; Ctrl-C becomes 130, SIGTERM 143.
+
+    Only faults of rmcli's own pass as they are.
+    """
+    try:
+        with _signals_raise():
+            yield
+    except RmcliError as error:
+        output.error(error.message, error.hint)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        output.error("interrupted", None)
+        raise typer.Exit(INTERRUPTED) from None
+    except _Terminated:
+        output.error("terminated", None)
+        raise typer.Exit(TERMINATED) from None
+    except BrokenPipeError:  # who reads has had enough, as head has
+        raise typer.Exit(1) from None
+    except OSError as error:
+        output.error(_in_words(error), None)
+        raise typer.Exit(1) from None
+    except MemoryError:
+        output.error("out of memory", None)
+        raise typer.Exit(1) from None
+
+
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    """While a command runs, signals to end raise where it is. One that is ignored (nohup) stays so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    wanted = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _terminate}
+    if hasattr(signal, "SIGHUP"):
+        wanted[signal.SIGHUP] = _terminate
+    before = {number: signal.getsignal(number) for number in wanted}
+    taken = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]
+    for number in taken:
+        signal.signal(number, wanted[number])
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, before[number])
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise _Terminated
+
+
+def _in_words(error: OSError) -> str:
+    """The file and what is wrong with it. Of the streams only stdin gets here: output.py tells of the others."""
+    reason = error.strerror or str(error) or type(error).__name__
+    if error.filename is None:
+        return "cannot read stdin: it is closed" if error.errno == errno.EBADF else reason
+    return f"{error.filename}: {reason}"
