@@ -5,9 +5,12 @@ folder on the prompts that prepare held out, not from the training loop.
 """
 
 import json
+import os
+import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 from pathlib import Path
 
@@ -27,6 +30,27 @@ def main() -> None:
         print(f"\n$ {command}", flush=True)
         subprocess.run([sys.executable, "-m", *command.split()], check=True)
     show_scores(time.monotonic() - started)
+    line = path_line(scripts_folder(), os.environ.get("PATH", ""))
+    if line is not None:
+        print(f"\nto use rmcli in this shell, run:\n  {line}")
+    print("\nnext, on your data: docs/quickstart.md")
+
+
+def scripts_folder() -> Path:
+    """Where this environment has its commands."""
+    return Path(sysconfig.get_path("scripts"))
+
+
+def path_line(scripts: Path, path: str) -> str | None:
+    """The line that puts `rmcli` on the PATH of a shell; None where it is there."""
+    found = shutil.which("rmcli", path=path)
+    if found is not None and Path(found).parent == scripts:
+        return None
+    if (scripts / "activate").is_file():
+        here = Path.cwd()
+        activate = scripts / "activate"
+        return f"source {shlex.quote(str(activate.relative_to(here) if activate.is_relative_to(here) else activate))}"
+    return f'export PATH={shlex.quote(str(scripts))}:"$PATH"'
 
 
 def show_scores(seconds: float) -> None:

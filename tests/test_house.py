@@ -33,7 +33,7 @@ FLOORS = [
     {"output_files"},
     {"plugins", "output"},
     {"records"},
-    {"errors", "threads"},
+    {"errors", "threads", "installed"},
 ]
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rmcli.audit import screen
 from rmcli.errors import ConfigError
+from rmcli.installed import install_command
 from rmcli.output_files import OutputFile
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def check_plots() -> None:
     """Raise ConfigError, before any work, when the plots' package is missing."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigError(
-            "--report draws with matplotlib, which is not installed", "run: pip install 'rmcli[report]'"
+            "--report draws with matplotlib, which is not installed", f"run: {install_command('report')}"
         )
 
 

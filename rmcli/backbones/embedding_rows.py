@@ -21,6 +21,7 @@ from rmcli.backbones import gguf_files, hub
 from rmcli.backbones.weight_files import SINGLE_FILES, ByteSource, Files, Folder, HubFiles, RowsUnavailableError
 from rmcli.config.presets import pretrained_arguments
 from rmcli.errors import RmcliError
+from rmcli.installed import install_command
 
 EMBEDDING_NAME = re.compile(r"(^|\.)(embed_tokens|wte|tok_embeddings|word_embeddings|embed_in|embeddings)\.weight$")
 GGUF_EMBEDDING_NAME = "token_embd.weight"
@@ -202,7 +203,7 @@ class GgufEmbedding:
         try:
             reader = gguf_files.quick_reader()
         except ImportError as error:
-            raise RmcliError(f"{path} needs the package gguf", "pip install 'rmcli[gguf]'") from error
+            raise RmcliError(f"{path} needs the package gguf", install_command("gguf")) from error
         try:
             tensors = {tensor.name: tensor for tensor in reader(path).tensors}
         except (OSError, ValueError, IndexError, KeyError, OverflowError) as error:

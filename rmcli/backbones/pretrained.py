@@ -11,6 +11,7 @@ from rmcli.backbones import gguf_files, hub
 from rmcli.backbones.internlm2.files import read_json_object
 from rmcli.config.presets import preset_names
 from rmcli.errors import RmcliError, explained_by
+from rmcli.installed import install_command
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -134,7 +135,7 @@ def _explain(error: Exception, what: str, name: str, arguments: Mapping[str, Any
             "choose a model that transformers has built in, or one converted to such an architecture",
         )
     if isinstance(error, ImportError):
-        hint = "for .gguf files: pip install 'rmcli[gguf]'" if "gguf_file" in arguments else "install the package"
+        hint = f"for .gguf files: {install_command('gguf')}" if "gguf_file" in arguments else "install the package"
         return RmcliError(f"the {what} of {name} needs a package: {first}", hint)
     if isinstance(error, MemoryError):
         return RmcliError(f"not enough memory to load the {what} of {name}", "free some, or choose a smaller model")

@@ -12,6 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rmcli.config.sections import Config
 from rmcli.errors import ConfigError, RmcliError
+from rmcli.installed import install_command
 
 RECOMPILE_LIMIT = 64  # one per kind of layer and step of a row's shape; dynamo's own is 8
 
@@ -92,5 +93,5 @@ def _liger() -> Any:
         return import_module("liger_kernel.transformers.monkey_patch")
     except ImportError as error:
         raise ConfigError(
-            f"train.kernels = 'liger': liger-kernel cannot be imported: {error}", "pip install 'rmcli[liger]'"
+            f"train.kernels = 'liger': liger-kernel cannot be imported: {error}", install_command("liger")
         ) from error

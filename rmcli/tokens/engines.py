@@ -16,6 +16,7 @@ import numpy as np
 
 from rmcli import output, threads
 from rmcli.errors import ConfigError, RmcliError
+from rmcli.installed import install_command
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -179,7 +180,7 @@ class TokenEngine:
         except ImportError as error:
             if wanted == "gigatoken":
                 raise ConfigError(
-                    f"data.tokenizer_engine = 'gigatoken': {error}", "install it: pip install 'rmcli[fast]'"
+                    f"data.tokenizer_engine = 'gigatoken': {error}", f"install it: {install_command('fast')}"
                 ) from error
         except (RuntimeError, ValueError, TypeError, KeyError) as error:
             reason = str(error).strip().splitlines()[0]

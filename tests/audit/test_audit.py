@@ -1,6 +1,7 @@
 """`rmcli audit`: figures by hand, planted contradictions and leaks, the page, and real data."""
 
 import gzip
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -8,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rmcli.audit import page, screen
+from rmcli.audit import screen
 from rmcli.audit.figures import near_duplicates
 from rmcli.audit.figures.flat_packs import FlatPacks
 from rmcli.audit.run import run
 from rmcli.config.resolve import resolve
 from rmcli.errors import RmcliError
+from rmcli.installed import install_command
 from rmcli.packs.writer import PackWriter
 from rmcli.records import Comparison, Pack, TokenGroup
 from support.networks import random_group
@@ -389,13 +391,15 @@ def test_the_report_is_one_file_that_needs_nothing_else(cli, prepared):
 
 
 def test_without_matplotlib_only_the_report_is_refused(cli, prepared, monkeypatch):
-    monkeypatch.setattr(page.importlib.util, "find_spec", lambda name: None)
+    advice = install_command("report")
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else found(name))
     for command in (("audit", "out"), (*PREPARE, "--overwrite")):
         result = cli(*command, "--report", "page.html")
         assert result.code == 2
         assert result.stderr.splitlines() == [
             "error: --report draws with matplotlib, which is not installed",
-            "hint: run: pip install 'rmcli[report]'",
+            f"hint: run: {advice}",
         ]
     assert not Path("page.html").exists()
     assert cli("audit", "out").code == 0

@@ -14,6 +14,7 @@ import torch
 
 from rmcli.config.resolve import resolve
 from rmcli.errors import ConfigError
+from rmcli.installed import install_command
 from rmcli.model import batch
 from rmcli.model.attention import by_segment, varlen
 from rmcli.model.attention.call import Call
@@ -278,7 +279,7 @@ def test_flash_names_the_package_it_misses_and_the_version_it_cannot_use(monkeyp
     monkeypatch.setitem(sys.modules, "flash_attn", None)
     with pytest.raises(ConfigError, match=r"model.attention = 'flash': flash-attn cannot be imported") as missing:
         checked("flash", CUDA)
-    assert "pip install --no-build-isolation 'rmcli[flash]'" in missing.value.hint
+    assert install_command("flash", "--no-build-isolation") in missing.value.hint
     for version in ("2.5.9", "3.0.0"):
         monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(__version__=version))
         with pytest.raises(ConfigError, match=f"takes flash-attn 2.6 or a later 2.x, not {version}"):

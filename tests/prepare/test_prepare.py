@@ -11,6 +11,7 @@ import pytest
 from pyarrow import parquet
 
 from rmcli.config.resolve import resolve
+from rmcli.installed import install_command
 from rmcli.packs.manifest import read_manifest
 from rmcli.packs.reader import PackedSplit
 from rmcli.packs.schema import SPLITS
@@ -329,7 +330,7 @@ def test_a_gguf_file_without_its_package_names_the_extra(monkeypatch):
 
     with pytest.raises(tokenizer.RmcliError, match="needs a package") as error:
         tokenizer.from_pretrained(Loader, "config", "x.gguf", {"pretrained_model_name_or_path": "."})
-    assert "rmcli[gguf]" in error.value.hint
+    assert install_command("gguf") in error.value.hint
 
 
 def test_a_new_reward_token_is_said_aloud(cli, tmp_path, monkeypatch):

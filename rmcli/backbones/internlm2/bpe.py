@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmcli.errors import ConfigError
+from rmcli.installed import install_command
 
 if TYPE_CHECKING:
     import sentencepiece
@@ -71,7 +72,7 @@ def _read_sentencepiece(model_file: Path) -> "tuple[sentencepiece.SentencePieceP
     except ImportError as error:
         raise ConfigError(
             f"{model_file} needs the package {'protobuf' if 'google' in str(error) else 'sentencepiece'}",
-            "pip install 'rmcli[internlm2]'",
+            install_command("internlm2"),
         ) from error
     proto: Any = sentencepiece_model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
     try:

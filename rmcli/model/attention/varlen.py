@@ -16,11 +16,12 @@ from torch.nn.attention import varlen
 from torch.nn.functional import pad
 
 from rmcli.errors import ConfigError
+from rmcli.installed import install_command
 from rmcli.model.attention.call import Call
 from rmcli.model.attention.layout import PackedLayout, ScoreLayout
 
 LARGEST_HEAD = 256  # of both kernels
-FLASH_HINT = "pip install --no-build-isolation 'rmcli[flash]' builds it (needs nvcc), or set model.attention=auto"
+FLASH_HINT = f"{install_command('flash', '--no-build-isolation')} builds it (needs nvcc), or set model.attention=auto"
 
 
 def attend(call: Call) -> Tensor:
