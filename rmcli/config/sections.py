@@ -142,7 +142,8 @@ class DataSection(Section):
     max_length: int = Field(2048, ge=2, description="tokens of one conversation, the reward token included")
     overlong: Literal["truncate_left", "drop", "truncate_right"] = Field(
         "truncate_left",
-        description="a conversation over max_length: cut the shared prompt after BOS, drop the row, or cut the end",
+        description="a conversation over max_length: cut the prompt (what stands before the last user message, then "
+        "the start of that message; docs/format.md), drop the row, or cut the end of the reply",
     )
     max_packed_length: int = Field(16384, ge=2, description="tokens of one packed row")
     shuffle_before_pack: bool = Field(True, description="shuffle (in windows, seeded) before packing")

@@ -15,6 +15,7 @@ from jinja2.exceptions import TemplateError
 
 from rmcli.errors import ConfigError
 from rmcli.records import PAIR, Comparison, Conversation, PreferenceGroup, TokenGroup
+from rmcli.tokens import truncation
 from rmcli.tokens.engines import EngineName, TokenEngine
 from rmcli.tokens.rendering import Renderer
 from rmcli.tokens.tokenizer import CHAT_TEMPLATE_HINT, RewardTokenizer
@@ -130,11 +131,10 @@ class Encoder:
                 for ids in token_ids
             ]
         elif excess > 0:
-            # Every member loses the same tokens of the shared prompt, so that all still answer one prompt.
-            keep = int(token_ids[0][0] == self.reward.tokenizer.bos_token_id)
-            if common_prefix_length(token_ids) - keep < excess:
+            cut = self._cut_left(token_ids, excess, group)
+            if cut is None:
                 return "overlong"
-            token_ids = [np.concatenate([ids[:keep], ids[keep + excess :]]) for ids in token_ids]
+            token_ids = cut
         if excess > 0 and _compares_equals(token_ids, group):
             return "identical_after_truncation"
         shared = common_prefix_length(token_ids) if len(token_ids) > 1 else 0
@@ -146,6 +146,20 @@ class Encoder:
             comparisons=select_pairs(group.comparisons, len(token_ids), self.pairs),
             ordered=is_ordered(group.comparisons, len(token_ids)),
         )
+
+    def _cut_left(self, token_ids: list[np.ndarray], excess: int, group: PreferenceGroup) -> list[np.ndarray] | None:
+        """Every member loses the same tokens of the shared prompt, so that all still answer one prompt."""
+        tokenizer = self.reward.tokenizer
+        bos = str(tokenizer.bos_token or "")
+        shared = num_shared_messages(group)
+        prompt = truncation.find_prompt(group.conversations[0], shared, bos, self.renderer.render)
+        if prompt is None:
+            return None
+        num_bos = int(token_ids[0][0] == tokenizer.bos_token_id)
+        return truncation.cut_left(token_ids, excess, num_bos, prompt, self.engine.encode, self._decode)
+
+    def _decode(self, ids: np.ndarray) -> str:
+        return str(self.reward.tokenizer.decode(ids.tolist(), clean_up_tokenization_spaces=False))
 
 
 def _compares_equals(token_ids: Sequence[np.ndarray], group: PreferenceGroup) -> bool:
@@ -189,13 +203,19 @@ def select_pairs(comparisons: tuple[Comparison, ...], num_responses: int, which:
     return kept or tuple(Comparison(*pair) for pair in wanted)
 
 
-def prompt_of(group: PreferenceGroup) -> Conversation:
-    """The messages before the first difference; the whole first conversation when they differ from the start."""
+def num_shared_messages(group: PreferenceGroup) -> int:
+    """Messages before the first difference; all of them where one conversation is alone."""
     first = group.conversations[0]
     length = 0
     while all(len(c) > length and c[length] == first[length] for c in group.conversations):
         length += 1
-    return first[:length] or first
+    return length
+
+
+def prompt_of(group: PreferenceGroup) -> Conversation:
+    """The messages before the first difference; the whole first conversation when they differ from the start."""
+    first = group.conversations[0]
+    return first[: num_shared_messages(group)] or first
 
 
 def is_held_out(prompt: Conversation, eval_fraction: float, eval_seed: int = 0) -> bool:

@@ -88,21 +88,6 @@ def test_a_template_that_refuses_a_row_rejects_that_row(reward, monkeypatch):
     assert isinstance(results[1], TokenGroup)
 
 
-def test_truncate_left_cuts_the_shared_prompt_after_bos_by_the_longest_members_excess(reward):
-    group = pair("0123456789" * 4, "abc", "abcdefgh")
-    (whole,) = Encoder(reward, 256, "truncate_left").encode([group])
-    lengths = [len(whole.prefix) + len(response) for response in whole.responses]
-    limit = max(lengths) - 7
-    (cut,) = Encoder(reward, limit, "truncate_left").encode([group])
-    assert cut.truncated
-    assert not whole.truncated
-    assert max(len(cut.prefix) + len(response) for response in cut.responses) == limit
-    assert cut.prefix.tolist() == [whole.prefix[0], *whole.prefix[8:]]
-    for before, after in zip(whole.responses, cut.responses, strict=True):
-        assert np.array_equal(before, after)
-    assert Encoder(reward, limit, "drop").encode([group]) == ["overlong"]
-
-
 def test_truncate_right_ends_with_the_reward_token_and_finds_what_became_identical(reward):
     encoder = Encoder(reward, 30, "truncate_right")
     differs_early, differs_late = pair("q", "a" + "x" * 80, "b" + "x" * 80), pair("q", "x" * 80 + "a", "x" * 80 + "b")
