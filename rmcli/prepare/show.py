@@ -32,6 +32,13 @@ def say_start(job: Job, reward: RewardTokenizer) -> None:
         found = sources.found_files(section, data.split)
         if found is not None:
             found.say(section.path)
+    if reward.tokens_without_row:
+        ids = reward.tokens_without_row
+        names = ", ".join(f"{reward.tokenizer.convert_ids_to_tokens(index)} ({index})" for index in ids[:3])
+        output.warn(
+            f"the tokenizer has {len(ids):,} id(s) past the {reward.num_embedding_rows:,} embedding rows: {names}"
+            f"{', ...' if len(ids) > 3 else ''}: rows that hold one are rejected (token_without_row)"
+        )
     for note in chat_templates.describe(reward.tokenizer).notes:
         output.say(f"chat template: {note}")
 

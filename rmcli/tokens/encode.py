@@ -33,6 +33,7 @@ REASONS = (
     "reward_token_in_text",
     "template_error",
     "no_end_of_turn",
+    "token_without_row",
     "overlong",
     "identical_after_truncation",
 )
@@ -116,6 +117,8 @@ class Encoder:
         reward_id = self.reward.reward_token_id
         if self.reward.mode == "reserved" and any((ids[:-1] == reward_id).any() for ids in token_ids):
             return "reward_token_in_text"
+        if self.reward.tokens_without_row and any((ids >= self.reward.num_embedding_rows).any() for ids in token_ids):
+            return "token_without_row"
         return self._shorten(token_ids, group)
 
     def _shorten(self, token_ids: list[np.ndarray], group: PreferenceGroup) -> TokenGroup | str:

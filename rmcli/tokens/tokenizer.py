@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,12 @@ class RewardTokenizer:
     added: bool = False
     mode: str = "reserved"
     grown_from: int | None = None
+
+    @cached_property
+    def tokens_without_row(self) -> tuple[int, ...]:
+        """Ids of the tokenizer that lie past the end of the embedding, as Gemma-3's image token does in text models."""
+        ids = set(self.tokenizer.get_vocab().values())
+        return tuple(sorted(index for index in ids if index >= self.num_embedding_rows))
 
     @property
     def pad_token_id(self) -> int:

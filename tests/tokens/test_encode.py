@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -286,3 +287,17 @@ def test_groups_without_a_strict_order_keep_all_comparisons(reward):
     assert k_way_tokens(reward, tied, "best_worst").comparisons == tied
     for comparisons in (tied, (Comparison(1, 0),), ORDER[:3], (*ORDER, Comparison(3, 0))):
         assert not k_way_tokens(reward, comparisons).ordered
+
+
+def test_a_text_with_an_id_past_the_embedding_is_left_out(reward):
+    """As with Gemma-3's image token in a text model."""
+    past = load_tokenizer(resolve("tiny").config.model)
+    assert past.tokens_without_row == ()
+    past.tokenizer.add_tokens(["<image>"], special_tokens=True)
+    past = replace(past, num_embedding_rows=len(past.tokenizer) - 1)
+    assert past.tokens_without_row == (past.num_embedding_rows,)
+    texts = [pair("ab", "c", "d"), pair("ab <image>", "c", "d"), pair("ab", "c", "<image>")]
+    first, *others = Encoder(past, 256, "drop").encode(texts)
+    assert isinstance(first, TokenGroup)
+    assert others == ["token_without_row"] * 2
+    assert isinstance(Encoder(reward, 256, "drop").encode(texts)[2], TokenGroup)

@@ -147,7 +147,7 @@ def test_of_what_was_asked_more_than_white_space_is_left(reward):
 
 # --- any template ---
 
-WHOLE_ONLY = "{% if messages[-1]['role'] != 'assistant' or messages | length < 2 %}{{ raise_exception('not whole') }}{% endif %}"
+WHOLE_ONLY = "{% if not messages or messages[-1]['role'] == 'user' %}{{ raise_exception('not whole') }}{% endif %}"
 CHATML = BUILT_IN["chatml"]
 DEFAULT_SYSTEM = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe good.<|im_end|>\n{% endif %}" + CHATML
