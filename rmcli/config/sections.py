@@ -145,6 +145,16 @@ class DataSection(Section):
         description="a conversation over max_length: cut the prompt (what stands before the last user message, then "
         "the start of that message; docs/format.md), drop the row, or cut the end of the reply",
     )
+    max_characters: int = Field(
+        2_000_000,
+        ge=1,
+        description="characters of one conversation: over it a row is rejected as too_long_text and never tokenized",
+    )
+    max_row_bytes: int = Field(
+        2**26,
+        ge=1,
+        description="bytes of one row in its file, rejected over it as too_long_text and never held whole",
+    )
     max_packed_length: int = Field(16384, ge=2, description="tokens of one packed row")
     shuffle_before_pack: bool = Field(True, description="shuffle (in windows, seeded) before packing")
     pairs: Literal["all", "best_worst", "adjacent"] = Field(

@@ -48,7 +48,7 @@ class Filling:
     def _fill_from(self, source_id: int, source: MappedSource, progress: output.Progress) -> None:
         """One source, chunk by chunk: looked at in order, encoded in threads, given their fates in order again."""
         account = self.accounts[source_id]
-        rows = sources.read_source(source_id, source.section, self.data.split)
+        rows = sources.read_source(source_id, source.section, self.data.split, self.data.max_row_bytes)
         own = self._own(units(rows, source.map_function, self.rows_read))
         looked_at = ((chunk, self._look_at_all(chunk, source, account)) for chunk in in_chunks(own))
 

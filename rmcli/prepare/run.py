@@ -43,7 +43,7 @@ def run(
     config = job.resolved.config
     data = config.data
     reward = reward or load_tokenizer(config.model)
-    encoder = Encoder(reward, data.max_length, data.overlong, data.pairs, data.tokenizer_engine)
+    encoder = Encoder(reward, data.max_length, data.overlong, data.pairs, data.tokenizer_engine, data.max_characters)
     say_start(job, reward)
     evaluation_prompts = decontaminate.read_prompts(
         {file: sources.read_evaluation_rows(file, data.split) for file in data.decontaminate}, _known_prompt

@@ -1,8 +1,8 @@
 """The input rows that become one group each: one row, or consecutive ones of one key."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
+from typing import Any
 
 from rmcli.errors import RmcliError
 from rmcli.records import RawRow
@@ -10,6 +10,7 @@ from rmcli.rows.map_fns.fields import MapFunction
 
 MOST_ROWS_OF_A_GROUP = 1000
 CHUNK = 512  # groups rendered and tokenized at a time
+CHUNK_CHARACTERS = 2**23  # and about so much text
 
 
 @dataclass(frozen=True)
@@ -68,5 +69,23 @@ def _with_key(row: RawRow, map_function: MapFunction) -> tuple[RawRow, object]:
 
 
 def in_chunks(units: Iterator[Unit]) -> Iterator[list[Unit]]:
-    while chunk := list(islice(units, CHUNK)):
+    """CHUNK units at a time, fewer where they hold much text."""
+    chunk: list[Unit] = []
+    size = 0
+    for unit in units:
+        chunk.append(unit)
+        size += sum(_text_size(row.value) for row in unit.rows)
+        if len(chunk) == CHUNK or size >= CHUNK_CHARACTERS:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
         yield chunk
+
+
+def _text_size(value: Any) -> int:
+    """Characters of all the texts in a row."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(_text_size, value.values()))
+    return sum(map(_text_size, value)) if isinstance(value, list | tuple) else 0

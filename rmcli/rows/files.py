@@ -13,8 +13,10 @@ from rmcli.errors import ConfigError, RmcliError, explained
 
 TEXT_ENDINGS = tuple(kind + packed for kind in (".jsonl", ".json", ".csv", ".tsv") for packed in ("", ".gz", ".zst"))
 ENDINGS = (*TEXT_ENDINGS, ".parquet", ".arrow")
-PROBLEMS = ("bad_json", "wrong_type", "bad_csv", "bad_text")  # why a row could not be read
+PROBLEMS = ("bad_json", "wrong_type", "bad_csv", "bad_text", "too_long_text")  # why a row could not be read
+LONGEST_ROW = 2**26  # bytes of a row in its file, the default of data.max_row_bytes
 EXCERPT_LENGTH = 200
+_BYTES_AT_A_TIME = 2**20
 
 
 class Read(NamedTuple):
@@ -79,7 +81,16 @@ def open_bytes(name: str) -> Iterator[IO[bytes]]:
 def read_lines(path: Path) -> Iterator[bytes]:
     """The file's lines, decompressed. Raises RmcliError when it cannot be read to its end."""
     with open_bytes(str(path)) as file:
-        yield from file
+        yield from bounded_lines(file, LONGEST_ROW)
+
+
+def bounded_lines(file: IO[bytes], limit: int) -> Iterator[bytes]:
+    """The lines of `file`. Of one over `limit` bytes the first `limit` + 1 are given, and the rest is passed over."""
+    while line := file.readline(limit + 1):
+        yield line
+        if len(line) > limit and not line.endswith(b"\n"):
+            while (rest := file.readline(_BYTES_AT_A_TIME)) and not rest.endswith(b"\n"):
+                pass
 
 
 def is_encodable(value: Any) -> bool:

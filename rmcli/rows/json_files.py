@@ -4,19 +4,26 @@ import io
 import json
 import re
 from codecs import BOM_UTF8
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from typing import IO, Any
 
 from rmcli.errors import RmcliError
-from rmcli.rows.files import EXCERPT_LENGTH, Read, is_encodable, open_bytes
+from rmcli.rows.beginnings import check_is_text
+from rmcli.rows.files import EXCERPT_LENGTH, LONGEST_ROW, Read, bounded_lines, is_encodable, open_bytes
 
-LONGEST_ELEMENT = 2**28  # characters of one element of a JSON array
 _CHARACTERS_AT_A_TIME = 2**16
+_SIGNS = re.compile(r'\\.|[\\"{}\[\],]', re.DOTALL)  # what tells where an element ends; an escape is one sign
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # an escape that is half of a character; alone it is none
 
 
-def parse_json_line(number: int, data: bytes) -> Read:
-    """One JSON line. Strict where `json` is lax: UTF-8, encodable text, an object, no key of it twice."""
+def parse_json_line(number: int, data: bytes, limit: int = LONGEST_ROW) -> Read:
+    """One JSON line. Strict where `json` is lax: UTF-8, encodable text, an object, no key of it twice.
+
+    One of over `limit` bytes is not looked at.
+    """
+    if len(data) > limit + 1 or (len(data) > limit and not data.endswith(b"\n")):
+        excerpt = data[: 4 * EXCERPT_LENGTH].decode("utf-8", errors="replace").strip()[:EXCERPT_LENGTH]
+        return Read(number, None, "too_long_text", excerpt)
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
@@ -32,21 +39,26 @@ def parse_json_line(number: int, data: bytes) -> Read:
     return _checked(number, value, excerpt, may_be_broken=_SURROGATE.search(text) is not None)
 
 
-def read_json_lines(lines: Iterable[bytes]) -> Iterator[Read]:
-    """Every line that is not blank, by its line number. A byte order mark before the first is no part of it."""
-    for number, line in enumerate(lines, 1):
+def read_json_lines(file: IO[bytes], limit: int = LONGEST_ROW) -> Iterator[Read]:
+    """Every line that is not blank, by its line number. A byte order mark before the first is no part of it.
+
+    A line of over `limit` bytes is never held whole.
+    """
+    for number, line in enumerate(bounded_lines(file, limit), 1):
         data = line.removeprefix(BOM_UTF8) if number == 1 else line
         if data.strip():
-            yield parse_json_line(number, data)
+            yield parse_json_line(number, data, limit)
 
 
-def read_json_lines_file(name: str) -> Iterator[Read]:
+def read_json_lines_file(name: str, limit: int = LONGEST_ROW) -> Iterator[Read]:
+    check_is_text(name)
     with open_bytes(name) as file:
-        yield from read_json_lines(file)
+        yield from read_json_lines(file, limit)
 
 
-def read_json_file(name: str) -> Iterator[Read]:
+def read_json_file(name: str, limit: int = LONGEST_ROW) -> Iterator[Read]:
     """An array, row by row; anything else is read as JSON lines."""
+    check_is_text(name)
     with open_bytes(name) as file:
         first = b""
         while not first:  # blank lines may come before an array
@@ -56,20 +68,20 @@ def read_json_file(name: str) -> Iterator[Read]:
             first = line.removeprefix(BOM_UTF8).strip()
         is_array = first.startswith(b"[")
     if not is_array:
-        yield from read_json_lines_file(name)
+        yield from read_json_lines_file(name, limit)
         return
     with open_bytes(name) as file:
         # A byte that is not UTF-8 becomes a lone surrogate, which costs its own row and no other.
         text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape")
-        yield from _read_array(name, text)
+        yield from _read_array(name, text, limit)
 
 
-def _read_array(name: str, file: io.TextIOBase) -> Iterator[Read]:
+def _read_array(name: str, file: io.TextIOBase, limit: int) -> Iterator[Read]:
     """The elements of the one array that `file` holds, with a buffer of about one element.
 
     Raises RmcliError where the array itself is broken: what follows cannot be told apart any more.
     """
-    array = _ArrayText(name, file)
+    array = _ArrayText(name, file, limit)
     array.peek()
     array.at += 1  # the opening bracket, which the caller has seen
     while (mark := array.peek()) != "]":
@@ -86,8 +98,8 @@ def _read_array(name: str, file: io.TextIOBase) -> Iterator[Read]:
 class _ArrayText:
     """The text of a JSON array, of which only the part at `at` is in memory."""
 
-    def __init__(self, name: str, file: io.TextIOBase) -> None:
-        self.name, self.file = name, file
+    def __init__(self, name: str, file: io.TextIOBase, limit: int) -> None:
+        self.name, self.file, self.limit = name, file, limit
         self.buffer, self.at, self.ended = "", 0, False
         self.number = 0  # elements read
         self.keys = _Keys()
@@ -114,18 +126,47 @@ class _ArrayText:
                     break
             except json.JSONDecodeError as error:
                 unfinished = error.msg.startswith("Unterminated string") or error.pos >= len(self.buffer) - 16
-                if self.ended or not unfinished or len(self.buffer) > LONGEST_ELEMENT:
+                if self.ended or not unfinished:
                     raise self.broken("what comes is no JSON") from error
             except RecursionError as error:
                 raise self.broken("what comes is nested too deeply") from error
+            if len(self.buffer) - self.at > self.limit:
+                return self._pass_over()
             self._read_on(amount)
             amount *= 2
+        if end - self.at > self.limit:
+            return self._pass_over()
         self.number += 1
-        excerpt = self.buffer[self.at : min(end, self.at + EXCERPT_LENGTH)].encode("utf-8", "replace").decode()
+        excerpt = self._excerpt(end)
         self.at = end
         if self.keys.doubled:
             return Read(self.number, None, "bad_json", excerpt)
         return _checked(self.number, value, excerpt, may_be_broken=True)
+
+    def _pass_over(self) -> Read:
+        """An element over the limit. It is not parsed: its quotes and brackets tell where it ends."""
+        excerpt = self._excerpt(len(self.buffer))
+        depth, in_string = 0, False
+        while True:
+            for sign in _SIGNS.finditer(self.buffer, self.at):
+                self.at = sign.start()
+                if sign[0] == "\\":  # the end of the buffer parts it from what it escapes
+                    break
+                if in_string or sign[0] == '"':
+                    in_string ^= sign[0] == '"'
+                elif depth == 0 and sign[0] in ",]":
+                    self.number += 1
+                    return Read(self.number, None, "too_long_text", excerpt)
+                elif sign[0] != ",":
+                    depth += 1 if sign[0] in "[{" else -1
+            else:
+                self.at = len(self.buffer)
+            if self.ended:
+                raise self.broken("the array is cut short")
+            self._read_on(_CHARACTERS_AT_A_TIME)
+
+    def _excerpt(self, end: int) -> str:
+        return self.buffer[self.at : min(end, self.at + EXCERPT_LENGTH)].encode("utf-8", "replace").decode()
 
     def broken(self, what: str) -> RmcliError:
         near = self.buffer[self.at : self.at + 60].encode("utf-8", "replace").decode()

@@ -14,7 +14,7 @@ from rmcli.config.sections import SourceSection
 from rmcli.errors import ConfigError, RmcliError
 from rmcli.records import RawRow
 from rmcli.rows import readers
-from rmcli.rows.files import ENDINGS, Read, check_url, excerpt_of, is_url
+from rmcli.rows.files import ENDINGS, LONGEST_ROW, Read, check_url, excerpt_of, is_url
 from rmcli.rows.folders import Found, find_files
 from rmcli.rows.json_files import parse_json_line, read_json_lines
 from rmcli.rows.readers import read_file
@@ -80,19 +80,22 @@ def read_rows(sources: Sequence[Source], split: str) -> Iterator[RawRow]:
         yield from read_source(source_id, source, split)
 
 
-def read_source(source_id: int, source: Source, split: str) -> Iterator[RawRow]:
-    """The rows of one source; `split` is read of a Hub data set that names none itself."""
+def read_source(source_id: int, source: Source, split: str, max_row_bytes: int = LONGEST_ROW) -> Iterator[RawRow]:
+    """The rows of one source; `split` is read of a Hub data set, or a folder of several, that names none itself.
+
+    A row of a file that takes over `max_row_bytes` has the problem too_long_text.
+    """
     section = as_section(source)
     path = section.path
     if path == STDIN:
-        yield from _as_rows(source_id, path, read_json_lines(sys.stdin.buffer))
+        yield from _as_rows(source_id, path, read_json_lines(sys.stdin.buffer, max_row_bytes))
     elif _is_built_in(path):
         yield from _read_tasks(source_id, path)
     elif _is_hub_name(path):
         yield from _read_hub(source_id, section, section.split or split)
     else:
         for file in find_files(path, section.split, split).files:
-            yield from _as_rows(source_id, file, read_file(file))
+            yield from _as_rows(source_id, file, read_file(file, max_row_bytes))
 
 
 def found_files(source: Source, split: str | None) -> Found | None:

@@ -21,10 +21,12 @@ from rmcli.tokens.rendering import Renderer
 from rmcli.tokens.tokenizer import CHAT_TEMPLATE_HINT, RewardTokenizer
 
 _encode = JSONEncoder(ensure_ascii=False).encode  # json.dumps would make one for each call
+MAX_CHARACTERS = 2_000_000  # of a conversation, the default of data.max_characters: half a million tokens
 ROLES = frozenset({"system", "user", "assistant", "tool"})
 
 # Why encode leaves a group out. Readers (rows/files.py), map functions and prepare/fate.py have reasons of their own.
 REASONS = (
+    "too_long_text",
     "empty_conversation",
     "unknown_role",
     "no_assistant_reply",
@@ -44,6 +46,7 @@ class Encoder:
     """Turns PreferenceGroups into TokenGroups. Safe to use from several threads.
 
     `overlong` is the policy of `data.overlong`, `pairs` is `data.pairs`, `engine_name` is `data.tokenizer_engine`.
+    A conversation of over `max_characters` is left out before it is tokenized, which takes much memory.
     """
 
     reward: RewardTokenizer
@@ -51,6 +54,7 @@ class Encoder:
     overlong: str
     pairs: str = "all"
     engine_name: EngineName = "transformers"
+    max_characters: int = MAX_CHARACTERS
 
     def __post_init__(self) -> None:
         if self.reward.tokenizer.chat_template is None:
@@ -92,6 +96,8 @@ class Encoder:
     def _problem(self, group: PreferenceGroup) -> str | None:
         token = self.reward.reward_token
         for conversation in group.conversations:
+            if sum(len(message["content"]) for message in conversation) > self.max_characters:
+                return "too_long_text"
             if not conversation:
                 return "empty_conversation"
             if not ROLES.issuperset([message["role"] for message in conversation]):
@@ -202,7 +208,8 @@ def select_pairs(comparisons: tuple[Comparison, ...], num_responses: int, which:
     if which == "all" or not is_ordered(comparisons, num_responses):
         return comparisons
     wanted = [(0, num_responses - 1)] if which == "best_worst" else [(i, i + 1) for i in range(num_responses - 1)]
-    kept = tuple(comparison for comparison in comparisons if (comparison.first, comparison.second) in wanted)
+    among = set(wanted)
+    kept = tuple(comparison for comparison in comparisons if (comparison.first, comparison.second) in among)
     return kept or tuple(Comparison(*pair) for pair in wanted)
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 EngineName = Literal["auto", "transformers", "gigatoken"]
 SAMPLE = 256  # texts of the data that are encoded both ways before an engine is used alone
 RECHECKED_EVERY = 512  # of gigatoken's texts, one in so many is encoded both ways all along
+CHARACTERS_AT_A_TIME = 2**22
 
 # Text that tokenizers tell apart: contractions, digits, white space, scripts without spaces, marks, emoji, controls.
 _PROBES = (
@@ -66,8 +67,8 @@ class _Transformers:
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         if self._direct is None:
             return reference_ids(self._tokenizer, texts)
-        encodings = self._direct.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+        batches = (self._direct.encode_batch_fast(part, add_special_tokens=False) for part in _parts_of(texts))
+        return [np.array(encoding.ids, dtype=np.int32) for encodings in batches for encoding in encodings]
 
 
 class _Gigatoken:
@@ -95,10 +96,22 @@ class _Gigatoken:
 
 def reference_ids(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[np.ndarray]:
     """What `tokenizer(texts)` gives without added special tokens: (tokens,) int32 each."""
-    if not texts:
-        return []
-    ids = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-    return [np.array(row, dtype=np.int32) for row in ids]
+    batches = (tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"] for part in _parts_of(texts))
+    return [np.array(row, dtype=np.int32) for ids in batches for row in ids]
+
+
+def _parts_of(texts: Sequence[str]) -> Iterator[list[str]]:
+    """In parts of CHARACTERS_AT_A_TIME, or one text: what `tokenizers` gives takes 250 bytes for each of them."""
+    part: list[str] = []
+    size = 0
+    for text in texts:
+        if part and size + len(text) > CHARACTERS_AT_A_TIME:
+            yield part
+            part, size = [], 0
+        part.append(text)
+        size += len(text)
+    if part:
+        yield part
 
 
 class TokenEngine:

@@ -382,6 +382,7 @@ def test_every_reason_is_given_by_a_row(cli, tmp_path):
     )
     natural = ("--chat-template", "open.jinja", "-s", "model.reward_token=natural")
     assert also({"prompt": "open", "chosen": "open", "rejected": "b"}, *natural) == {"no_end_of_turn"}
+    assert also({**pair(0), "prompt": "w " * 500}, "-s", "data.max_characters=900") == {"too_long_text"}
     listed = {*encode.REASONS, *PROBLEMS, "missing_column NAME", "bad_weight", "unsupported_tool_call"}
     listed |= {"longer_than_pack", "any other"}
     in_test_map_fns = {"bad_label", "bad_margin", "bad_comparisons", "tie", "single_response"}
@@ -390,6 +391,7 @@ def test_every_reason_is_given_by_a_row(cli, tmp_path):
     documented = {line.split("|")[1].strip().strip("`") for line in page.splitlines() if line.startswith("| ")}
     assert documented - {"reason"} == listed
     provoked = {*reasons, "identical_after_truncation", "longer_than_pack", "template_error", "no_end_of_turn"}
+    provoked |= {"too_long_text"}
     elsewhere = {"in_evaluation_file", "any other", "missing_column NAME", "token_without_row"}
     assert listed - provoked == elsewhere | in_test_map_fns
 

@@ -63,17 +63,25 @@ def order_of(comparisons: Sequence[Comparison], num_responses: int) -> tuple[int
     if any(comparison.is_tie for comparison in comparisons):
         return None
     better = {(c.first, c.second) if c.label > TIE else (c.second, c.first) for c in comparisons}
-    # In a strict order of all, position p has p others above it, so each step has one response left that none beats.
+    worse_than: list[list[int]] = [[] for _ in range(num_responses)]
+    beaten_by = [0] * num_responses  # how many of those that are left
+    for first, second in better:
+        worse_than[first].append(second)
+        beaten_by[second] += 1
+    # In a strict order each step leaves one response that none beats. Each pair is looked at once (Kahn 1962).
     order: list[int] = []
-    left = set(range(num_responses))
-    while left:
-        beaten = {second for first, second in better if first in left}
-        unbeaten = left - beaten
-        if len(unbeaten) != 1:
+    unbeaten = [response for response in range(num_responses) if not beaten_by[response]]
+    while unbeaten:
+        if len(unbeaten) > 1:
             return None
-        order += unbeaten
-        left -= unbeaten
-    return tuple(order)
+        (best,) = unbeaten
+        order.append(best)
+        unbeaten = []
+        for response in worse_than[best]:
+            beaten_by[response] -= 1
+            if not beaten_by[response]:
+                unbeaten.append(response)
+    return tuple(order) if len(order) == num_responses else None
 
 
 def checked(group: PreferenceGroup) -> PreferenceGroup:
