@@ -43,6 +43,11 @@ class ModelSection(Section):
         "end-of-turn token, where the conversation is then cut",
     )
     reward_token_id: int | None = Field(None, ge=0, description="the same token by id; both are checked")
+    allow_ordinary_reward_token: bool = Field(
+        False,
+        description="take a reward token that is an ordinary word: rows whose text holds it are lost, and training "
+        "overwrites what the model knows of it",
+    )
     use_varlen_attn: bool = Field(
         True, description="packed rows with shared prompts; false runs padded conversations (slow, the reference)"
     )

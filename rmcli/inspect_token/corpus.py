@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rmcli.errors import RmcliError
-from rmcli.inspect_token import evidence
-from rmcli.inspect_token.evidence import Evidence
 from rmcli.inspect_token.report import CorpusSummary
 from rmcli.packs.manifest import read_manifest
 from rmcli.packs.reader import PackedSplit
 from rmcli.packs.schema import SPLITS
 from rmcli.rows import sources
+from rmcli.tokens import evidence
+from rmcli.tokens.evidence import Evidence
 from rmcli.tokens.tokenizer import RewardTokenizer
 
 if TYPE_CHECKING:

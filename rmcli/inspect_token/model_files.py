@@ -10,6 +10,7 @@ from rmcli.backbones.weight_files import RowsUnavailableError
 from rmcli.config.files import read_json
 from rmcli.config.presets import pretrained_arguments
 from rmcli.config.sections import ModelSection
+from rmcli.tokens.evidence import uses_named_in
 from rmcli.tokens.tokenizer import load_model_config
 
 if TYPE_CHECKING:
@@ -64,12 +65,8 @@ def uses_in_model_files(
         named["generation_config"] = generation
     own_reward_id = named["config"].pop("reward_token_id", None)
     for file, values in named.items():
-        for key, value in values.items():
-            if not key.endswith(("_token_id", "_token_ids", "_token_index", "_tokens")):
-                continue
-            for index in value if isinstance(value, list) else [value]:
-                if isinstance(index, int) and not isinstance(index, bool):
-                    uses.setdefault(index, []).append(f"{file}.json {key}")
+        for index, places in uses_named_in(file, values).items():
+            uses.setdefault(index, []).extend(places)
     return uses, own_reward_id
 
 

@@ -9,11 +9,11 @@ import tomlkit
 from rmcli.config.resolve import resolve
 from rmcli.config.sections import ModelSection
 from rmcli.errors import ConfigError
-from rmcli.inspect_token import evidence
 from rmcli.inspect_token.model_files import config_of
 from rmcli.inspect_token.report import Report
 from rmcli.inspect_token.verdict import corpus_lines, rows_lines, verdict_lines
 from rmcli.output_files import OutputFile
+from rmcli.tokens import evidence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -3,8 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from rmcli.inspect_token import evidence
-from rmcli.inspect_token.evidence import Evidence, RowSummary
+from rmcli.tokens import evidence
+from rmcli.tokens.evidence import Evidence, RowSummary
 
 if TYPE_CHECKING:
     pass

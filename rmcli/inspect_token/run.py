@@ -10,12 +10,12 @@ from rmcli.backbones.embedding_rows import Embedding
 from rmcli.config.presets import preset_reward_tokens
 from rmcli.config.sections import ModelSection
 from rmcli.errors import RmcliError
-from rmcli.inspect_token import evidence
 from rmcli.inspect_token.corpus import count_corpus
-from rmcli.inspect_token.evidence import Evidence, RowSummary
 from rmcli.inspect_token.model_files import config_of, count_embedding_rows, find_embedding, uses_in_model_files
 from rmcli.inspect_token.report import Report
 from rmcli.inspect_token.verdict import compare_configured
+from rmcli.tokens import evidence
+from rmcli.tokens.evidence import Evidence, RowSummary
 from rmcli.tokens.tokenizer import load_bare_tokenizer
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from rmcli import output
 from rmcli.config.sections import ModelSection
-from rmcli.inspect_token import evidence
-from rmcli.inspect_token.evidence import Evidence
 from rmcli.inspect_token.report import Configured, Report
+from rmcli.tokens import evidence
+from rmcli.tokens.evidence import Evidence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -24,9 +24,15 @@ def say_start(job: Job, reward: RewardTokenizer) -> None:
         )
     elif reward.added:
         output.warn(f"{reward.reward_token} is new: it takes the spare embedding row {reward.reward_token_id}")
+    if reward.is_ordinary:
+        output.warn(
+            f"reward token {reward.reward_token!r} ({reward.reward_token_id}) is an ordinary word: rows whose text "
+            "holds it are lost (reward_token_in_text), and training overwrites what the model knows of it"
+        )
+    what = "an ordinary word" if reward.is_ordinary else reward.mode
     output.say(
         f"map function {', '.join(job.map_fns)}, reward token {reward.reward_token} "
-        f"({reward.reward_token_id}, {reward.mode})"
+        f"({reward.reward_token_id}, {what})"
     )
     for section in [source.section for source in job.sources]:
         found = sources.found_files(section, data.split)

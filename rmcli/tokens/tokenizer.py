@@ -13,16 +13,17 @@ import numpy as np
 
 from rmcli.backbones.internlm2.auto import AutoConfig, AutoTokenizer
 from rmcli.backbones.pretrained import check_config, from_pretrained
-from rmcli.config.presets import pretrained_arguments
+from rmcli.config.presets import preset_reward_tokens, pretrained_arguments
 from rmcli.config.sections import ModelSection
 from rmcli.errors import ConfigError
-from rmcli.tokens import chat_templates
+from rmcli.tokens import chat_templates, evidence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 NATURAL = "natural"  # model.reward_token: the template's own end-of-turn token
 _LOADERS = {"config": AutoConfig, "tokenizer": AutoTokenizer}
+NUM_CANDIDATES = 3  # named in place of a token that cannot be
 ROWS_MULTIPLE = 64  # rows of a grown embedding: a size that kernels like
 CHAT_TEMPLATE_HINT = f"give one: --chat-template FILE, or a built-in one: {', '.join(chat_templates.BUILT_IN)}"
 
@@ -34,6 +35,7 @@ class RewardTokenizer:
     `mode`: reserved (an unused token appended to each conversation) or natural (the template's own end-of-turn
     token). `num_embedding_rows` is the model's; it may exceed len(tokenizer). Where a new token found no row it is
     what the embedding has to grow to, and `grown_from` what it has. `added`: the token was new and took the next id.
+    `is_ordinary`: a word of the language, which model.allow_ordinary_reward_token let pass.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
@@ -43,6 +45,7 @@ class RewardTokenizer:
     added: bool = False
     mode: str = "reserved"
     grown_from: int | None = None
+    is_ordinary: bool = False
 
     @cached_property
     def tokens_without_row(self) -> tuple[int, ...]:
@@ -147,14 +150,20 @@ def load_tokenizer(model: ModelSection) -> RewardTokenizer:
 
     Raises ConfigError when the token is not set, unknown, of another id, outside the embedding, or in other use.
     """
-    num_rows = load_model_config(model).get_text_config().vocab_size
-    return resolve_reward_token(load_bare_tokenizer(model), model, num_rows)
+    config = load_model_config(model)
+    return resolve_reward_token(load_bare_tokenizer(model), model, config.get_text_config().vocab_size, config)
 
 
 def resolve_reward_token(
-    tokenizer: "PreTrainedTokenizerBase", model: ModelSection, num_embedding_rows: int
+    tokenizer: "PreTrainedTokenizerBase",
+    model: ModelSection,
+    num_embedding_rows: int,
+    config: "PreTrainedConfig | None" = None,
 ) -> RewardTokenizer:
-    """Resolve by name, then check the id (facts: 128002 is reserved in Llama-3 and `<think>` in SmolLM3)."""
+    """Resolve by name, then check the id (facts: 128002 is reserved in Llama-3 and `<think>` in SmolLM3).
+
+    `config`: the model's; the reward token that it was trained with is taken whatever it is.
+    """
     name = model.tokenizer_name_or_path or model.pretrained_model_name_or_path
     token, token_id = model.reward_token, model.reward_token_id
     find = f"find one: rmcli inspect-token {name}"
@@ -200,7 +209,34 @@ def resolve_reward_token(
     for use in ("pad", "bos", "eos", "unk"):
         if found == getattr(tokenizer, f"{use}_token_id"):
             raise ConfigError(f"model.reward_token = {token!r} (id {found}) is the {use} token of {name}", find)
-    return RewardTokenizer(tokenizer, token, found, num_embedding_rows, added, grown_from=grown_from)
+    is_ordinary = not evidence.is_set_aside(tokenizer, found)
+    was_trained = found == getattr(config, "reward_token_id", None)
+    if is_ordinary and not model.allow_ordinary_reward_token and not was_trained:
+        raise _ordinary_word(tokenizer, token, found, name, num_embedding_rows, config)
+    return RewardTokenizer(
+        tokenizer, token, found, num_embedding_rows, added, grown_from=grown_from, is_ordinary=is_ordinary
+    )
+
+
+def _ordinary_word(
+    tokenizer: "PreTrainedTokenizerBase",
+    token: str,
+    token_id: int,
+    name: str | None,
+    num_rows: int,
+    config: "PreTrainedConfig | None",
+) -> ConfigError:
+    """The refusal of a reward token that texts are written with, naming the first ones that none is."""
+    uses = {} if config is None else evidence.uses_named_in("config", config.to_dict())
+    ranked = evidence.rank(evidence.gather(tokenizer, num_rows, uses, preset_reward_tokens()))
+    better = ", ".join(f"{one.token or evidence.NEW_TOKEN} ({one.id})" for one in ranked[:NUM_CANDIDATES])
+    text = tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
+    return ConfigError(
+        f"model.reward_token_id = {token_id} ({token!r}, the text {text!r}) is an ordinary word of the tokenizer of "
+        f"{name}: no special, added or reserved token",
+        f"candidates: {better} (rmcli inspect-token {name}); -s model.allow_ordinary_reward_token=true takes "
+        "the word all the same: rows whose text holds it are then lost",
+    )
 
 
 def _resolve_natural(

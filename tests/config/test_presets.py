@@ -18,7 +18,7 @@ from rmcli.config.presets import preset_names, presets_folder, read_about
 from rmcli.config.resolve import resolve
 from rmcli.config.sections import ModelSection
 from rmcli.errors import ConfigError
-from rmcli.inspect_token import evidence
+from rmcli.tokens import evidence
 from rmcli.tokens import tokenizer as tokenizers
 from support.places import REPOSITORY
 

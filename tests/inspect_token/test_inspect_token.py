@@ -17,10 +17,9 @@ from transformers import LlamaConfig, LlamaModel
 
 from rmcli.config.presets import presets_folder
 from rmcli.config.resolve import resolve
-from rmcli.inspect_token import evidence
-from rmcli.inspect_token.evidence import Evidence
 from rmcli.inspect_token.run import run
-from rmcli.tokens import tokenizer
+from rmcli.tokens import evidence, tokenizer
+from rmcli.tokens.evidence import Evidence
 from support.hub_server import write_llama_70b
 from support.places import REPOSITORY, find_tokenizer, write_lines
 

@@ -8,13 +8,19 @@ import numpy as np
 import pytest
 
 from rmcli.config.resolve import resolve
+from rmcli.config.sections import ModelSection
 from rmcli.errors import ConfigError, RmcliError, Skip
 from rmcli.records import Comparison, PreferenceGroup, TokenGroup
 from rmcli.rows.map_fns.apply import apply, find_map_function
 from rmcli.rows.map_fns.data_sets import canonical
 from rmcli.rows.map_fns.known import NAMED
 from rmcli.tokens.encode import Encoder, common_prefix_length, is_held_out, prompt_of
-from rmcli.tokens.tokenizer import load_tokenizer, resolve_reward_token
+from rmcli.tokens.tokenizer import (
+    load_bare_tokenizer,
+    load_model_config,
+    load_tokenizer,
+    resolve_reward_token,
+)
 
 REWARD_ID = 4
 
@@ -167,6 +173,37 @@ def test_one_of_name_and_id_is_enough():
     by_id = load_tokenizer(model.model_copy(update={"reward_token": None}))
     assert by_name.reward_token_id == REWARD_ID
     assert by_id.reward_token == "<|reserved_special_token_0|>"
+
+
+def test_an_ordinary_word_is_no_reward_token_unless_the_user_insists():
+    word = resolve("tiny").config.model.model_copy(update={"reward_token": None, "reward_token_id": 300})
+    with pytest.raises(ConfigError) as error:
+        load_tokenizer(word)
+    assert "model.reward_token_id = 300 ('cu', the text 'cu') is an ordinary word" in error.value.message
+    assert error.value.hint.startswith("candidates: <|reserved_special_token_0|> (4), ")
+    insisted = load_tokenizer(word.model_copy(update={"allow_ordinary_reward_token": True}))
+    assert (insisted.reward_token_id, insisted.is_ordinary) == (300, True)
+    assert not load_tokenizer(resolve("tiny").config.model).is_ordinary
+
+
+@pytest.mark.parametrize("settings", [{"reward_token": "cat"}, {"reward_token_id": 92527}])
+def test_another_models_reward_token_is_refused_with_candidates(tokenizer_folder, settings):
+    """92527 is [UNUSED_TOKEN_130] of InternLM2 and a word of Llama-3."""
+    name = str(tokenizer_folder("llama3"))
+    model = ModelSection(pretrained_model_name_or_path=name, **settings)
+    with pytest.raises(ConfigError, match="is an ordinary word") as error:
+        resolve_reward_token(load_bare_tokenizer(model), model, 128256)
+    assert "<|reserved_special_token_0|> (128002)" in error.value.hint
+
+
+def test_a_model_that_was_trained_with_an_ordinary_word_keeps_it():
+    word = resolve("tiny").config.model.model_copy(update={"reward_token": None, "reward_token_id": 300})
+    config = load_model_config(word)
+    config.reward_token_id = 300
+    assert resolve_reward_token(load_bare_tokenizer(word), word, 384, config).is_ordinary
+    config.reward_token_id = 301
+    with pytest.raises(ConfigError, match="ordinary word"):
+        resolve_reward_token(load_bare_tokenizer(word), word, 384, config)
 
 
 # --- map functions on the rows they are for ---

@@ -167,6 +167,26 @@ def gather(
     return [*found, _new_token(len(tokenizer), num_rows)]
 
 
+def is_set_aside(tokenizer: "PreTrainedTokenizerBase", index: int) -> bool:
+    """Whether the id is no ordinary word: special, added after training, or reserved by its name."""
+    if index in tokenizer.added_tokens_decoder or index in tokenizer.all_special_ids:
+        return True
+    token = tokenizer.convert_ids_to_tokens(index)
+    return isinstance(token, str) and _kind(token, special=False) is not None
+
+
+def uses_named_in(file: str, values: Mapping[str, Any]) -> dict[int, list[str]]:
+    """Ids that a config.json or generation_config.json gives a role, with where."""
+    uses: dict[int, list[str]] = {}
+    for key, value in values.items():
+        if not key.endswith(("_token_id", "_token_ids", "_token_index", "_tokens")):
+            continue
+        for index in value if isinstance(value, list) else [value]:
+            if isinstance(index, int) and not isinstance(index, bool):
+                uses.setdefault(index, []).append(f"{file}.json {key}")
+    return uses
+
+
 def _kind(token: str, special: bool) -> str | None:
     if RESERVED_NAME.search(token) and (special or BRACKETED.fullmatch(token)):
         return "reserved"
