@@ -111,7 +111,9 @@ def test_a_reader_that_has_had_enough_hears_nothing(tmp_path):
 
 # `rmcli ARGUMENTS`, with a signal as soon as the module NAME is looked for: argv is NAME, SIGNAL, ARGUMENTS.
 SIGNAL_AT = """
-import os, sys, time
+import os, signal, sys, time
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 class Look:
     def find_spec(self, name, path=None, target=None):
         if name == wanted:

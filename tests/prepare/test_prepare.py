@@ -10,7 +10,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from rmcli.backbones.pretrained import from_pretrained
 from rmcli.config.resolve import resolve
+from rmcli.errors import RmcliError
 from rmcli.installed import install_command
 from rmcli.packs.manifest import read_manifest
 from rmcli.packs.reader import PackedSplit
@@ -328,8 +330,8 @@ def test_a_gguf_file_without_its_package_names_the_extra(monkeypatch):
         def from_pretrained(**_):
             raise ImportError("Please install torch and gguf>=0.10.0 to load a GGUF checkpoint")
 
-    with pytest.raises(tokenizer.RmcliError, match="needs a package") as error:
-        tokenizer.from_pretrained(Loader, "config", "x.gguf", {"pretrained_model_name_or_path": "."})
+    with pytest.raises(RmcliError, match="needs a package") as error:
+        from_pretrained(Loader, "config", "x.gguf", {"pretrained_model_name_or_path": ".", "gguf_file": "x.gguf"})
     assert install_command("gguf") in error.value.hint
 
 

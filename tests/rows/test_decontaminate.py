@@ -144,8 +144,8 @@ def test_training_on_another_preset_keeps_the_evaluation_file_out(cli, tmp_path)
     write_lines(tmp_path / "rows.jsonl", ROWS)
     write_lines(tmp_path / "one.jsonl", [{"prompt": "question 3"}])
     cli(*PREPARE, "--decontaminate", "one.jsonl")
-    found = Elsewhere.from_manifest(read_manifest(tmp_path / "out"))
-    assert found.decontaminate == (str(tmp_path / "one.jsonl"),)
+    found = Elsewhere.from_manifest(tmp_path / "out", read_manifest(tmp_path / "out"))
+    assert found.data.decontaminate == [str(tmp_path / "one.jsonl")]
 
 
 def test_real_rows_held_out_as_an_evaluation_file_are_left_out(cli, tmp_path, real_data):
