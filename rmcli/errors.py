@@ -21,6 +21,12 @@ class ConfigError(RmcliError):
     exit_code = 2
 
 
+class Interrupted(RmcliError):
+    """Ctrl-C, with what was kept: exit code 130."""
+
+    exit_code = 130
+
+
 class Skip(Exception):
     """Raised by a map function to leave a row out. The row is counted under `reason` and listed in rejects.jsonl."""
 

@@ -134,10 +134,10 @@ def abandoned(target: Path, kind: str) -> list[Path]:
         return []
     start = f".{target.name}.{kind}-"
     found = {path: path.name.removeprefix(start) for path in target.parent.iterdir() if path.name.startswith(start)}
-    return sorted(path for path, process in found.items() if process.isdecimal() and not _is_another(int(process)))
+    return sorted(path for path, process in found.items() if process.isdecimal() and not is_another(int(process)))
 
 
-def _is_another(process: int) -> bool:
+def is_another(process: int) -> bool:
     """Whether it runs and is not this one. In a container every command may have the same number."""
     try:
         os.kill(process, 0)

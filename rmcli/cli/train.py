@@ -1,6 +1,8 @@
 """`rmcli train`."""
 
+import os
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -48,15 +50,17 @@ def train_command(
     from rmcli.config.resolve import resolve
     from rmcli.packs import remote
     from rmcli.train.job import build_job, describe
+    from rmcli.train.launcher import check_one_process
     from rmcli.train.run import run
 
+    check_one_process(os.environ)
     resolved = resolve(preset, config or (), set_ or ())
     folder = _prepared_data(resolved, dry_run) if data is None else remote.local(data)
     job = build_job(resolved, folder, out)
     if dry_run:
         show_config(job.resolved, describe(job), json)
         return
-    summary = run(job, profile)
+    summary = run(job, profile, shlex.join(["rmcli", *sys.argv[1:]]))
     if json:
         output.answer_json(summary)
     else:

@@ -1,9 +1,18 @@
 """What is reported of scores: accuracy, margin, and the range of the scores."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+
+def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """Where the true share lies with 95 % confidence (z = 1.96), seen `share` in `count` > 0 (Wilson 1927)."""
+    shrink = 1 + z * z / count
+    center = (share + z * z / (2 * count)) / shrink
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / shrink
+    return center - half, center + half
 
 
 @dataclass

@@ -17,6 +17,7 @@ from rmcli.records import Conversation, Message, as_dicts
 from rmcli.tokens.tokenizer import RewardTokenizer
 
 CONFIG_FILE = "rmcli.toml"  # the resolved configuration the model was trained with
+OF_CHECKPOINT = ".metadata"  # what torch writes beside the tensors of a checkpoint
 
 # What the exported template is compared on; a template may refuse some (no system role, say), not all.
 _USER, _ASSISTANT = {"role": "user", "content": " What is 2 + 2?"}, {"role": "assistant", "content": "4\n"}
@@ -105,6 +106,9 @@ def export(network: PreTrainedModel, reward: RewardTokenizer, toml: str, folder:
         network.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         (temporary / CONFIG_FILE).write_text(toml, encoding="utf-8")
+        mode = (temporary / CONFIG_FILE).stat().st_mode & 0o777
+        for path in filter(Path.is_file, temporary.rglob("*")):
+            path.chmod(mode)  # safetensors gives its files to their owner alone, whatever the umask
         if folder.exists():
             shutil.rmtree(folder)
         temporary.rename(folder)
@@ -118,6 +122,12 @@ def check(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not folder.is_dir():
         raise ConfigError(f"model {folder}: no such folder", "give the model/ folder of a run")
+    if (folder / OF_CHECKPOINT).is_file():
+        shipped = folder.absolute().parent.parent / "model"
+        raise ConfigError(
+            f"model {folder} is a checkpoint (weights, optimizer and step), not a model folder",
+            f"try {shipped}" if shipped.is_dir() else "docs/runs.md makes a model folder of it",
+        )
     if not path.is_file():
         run = " (it is a run folder)" if (folder / "model").is_dir() else ""
         raise ConfigError(f"model {folder}: no config.json{run}", f"try {folder / 'model'}" if run else None)

@@ -176,6 +176,11 @@ def _record_batch(packs: list[Pack]) -> pa.RecordBatch:
 
 def stage(folder: Path, overwrite: bool) -> StagedFolder:
     """A place to write what will become `folder`. Raises RmcliError when that holds something that must stay."""
+    if folder.resolve() in (Path.cwd(), *Path.cwd().parents):
+        raise RmcliError(
+            f"output folder {folder} is the one you are in, or above it: a set is put in its place as a whole",
+            "name a folder of its own with -o",
+        )
     put_back(folder)
     if folder.exists() and not folder.is_dir():
         raise RmcliError(f"output {folder} is a file", "choose another folder with -o")

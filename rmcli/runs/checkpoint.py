@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_state
 from transformers import PreTrainedModel
 
 from rmcli.errors import RmcliError
+from rmcli.packs.staging import sync
 
 FOLDER = "checkpoints"
 
@@ -35,13 +36,16 @@ def save(run_folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
         with _one_process():
             save_state(state, storage_writer=FileSystemWriter(temporary, sync_files=True), no_dist=True)
         temporary.rename(target)
+        sync(folder)
     except (OSError, RuntimeError, CheckpointException) as error:
         reason = str(error).strip().splitlines()[-1]
         raise RmcliError(f"cannot write checkpoint {target}: {reason}", "is the disk full?") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     for old in list_checkpoints(run_folder)[:-keep]:
-        shutil.rmtree(old)
+        gone = old.with_name(f"{old.name}.tmp-{os.getpid()}")
+        old.rename(gone)  # half deleted it must not look complete
+        shutil.rmtree(gone)
     return target
 
 
@@ -55,8 +59,8 @@ def _one_process() -> Iterator[None]:
 
 def list_checkpoints(run_folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    folders = [path for path in (run_folder / FOLDER).glob("step-*") if "." not in path.name]
-    return sorted(folders, key=lambda path: int(path.name.removeprefix("step-")))
+    steps = {path: path.name.removeprefix("step-") for path in (run_folder / FOLDER).glob("step-*")}
+    return sorted((path for path, step in steps.items() if step.isdecimal()), key=lambda path: int(steps[path]))
 
 
 def load(path: Path, state: dict[str, Any]) -> None:

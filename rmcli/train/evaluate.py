@@ -17,7 +17,8 @@ from rmcli.train.plan import Slice
 
 
 def evaluate(network: Any, split: PackedSplit, config: Config, pad_token_id: int, kind: BatchKind) -> dict[str, Any]:
-    """Loss (as in training), accuracy, margin and score range over all held-out pairs; empty without any."""
+    """Over all held-out pairs: loss (as in training, whole and in parts), accuracy, margin, score range. Empty
+    without any."""
     # Rows keep their own sizes here: compiled layers would be built again and again.
     compiled = config.train.kernels == "compile"
     with torch.no_grad(), torch.compiler.set_stance("force_eager") if compiled else nullcontext():
@@ -48,8 +49,11 @@ def _evaluate(network: Any, split: PackedSplit, config: Config, pad_token_id: in
         metrics.add(scores_S, targets.better, targets.worse)
     if not metrics.num_scores:
         return {}
+    pair_loss, mean_penalty = loss_sum / weight_sum, penalty_sum / metrics.num_scores
     values = {
-        "loss": loss_sum / weight_sum + penalty_sum / metrics.num_scores,
+        "loss": pair_loss + mean_penalty,
+        "pair_loss": pair_loss,
+        "penalty": mean_penalty,
         **metrics.result(),
         "pairs": metrics.num_pairs,
     }

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 
 from rmcli.backbones.architectures import BatchChoice, choose_batches
 from rmcli.config.layers import Resolved
@@ -34,6 +33,7 @@ class Job:
     resolved: Resolved
     data_folder: Path
     run_folder: Path
+    run_folder_is_named: bool  # else it is the next free name, claimed when the run begins
     manifest: Mapping[str, Any]
     reward: RewardTokenizer
     train_split: PackedSplit
@@ -64,8 +64,6 @@ class Job:
 
 def build_job(resolved: Resolved, data_folder: Path, run_folder: Path | None) -> Job:
     """Read the data and check it against the configuration; load no weights and write nothing."""
-    if (processes := PartialState().num_processes) > 1:
-        raise ConfigError(f"training on {processes} processes is not built yet", "start one process")
     manifest = read_manifest(data_folder)
     resolved = adopt_data_settings(resolved, manifest, data_folder)
     config = resolved.config
@@ -88,12 +86,11 @@ def build_job(resolved: Resolved, data_folder: Path, run_folder: Path | None) ->
         raise RmcliError(f"{data_folder} has no training pairs", "lower data.eval_fraction, or prepare more rows")
     sizes = PackSizes([train_split.group_tokens(row) for row in range(len(train_split))])
     model_folder.exported_template(reward)  # what could not be exported is not trained
-    if run_folder is None:
-        run_folder = next_run_folder(Path("runs"), resolved.name)
     return Job(
         resolved=resolved,
         data_folder=data_folder,
-        run_folder=run_folder,
+        run_folder=run_folder or next_run_folder(Path("runs"), resolved.name),
+        run_folder_is_named=run_folder is not None,
         manifest=manifest,
         reward=reward,
         train_split=train_split,

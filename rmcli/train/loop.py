@@ -88,17 +88,15 @@ class Trainer:
                 if last or (train.eval_steps and step.number % train.eval_steps == 0):
                     summary |= self.evaluate_and_log(step.number, metrics_file, progress)
                     self.window.restart_clock()
-                if step.number % train.save_steps == 0:
-                    state = checkpoint.state_of(self.network, self.optimizer, step.number)
-                    path = checkpoint.save(self.job.run_folder, step.number, state, train.save_total_limit)
-                    output.detail(f"checkpoint {path}")
+                if last or step.number % train.save_steps == 0:
+                    self.save(step.number, last)
                     self.window.restart_clock()
         return summary
 
     def run_step(self, feed: StepFeed) -> "_Skipped":
         """One optimizer step over all forwards of this rank. Nothing in it waits for the device."""
         self.network.train()
-        loss = torch.zeros((), device=self.job.device)
+        loss, pair_loss, all_penalty = (torch.zeros((), device=self.job.device) for _ in range(3))
         if not feed.row_ids:
             return _Skipped(feed.step.number, loss, ())  # nothing to learn from in this step
         # Conversations run one by one are several forwards, too, though their backward is one.
@@ -110,10 +108,24 @@ class Trainer:
             )
             (preference_loss + penalty).backward()
             loss += (preference_loss + penalty).detach()
+            pair_loss += preference_loss.detach()
+            all_penalty += penalty.detach()
             self.window.metrics.add(scores_S, forward.targets.better, forward.targets.worse)
         norm, skipped = optim.clip_and_step(self.network, self.optimizer, self.config.train.max_norm, loss)
-        self.window.add_step(feed, loss, norm)
+        self.window.add_step(feed, loss, pair_loss, all_penalty, norm)
         return _Skipped(feed.step.number, skipped, feed.row_ids)
+
+    def save(self, step: int, last: bool) -> None:
+        """A checkpoint. That of the last step stands before the model is exported, which may fail."""
+        state = checkpoint.state_of(self.network, self.optimizer, step)
+        try:
+            path = checkpoint.save(self.job.run_folder, step, state, self.config.train.save_total_limit)
+        except RmcliError as error:
+            if not last:
+                raise
+            output.warn(f"{error.message}; the model, which needs a third of its room, is written all the same")
+        else:
+            output.detail(f"checkpoint {path}")
 
     def evaluate_and_log(self, step: int, metrics_file: TextIO, progress: output.Progress) -> dict[str, Any]:
         pad_token_id = self.job.reward.pad_token_id

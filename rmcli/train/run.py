@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 from accelerate.utils import set_seed
@@ -14,31 +15,40 @@ from rmcli.model import kernels, model_folder, optim, self_test
 from rmcli.model.load import load_model
 from rmcli.model.network import score_head, whole_row_layers
 from rmcli.model.recompute import checkpoint_activations
-from rmcli.runs.folder import make_run_folder
+from rmcli.runs.folder import CONFIG_FILE, MODEL, claim, claim_next
 from rmcli.runs.metrics_file import METRICS_FILE
+from rmcli.train.collapse import collapse_warning
 from rmcli.train.determinism import deterministic
+from rmcli.train.ending import recorded
 from rmcli.train.job import Job, describe
 from rmcli.train.loop import Trainer
 from rmcli.train.memory import check_memory
 
 
-def run(job: Job, with_profile: bool = False) -> dict[str, Any]:
+def run(job: Job, with_profile: bool = False, command: str | None = None) -> dict[str, Any]:
     """Train, evaluate, export. Returns the summary; the run folder holds everything else.
 
-    `with_profile` writes `profile/` into it.
+    `with_profile` writes `profile/` into it; `command` is what the user typed, for run.json.
     """
     with deterministic(job.config.train.deterministic):
-        return _run(job, with_profile)
+        _say_plan(describe(job))
+        _say_use(job)
+        check_memory(job)
+        if job.run_folder_is_named:
+            claim(job.run_folder)
+        else:
+            job = replace(job, run_folder=claim_next(job.run_folder.parent, job.resolved.name))
+        with recorded(job, command) as figures:
+            figures |= _train(job, with_profile)
+    if (warning := collapse_warning(figures)) is not None:
+        output.warn(warning)
+    return figures
 
 
-def _run(job: Job, with_profile: bool) -> dict[str, Any]:
+def _train(job: Job, with_profile: bool) -> dict[str, Any]:
     config = job.config
-    _say_plan(describe(job))
-    _say_use(job)
-    check_memory(job)
-    make_run_folder(job.run_folder)
     toml = job.resolved.toml()
-    (job.run_folder / "resolved.toml").write_text(toml, encoding="utf-8")
+    (job.run_folder / CONFIG_FILE).write_text(toml, encoding="utf-8")
     set_seed(config.train.seed)
     network: Any = load_model(config.model, job.reward, config.train.seed, job.batch_choice.kind, job.device)
     if architectures.loads_only_here(network.config):
@@ -54,20 +64,17 @@ def _run(job: Job, with_profile: bool) -> dict[str, Any]:
     if config.train.kernels == "compile":
         kernels.compile_layers(whole_row_layers(network))
     trainer = Trainer(job, network, optimizer, kind)
-    folder = job.run_folder / "model"
+    with (
+        (job.run_folder / METRICS_FILE).open("w", encoding="utf-8") as metrics_file,
+        kernels.explained() if config.train.kernels == "compile" else nullcontext(),
+    ):
+        summary = trainer.fit(metrics_file, job.run_folder / "profile" if with_profile else None)
+    optim.restore_float32(optimizer)
+    folder = job.run_folder / MODEL
     try:
-        with (
-            (job.run_folder / METRICS_FILE).open("w", encoding="utf-8") as metrics_file,
-            kernels.explained() if config.train.kernels == "compile" else nullcontext(),
-        ):
-            summary = trainer.fit(metrics_file, job.run_folder / "profile" if with_profile else None)
-        optim.restore_float32(optimizer)
         model_folder.export(network, job.reward, toml, folder)
-    except (OSError, SafetensorError) as error:
-        raise RmcliError(f"cannot write into {job.run_folder}: {error}", "is the disk full?") from error
-    if "eval_accuracy" in summary:
-        output.say(f"held-out accuracy {summary['eval_accuracy']:.3f} ({summary['eval_pairs']} pairs)")
-    output.say(f"model in {folder}")
+    except SafetensorError as error:
+        raise RmcliError(f"cannot write {folder}: {error}", "is the disk full?") from error
     return {**summary, "model": str(folder), "run": str(job.run_folder)}
 
 

@@ -1,7 +1,7 @@
 """What one log line is about: the steps since the last one."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 import torch
@@ -21,7 +21,7 @@ class Window:
         self.peak_flops = peak_flops
         self.num_tokens = 0
         self.flops = self.effective_flops = 0.0
-        self.losses: list[Tensor] = []
+        self.losses: list[tuple[Tensor, Tensor, Tensor]] = []  # the whole, the pairs' part, the penalty
         self.norms: list[Tensor] = []
         self.seconds = 0.0
         self.restart_clock()
@@ -29,11 +29,12 @@ class Window:
     def restart_clock(self) -> None:
         self.started = time.perf_counter()
 
-    def add_step(self, feed: StepFeed, loss: Tensor, norm: Tensor) -> None:
+    def add_step(self, feed: StepFeed, loss: Tensor, pair_loss: Tensor, penalty: Tensor, norm: Tensor) -> None:
+        """A step and its loss, whole and in its two parts, still on the device."""
         self.num_tokens += feed.num_tokens
         self.flops += feed.flops
         self.effective_flops += feed.effective_flops
-        self.losses.append(loss)
+        self.losses.append((loss, pair_loss, penalty))
         self.norms.append(norm)
         self.seconds += time.perf_counter() - self.started
         self.restart_clock()
@@ -41,9 +42,11 @@ class Window:
     def result(self) -> dict[str, Any]:
         seconds = self.seconds + time.perf_counter() - self.started
         return {
-            "loss": float(torch.stack(self.losses).mean()) if self.losses else float("nan"),
+            "loss": _mean([whole for whole, _, _ in self.losses]),
+            "pair_loss": _mean([pairs for _, pairs, _ in self.losses]),
+            "penalty": _mean([penalty for _, _, penalty in self.losses]),
             **self.metrics.result(),
-            "grad_norm": float(torch.stack(self.norms).mean()) if self.norms else float("nan"),
+            "grad_norm": _mean(self.norms),
             "pairs": self.metrics.num_pairs,
             "tokens": self.num_tokens,
             "tokens_per_s": self.num_tokens / seconds,
@@ -60,6 +63,10 @@ class Window:
         return rates
 
 
+def _mean(values: Sequence[Tensor]) -> float:
+    return float(torch.stack(list(values)).mean()) if values else float("nan")
+
+
 def log(progress: output.Progress, metrics_file: TextIO, values: Mapping[str, Any]) -> None:
     """One line into metrics.jsonl, and its main fields on the screen."""
     add_metrics(metrics_file, values)
@@ -67,6 +74,8 @@ def log(progress: output.Progress, metrics_file: TextIO, values: Mapping[str, An
         {
             "step": str(values["step"]),
             "loss": f"{values['loss']:.4f}",
+            "pair loss": f"{values['pair_loss']:.4f}",
+            "penalty": f"{values['penalty']:.4f}",
             "accuracy": f"{values['accuracy']:.3f}",
             "margin": f"{values['margin']:.3f}",
             "score": f"{values['score_mean']:.3f}",

@@ -27,6 +27,7 @@ from rmcli.runs import checkpoint
 from rmcli.tokens import tokenizer
 from rmcli.train.feed import STEPS_AHEAD, ahead
 from rmcli.train.job import build_job
+from rmcli.train.launcher import check_one_process
 from rmcli.train.loop import Trainer
 from rmcli.train.plan import plan
 from support.networks import NoWaiting
@@ -116,6 +117,7 @@ def test_the_run_folder(tiny_run):
         "metrics.jsonl",
         "model",
         "resolved.toml",
+        "run.json",
     ]
     assert resolve(None, [tiny_run.run / "resolved.toml"]).config.train.max_steps == 120
     lines = train_lines(tiny_run.run)
@@ -125,6 +127,8 @@ def test_the_run_folder(tiny_run):
     assert sum(line["pairs"] for line in lines) == epochs * num_pairs + rest * 64
     wanted = {
         "loss",
+        "pair_loss",
+        "penalty",
         "accuracy",
         "margin",
         "score_mean",
@@ -219,7 +223,7 @@ def test_shuffled_labels_stay_at_chance(cli, tmp_path):
 
 def test_checkpoints_are_renamed_when_complete_and_limited(tiny_run, cli, tmp_path):
     names = [path.name for path in checkpoint.list_checkpoints(tiny_run.run)]
-    assert names == ["step-50", "step-100"]
+    assert names == ["step-100", "step-120"]  # of 50, 100 and the last one
     assert sorted(path.name for path in (tiny_run.run / "checkpoints").iterdir()) == sorted(names)
     limits = ("train.max_steps=4", "train.save_steps=1", "train.save_total_limit=2")
     trained(cli, tiny_run.data, "run", *limits)
@@ -506,13 +510,26 @@ def test_the_memory_of_an_8b_model_is_known_from_its_config():
     assert estimate.states == 16 * estimate.num_parameters
 
 
-def test_several_processes_are_refused_for_now(cli, tiny_run, monkeypatch):
-    class TwoProcesses:
-        num_processes = 2
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "training on 2 processes is not built yet (WORLD_SIZE=2)"),
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, "training on 4 processes is not built yet (OMPI_COMM_WORLD_SIZE=4)"),
+        ({"SLURM_STEP_NUM_TASKS": "8"}, "training on 8 processes is not built yet (SLURM_STEP_NUM_TASKS=8)"),
+        ({"LOCAL_RANK": "1"}, "training on several processes is not built yet (LOCAL_RANK=1)"),
+    ],
+)
+def test_several_processes_are_refused_for_now(cli, tiny_run, monkeypatch, given, said):
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert said in trained(cli, tiny_run.data, "run", code=2).stderr
+    assert not Path("run").exists()
 
-    monkeypatch.setattr("rmcli.train.job.PartialState", TwoProcesses)
-    result = trained(cli, tiny_run.data, "run", code=2)
-    assert "training on 2 processes is not built yet" in result.stderr
+
+def test_one_process_is_not_taken_for_several():
+    """A launcher that starts one, and an allocation that would hold more."""
+    check_one_process({"WORLD_SIZE": "1", "LOCAL_RANK": "0", "SLURM_STEP_NUM_TASKS": "1"})
+    check_one_process({"SLURM_NTASKS": "8", "SLURM_JOB_NUM_NODES": "2", "WORLD_SIZE": ""})
 
 
 def test_ctrl_c_is_130(cli, tiny_run, monkeypatch):

@@ -1,0 +1,96 @@
+"""run.json: what a run is made of, and how it ended."""
+
+import json
+import math
+import os
+import platform
+import socket
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from rmcli import __version__
+from rmcli.output_files import is_another
+
+FILE = "run.json"
+RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
+
+
+def begin(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write run.json of a run that begins: its `facts`, the time, the process and the versions. Raises OSError."""
+    _write(
+        folder,
+        {
+            **facts,
+            "started": _now(),
+            "process": {"id": os.getpid(), "host": socket.gethostname()},
+            "versions": {
+                "rmcli": __version__,
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+                "python": platform.python_version(),
+            },
+            "result": {"status": RUNNING},
+        },
+    )
+
+
+def end(folder: Path, status: str, values: Mapping[str, Any]) -> None:
+    """How the run of this folder ended: its last figures, or its error. Raises OSError."""
+    told = read(folder) or {}
+    result = {name: _json_value(value) for name, value in values.items()}
+    _write(folder, {**told, "ended": _now(), "result": {"status": status, **result}})
+
+
+def _json_value(value: Any) -> Any:
+    """JSON has no numbers that are not finite."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """What run.json says; None where there is none, or it is not ours."""
+    try:
+        told = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    ours = isinstance(told, dict) and isinstance(told.get("result"), dict) and isinstance(told.get("process"), dict)
+    return told if ours else None
+
+
+def may_be_running(told: Mapping[str, Any]) -> bool:
+    """Whether the run has not ended and its process is there, or on another machine, of which nothing is known."""
+    if told["result"].get("status") != RUNNING:
+        return False
+    process = told["process"]
+    number = process.get("id")
+    return process.get("host") != socket.gethostname() or (isinstance(number, int) and is_another(number))
+
+
+def how_it_ended(told: Mapping[str, Any]) -> str:
+    """`finished`, `failed: ...`, `was killed`, or that it still runs, to follow "a run that"."""
+    result = told["result"]
+    status = result.get("status")
+    if status == RUNNING:
+        process = told["process"]
+        here = f"runs (process {process.get('id')} on {process.get('host')})"
+        return here if may_be_running(told) else "was killed"
+    if status == FAILED:
+        return f"failed ({result.get('error')})"
+    return "was interrupted" if status == INTERRUPTED else "finished"
+
+
+def _write(folder: Path, values: Mapping[str, Any]) -> None:
+    temporary = folder / f"{FILE}.tmp-{os.getpid()}"
+    try:
+        temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.replace(folder / FILE)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
