@@ -47,15 +47,17 @@ def parse_source(text: str) -> SourceSection:
 def trained_model_layers(folder: Path) -> tuple[Layer, Layer]:
     """What a trained model's folder says of itself, and that it is the model to load.
 
-    A folder without rmcli.toml is described by the reward token of its config.json, if it names one.
+    A folder without rmcli.toml is described by the reward token of its config.json. One that names none was trained
+    without: its score is that of the last token.
     """
     recorded = folder / "rmcli.toml"
     if recorded.is_file():
         base = replace(read_config_file(recorded), explicit=False)
     else:
         config = read_json(folder / "config.json")
-        natural = config.get("reward_mode") == "natural"
-        model = {"reward_token": "natural"} if natural else {"reward_token_id": config.get("reward_token_id")}
+        token_id = config.get("reward_token_id")
+        mode = config.get("reward_mode", "last" if token_id is None else "reserved")
+        model = {"reward_token": mode} if mode in ("natural", "last") else {"reward_token_id": token_id}
         base = Layer(f"{folder}/config.json", {"model": model}, explicit=False)
     here = {
         "pretrained_model_name_or_path": str(folder),
@@ -156,10 +158,11 @@ def _merge(layers: Sequence[Layer], name: str) -> Resolved:
     if asked and "train.pairs_per_step" in origins and "train.pairs_per_step" not in explicit:
         values["train"]["pairs_per_step"] = None
         origins["train.pairs_per_step"] = f"given up for {asked[0]}"
-    natural = values.get("model", {}).get("reward_token") == "natural"
-    if natural and "model.reward_token" in explicit and "model.reward_token_id" not in explicit:
+    mode = values.get("model", {}).get("reward_token")
+    found_by_template = mode in ("natural", "last")
+    if found_by_template and "model.reward_token" in explicit and "model.reward_token_id" not in explicit:
         values["model"]["reward_token_id"] = None
-        origins["model.reward_token_id"] = "given up for model.reward_token = natural"
+        origins["model.reward_token_id"] = f"given up for model.reward_token = {mode}"
     try:
         config = Config.model_validate(values)
     except ValidationError as error:

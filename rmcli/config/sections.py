@@ -40,7 +40,8 @@ class ModelSection(Section):
     reward_token: str | None = Field(
         None,
         description="the token appended to each conversation, by its text; natural is the chat template's own "
-        "end-of-turn token, where the conversation is then cut",
+        "end-of-turn token, where the conversation is then cut; last is whatever token the template ends with, as "
+        "public reward models without a reward token are scored",
     )
     reward_token_id: int | None = Field(None, ge=0, description="the same token by id; both are checked")
     allow_ordinary_reward_token: bool = Field(

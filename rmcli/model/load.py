@@ -54,6 +54,8 @@ def load_model(
     if new_head:
         nn.init.zeros_(head.weight)
     known_id = getattr(network.config, "reward_token_id", None)  # of the checkpoint, before ours is written there
+    if not new_head:
+        _say_other_position(network.config, name, reward)
     label_for_reward(network.config, name, reward)
     forget_padding(network)
     # A trained head belongs to its own token's row as it is; another token's row may never have been trained.
@@ -79,6 +81,19 @@ def _run_packed(network: PreTrainedModel, model: ModelSection) -> None:
     set_attention(network, model.attention)
     if model.trim_last_layer and architectures.trims_last_layer(network.config):
         trim(network)
+
+
+def _say_other_position(config: PreTrainedConfig, name: str, reward: RewardTokenizer) -> None:
+    """A head reads what it was trained to read; at another position its scores mean something else."""
+    trained_id = getattr(config, "reward_token_id", None)
+    trained = getattr(config, "reward_mode", "last" if trained_id is None else "reserved")
+    if trained == reward.mode and (trained == "last" or trained_id in (None, reward.reward_token_id)):
+        return
+    there = {"last": "the last token of the template"}.get(trained, f"token {trained_id} ({trained})")
+    here = f"{reward.reward_token} ({reward.reward_token_id}, {reward.mode})"
+    output.warn(
+        f"the head of {name} was trained at {there} and now reads {here}: its scores are not what it was trained for"
+    )
 
 
 def forget_padding(network: PreTrainedModel) -> None:

@@ -94,7 +94,6 @@ class Encoder:
         ]
 
     def _problem(self, group: PreferenceGroup) -> str | None:
-        token = self.reward.reward_token
         for conversation in group.conversations:
             if sum(len(message["content"]) for message in conversation) > self.max_characters:
                 return "too_long_text"
@@ -108,7 +107,7 @@ class Encoder:
                 return "empty_reply"
             contents = [message["content"] for message in conversation]
             # Of all contents at once the answer is almost always no.
-            if token in "\n".join(contents) and any(token in content for content in contents):
+            if self.reward.stands_in("\n".join(contents)) and any(map(self.reward.stands_in, contents)):
                 return "reward_token_in_text"
         first, *others = group.conversations
         if others and all(_is_same(other, first) for other in others):

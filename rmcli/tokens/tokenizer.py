@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 NATURAL = "natural"  # model.reward_token: the template's own end-of-turn token
+LAST = "last"  # model.reward_token: whatever token the template ends with, as reward models without one are scored
 _LOADERS = {"config": AutoConfig, "tokenizer": AutoTokenizer}
 NUM_CANDIDATES = 3  # named in place of a token that cannot be
 ROWS_MULTIPLE = 64  # rows of a grown embedding: a size that kernels like
@@ -32,9 +33,10 @@ CHAT_TEMPLATE_HINT = f"give one: --chat-template FILE, or a built-in one: {', '.
 class RewardTokenizer:
     """A tokenizer and the token whose hidden state is scored.
 
-    `mode`: reserved (an unused token appended to each conversation) or natural (the template's own end-of-turn
-    token). `num_embedding_rows` is the model's; it may exceed len(tokenizer). Where a new token found no row it is
-    what the embedding has to grow to, and `grown_from` what it has. `added`: the token was new and took the next id.
+    `mode`: reserved (an unused token appended to each conversation), natural (the template's own end-of-turn token)
+    or last (what a rendered conversation ends with; `reward_token` is that of a plain one). `num_embedding_rows` is
+    the model's; it may exceed len(tokenizer). Where a new token found no row it is what the embedding has to grow to,
+    and `grown_from` what it has. `added`: the token was new and took the next id.
     `is_ordinary`: a word of the language, which model.allow_ordinary_reward_token let pass.
     """
 
@@ -76,14 +78,20 @@ class RewardTokenizer:
         """(tokens,) ids of a rendered conversation so that they end at the reward position; None when none is there.
 
         Reserved: the rendered tail is kept and the token appended by id, unless an exported template has written it.
-        Natural: the tail after the last end-of-turn token is cut.
+        Natural: the tail after the last end-of-turn token is cut. Last: as it is rendered.
         """
+        if self.mode == LAST:
+            return ids if len(ids) else None
         if self.mode == "natural":
             found = np.flatnonzero(ids == self.reward_token_id)
             return ids[: found[-1] + 1] if len(found) else None
         if len(ids) and ids[-1] == self.reward_token_id:
             return ids
         return np.concatenate([ids, np.array([self.reward_token_id], dtype=ids.dtype)])
+
+    def stands_in(self, text: str) -> bool:
+        """Whether a text holds the token that only the end of a conversation may."""
+        return self.mode != LAST and self.reward_token in text
 
     def fingerprint(self) -> dict[str, str]:
         """sha256 of the vocabulary with its rules, and of the chat template: what prepared ids depend on."""
@@ -171,6 +179,8 @@ def resolve_reward_token(
         raise ConfigError("model.reward_token is not set", find)
     if token == NATURAL:
         return _resolve_natural(tokenizer, token_id, name, num_embedding_rows)
+    if token == LAST:
+        return _resolve_last(tokenizer, token_id, num_embedding_rows)
     added = token is not None and token not in tokenizer.get_vocab()
     if token_id is not None and token_id >= num_embedding_rows and not (added and token_id == len(tokenizer)):
         raise ConfigError(
@@ -260,6 +270,24 @@ def _resolve_natural(
     if found >= num_embedding_rows:
         raise ConfigError(f"the end-of-turn token {token!r} ({found}) of {name} has no embedding row")
     return RewardTokenizer(tokenizer, token, found, num_embedding_rows, mode=NATURAL)
+
+
+def _resolve_last(
+    tokenizer: "PreTrainedTokenizerBase", token_id: int | None, num_embedding_rows: int
+) -> RewardTokenizer:
+    """The token that the template ends a plain question and answer with."""
+    if token_id is not None:
+        raise ConfigError(
+            f"model.reward_token_id = {token_id}, but model.reward_token = 'last' is whatever token comes last",
+            "leave reward_token_id out: -s model.reward_token_id=none",
+        )
+    if tokenizer.chat_template is None:
+        raise ConfigError(f"the tokenizer {tokenizer.name_or_path!r} has no chat template", CHAT_TEMPLATE_HINT)
+    talk = [{"role": "user", "content": "The capital of France?"}, {"role": "assistant", "content": "Paris"}]
+    found = tokenizer(_rendered(tokenizer, talk), add_special_tokens=False)["input_ids"][-1]
+    token = _token_of(tokenizer, found)
+    assert token is not None  # the tokenizer has just given this id
+    return RewardTokenizer(tokenizer, token, found, num_embedding_rows, mode=LAST)
 
 
 def end_of_turn_id(tokenizer: "PreTrainedTokenizerBase") -> int | None:
