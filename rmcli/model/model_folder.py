@@ -11,12 +11,14 @@ from jinja2.exceptions import TemplateError
 from transformers import PreTrainedModel
 
 from rmcli.backbones.internlm2.auto import REWARD_ARCHITECTURE
+from rmcli.backbones.pretrained import refuse_adapter
 from rmcli.config.files import read_json
 from rmcli.errors import ConfigError, RmcliError
+from rmcli.model.hashes import CONFIG_FILE, write_hashes
+from rmcli.model.shipped_tokenizer import save_tokenizer
 from rmcli.records import Conversation, Message, as_dicts
 from rmcli.tokens.tokenizer import RewardTokenizer
 
-CONFIG_FILE = "rmcli.toml"  # the resolved configuration the model was trained with
 OF_CHECKPOINT = ".metadata"  # what torch writes beside the tensors of a checkpoint
 
 # What the exported template is compared on; a template may refuse some (no system role, say), not all.
@@ -94,27 +96,24 @@ def _ids(tokenizer: Any, conversation: Conversation) -> list[int]:
 def export(network: PreTrainedModel, reward: RewardTokenizer, toml: str, folder: Path) -> None:
     """Write `folder` beside and rename it. `toml` is the resolved configuration.
 
-    Loads with AutoModelForSequenceClassification; the tokenizer's chat template ends with the reward token.
+    Loads with AutoModelForSequenceClassification; the tokenizer's chat template ends with the reward token. The files
+    are proven by the hashes in rmcli.sha256.
     """
     temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
-    tokenizer = reward.tokenizer
-    before = (tokenizer.chat_template, tokenizer.pad_token, tokenizer.truncation_side)
+    template = exported_template(reward)
     try:
-        tokenizer.chat_template = exported_template(reward)
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(reward.pad_token_id)
-        tokenizer.truncation_side = "left"  # a cut reward token would be no score at all
         network.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+        save_tokenizer(reward, template, temporary)
         (temporary / CONFIG_FILE).write_text(toml, encoding="utf-8")
         mode = (temporary / CONFIG_FILE).stat().st_mode & 0o777
         for path in filter(Path.is_file, temporary.rglob("*")):
             path.chmod(mode)  # safetensors gives its files to their owner alone, whatever the umask
+        write_hashes(temporary)
         if folder.exists():
             shutil.rmtree(folder)
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        tokenizer.chat_template, tokenizer.pad_token, tokenizer.truncation_side = before
 
 
 def check(folder: Path) -> dict[str, Any]:
@@ -128,6 +127,7 @@ def check(folder: Path) -> dict[str, Any]:
             f"model {folder} is a checkpoint (weights, optimizer and step), not a model folder",
             f"try {shipped}" if shipped.is_dir() else "docs/runs.md makes a model folder of it",
         )
+    refuse_adapter(folder, f"model {folder}")
     if not path.is_file():
         run = " (it is a run folder)" if (folder / "model").is_dir() else ""
         raise ConfigError(f"model {folder}: no config.json{run}", f"try {folder / 'model'}" if run else None)
