@@ -14,10 +14,21 @@ from rmcli.errors import RmcliError
 def score_command(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="The model/ folder of a run.")],
     file: Annotated[
-        str, typer.Argument(metavar="[FILE|-]", help="JSON lines: {messages} or {prompt, chosen, rejected}.")
+        str,
+        typer.Argument(
+            metavar="[FILE|-]",
+            help="Rows of {messages}, {prompt, response}, {prompt, responses} or {prompt, chosen, rejected}: JSON "
+            "lines, or a .json, .csv, .parquet or .arrow file.",
+        ),
     ] = "-",
     out: Annotated[str, typer.Option("-o", "--output", metavar="FILE|-", help="Scores, one line per line.")] = "-",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier scores in -o.")] = False,
+    map_fn: Annotated[
+        str | None, typer.Option("--map-fn", metavar="NAME", help="Map function of the rows; see rmcli map-fns.")
+    ] = None,
+    no_verify: Annotated[
+        bool, typer.Option("--no-verify", help="Score even if the model's files are not as they were exported.")
+    ] = False,
     preset: Preset = None,
     config: ConfigFiles = None,
     set_: Settings = None,
@@ -26,10 +37,11 @@ def score_command(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Score conversations, or both sides of pairs."""
+    """Score conversations, answers, or both sides of pairs."""
     from rmcli.config.resolve import resolve, trained_model_layers
-    from rmcli.model import model_folder
-    from rmcli.score.run import output_file, report, run
+    from rmcli.model import hashes, model_folder
+    from rmcli.score.results import output_file, report
+    from rmcli.score.run import run
 
     output_file(file, out, overwrite)
     model_folder.check(model)
@@ -38,7 +50,9 @@ def score_command(
     if dry_run:
         show_config(resolved, {"model": str(model), "input": file, "output": out}, json)
         return
-    summary = run(resolved.config, file, out, overwrite)
+    if not no_verify:
+        hashes.verify(model)
+    summary = run(resolved.config, file, out, map_fn, overwrite)
     if json:
         output.answer_json(summary.as_dict(), to_stderr=out == "-")
     else:
