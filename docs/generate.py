@@ -5,20 +5,20 @@ python docs/generate.py
 
 import inspect
 import sys
-import types
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
 
+from pydantic.fields import FieldInfo
 from typer.testing import CliRunner
 
 from rmcli.cli.app import app
+from rmcli.config.keys import describe
 from rmcli.config.presets import preset_names, read_about
 from rmcli.config.resolve import resolve
 from rmcli.config.sections import SECTIONS, About, Section, SourceSection
 
 FOLDER = Path(__file__).parent
 sys.path.append(str(FOLDER.parent / "tests"))
-COMMANDS = ("prepare", "audit", "train", "score", "map-fns", "inspect-token", "presets", "presets show")
+COMMANDS = ("prepare", "audit", "train", "score", "map-fns", "inspect-token", "presets", "presets show", "config")
 
 
 def cli_page() -> str:
@@ -46,7 +46,7 @@ def config_page() -> str:
             parts += _keys_of("[[data.sources]]", SourceSection)
     parts.append(f"## [about]\n\n{inspect.getdoc(About)}\n\n| key | type | meaning |\n|---|---|---|")
     for key, field in About.model_fields.items():
-        parts.append(f"| `{key}` | {_type_name(field.annotation)} | {field.description} |")
+        parts.append(f"| `{key}` | {_type_cell(field)} | {field.description} |")
     parts.append("")
     return "\n".join(parts)
 
@@ -54,9 +54,17 @@ def config_page() -> str:
 def _keys_of(title: str, section: type[Section]) -> list[str]:
     lines = [f"## {title}\n\n{section.__doc__}\n\n| key | type | default | meaning |\n|---|---|---|---|"]
     for key, field in section.model_fields.items():
-        default = "" if field.is_required() or field.default is None else f"`{_toml(field.default)}`"
-        lines.append(f"| `{key}` | {_type_name(field.annotation)} | {default} | {field.description} |")
+        known = describe(key, field)
+        default = f"`{known.default}`" if known.default else ""
+        lines.append(f"| `{key}` | {_type_cell(field)} | {default} | {field.description} |")
     return [*lines, ""]
+
+
+def _type_cell(field: FieldInfo) -> str:
+    """The type, and the range after it; choices as code."""
+    known = describe("", field)
+    words = ", ".join(f"`{choice}`" for choice in known.type.split(", ")) if known.type[0] == '"' else known.type
+    return f"{words}, {known.range}" if known.range else words
 
 
 def backbones_page() -> str:
@@ -112,24 +120,6 @@ def backbones_page() -> str:
         ]
         parts.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
     return "\n".join([*parts, ""])
-
-
-def _toml(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else repr(value).replace("'", '"')
-
-
-def _type_name(annotation: Any) -> str:
-    if get_origin(annotation) is Literal:
-        return ", ".join(f'`"{choice}"`' for choice in get_args(annotation))
-    if annotation == int | str | None:
-        return "whole number or text"
-    if isinstance(annotation, types.UnionType):
-        return _type_name(next(part for part in get_args(annotation) if part is not type(None)))
-    if get_origin(annotation) is list:
-        return f"list of {_type_name(get_args(annotation)[0])}"
-    return {SourceSection: "text or table", str: "text", int: "whole number", float: "number", bool: "true or false"}[
-        annotation
-    ]
 
 
 PAGES = {"cli.md": cli_page, "config.md": config_page, "backbones.md": backbones_page}

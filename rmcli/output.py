@@ -4,7 +4,9 @@ import codecs
 import io
 import json
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TextIO
@@ -132,6 +134,21 @@ def error(message: str, hint: str | None) -> None:
     _put_talk(f"error: {' '.join(message.split())}\n" + (f"hint: {hint}\n" if hint else ""))
 
 
+def _width(stream: TextIO) -> int:
+    """Columns of the terminal, or as COLUMNS says. Off a terminal nothing is folded: a log gets whole cells."""
+    if not stream.isatty() and "COLUMNS" not in os.environ:
+        return 200
+    return shutil.get_terminal_size().columns
+
+
+def folded(start: str, text: str) -> str:
+    """`text` after `start`, broken at words and indented below itself; on a terminal to its width, else to 100."""
+    width = min(_width(sys.stdout), 100)
+    return textwrap.fill(
+        text, width, initial_indent=start, subsequent_indent=" " * len(start), break_on_hyphens=False
+    )
+
+
 class _Paper(io.StringIO):
     """What rich draws on before it goes to a stream, as far as rich asks like that stream."""
 
@@ -159,9 +176,8 @@ def table(
     from rich.text import Text
 
     stream = sys.stdout if to_answer else sys.stderr
-    # Off a terminal nothing is folded: a log or a pipe gets whole cells.
     paper = _Paper(stream)
-    console = Console(file=paper, width=None if stream.isatty() else 200, soft_wrap=False, highlight=False)
+    console = Console(file=paper, width=_width(stream), soft_wrap=False, highlight=False)
     grid = Table(box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
     for index, column in enumerate(columns):
         numeric = all(isinstance(row[index], int | float) for row in rows)

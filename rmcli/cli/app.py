@@ -10,6 +10,7 @@ import typer
 
 from rmcli import __version__, output
 from rmcli.cli.audit import audit_command
+from rmcli.cli.config import config_command
 from rmcli.cli.ending import one_line_for_everything
 from rmcli.cli.inspect_token import inspect_token_command
 from rmcli.cli.map_fns import map_fns_command
@@ -17,15 +18,42 @@ from rmcli.cli.prepare import prepare_command
 from rmcli.cli.presets import presets_app
 from rmcli.cli.score import score_command
 from rmcli.cli.train import train_command
+from rmcli.cli.wording import Command, Group
 
 app = typer.Typer(
     name="rmcli",
+    cls=Group,
     help="Train, score and inspect reward models: packed, prefix-shared, exact.",
+    epilog="rmcli COMMAND --help has examples; rmcli --install-completion completes names in this shell.",
+    context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+EXAMPLES = {
+    "prepare": (
+        "rmcli prepare pairs.jsonl --map-fn auto",
+        "rmcli prepare rows.csv --map-fn my_map.py:to_pair -p qwen3-0.6b",
+        "rmcli prepare --map-fn orpo_dpo_mix_40k -o data/orpo",
+        "rmcli prepare tasks:300 -p tiny -o data/try --show 1",
+    ),
+    "audit": ("rmcli audit data/orpo", "rmcli audit data/orpo --report audit.html"),
+    "train": (
+        "rmcli train --data data/orpo",
+        "rmcli train -p qwen3-0.6b -s train.lr=1e-5 -o runs/first",
+        "rmcli train -p llama3-8b -n",
+    ),
+    "score": (
+        "rmcli score runs/first/model pairs.jsonl -o scores.jsonl",
+        "rmcli score runs/first/model - < conversations.jsonl",
+    ),
+    "map-fns": ("rmcli map-fns", "rmcli map-fns --wide"),
+    "inspect-token": (
+        "rmcli inspect-token qwen3-0.6b",
+        "rmcli inspect-token ./my-model --write-preset my-model",
+    ),
+    "config": ("rmcli config", "rmcli config train.lr", "rmcli config loss -p tiny"),
+}
 for name, command in {
     "prepare": prepare_command,
     "audit": audit_command,
@@ -33,8 +61,10 @@ for name, command in {
     "score": score_command,
     "map-fns": map_fns_command,
     "inspect-token": inspect_token_command,
+    "config": config_command,
 }.items():
-    app.command(name)(command)
+    examples = "\b\nExamples:\n" + "\n".join(f"  {line}" for line in EXAMPLES[name])
+    app.command(name, cls=Command, epilog=examples)(command)
 app.add_typer(presets_app, name="presets")
 
 

@@ -5,14 +5,30 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rmcli import output
-from rmcli.cli.options import ConfigFiles, DryRun, Json, Preset, Quiet, Settings, Verbose, reports, say_next
+from rmcli.cli.options import (
+    ConfigFiles,
+    DryRun,
+    Json,
+    Preset,
+    Quiet,
+    Settings,
+    Verbose,
+    reports,
+    same_configuration,
+    say_next,
+)
+from rmcli.cli.wording import Command, PresetsGroup
 
 if TYPE_CHECKING:
     from rmcli.config.layers import Resolved
 
 
 presets_app = typer.Typer(
-    help="List the presets, or show one.", rich_markup_mode=None, pretty_exceptions_enable=False
+    cls=PresetsGroup,
+    help="List the presets, or show one.",
+    epilog="\b\nExamples:\n  rmcli presets\n  rmcli presets tiny\n  rmcli presets -p tiny -s train.lr=1e-3",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
 )
 
 
@@ -35,7 +51,7 @@ def presets_command(
     from rmcli.config.resolve import resolve
 
     if preset or config or set_:
-        _show_preset(resolve(preset, config or (), set_ or ()), json)
+        _show_preset(resolve(preset, config or (), set_ or ()), json, same_configuration(preset, config, set_))
         return
     every = [(resolve(name), read_about(name)) for name in preset_names()]
     if json:
@@ -59,7 +75,7 @@ def presets_command(
     output.say("next: rmcli presets show NAME")
 
 
-@presets_app.command("show")
+@presets_app.command("show", cls=Command, epilog="\b\nExamples:\n  rmcli presets show llama3-8b")
 @reports
 def presets_show_command(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Default: the default preset.")] = None,
@@ -74,10 +90,12 @@ def presets_show_command(
     """Show a preset: facts on its backbone, then each key with its origin."""
     from rmcli.config.resolve import resolve
 
-    _show_preset(resolve(name or preset, config or (), set_ or ()), json)
+    resolved = resolve(name or preset, config or (), set_ or ())
+    again = same_configuration(name or preset or (None if config else resolved.name), config, set_)
+    _show_preset(resolved, json, again)
 
 
-def _show_preset(resolved: "Resolved", as_json: bool) -> None:
+def _show_preset(resolved: "Resolved", as_json: bool, again: list[str]) -> None:
     from rmcli.config.resolve import about_backbone
 
     backbone = about_backbone(resolved)
@@ -88,4 +106,4 @@ def _show_preset(resolved: "Resolved", as_json: bool) -> None:
         for key, value in about.items():
             output.answer(f"# {key}: {'none' if value is None else value}")
         output.answer(resolved.toml(with_origins=True).rstrip())
-    say_next("prepare", "--map-fn", "F", "--preset", resolved.name)
+    say_next("prepare", "--map-fn", "F", *again)

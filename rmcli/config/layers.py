@@ -32,12 +32,16 @@ class Resolved:
     explicit: frozenset[str]
 
     def toml(self, with_origins: bool = False) -> str:
-        """The configuration as TOML. It loads back equal; keys without a value are left out."""
+        """As TOML. It loads back equal; a key without a value is left out (with origins: a comment)."""
         document = tomlkit.document()
         document.add("name", self.name)
-        for section_name, values in self.config.model_dump(exclude_none=True).items():
+        for section_name, values in self.config.model_dump().items():
             table = tomlkit.table()
             for key, value in values.items():
+                if value is None:
+                    if with_origins:
+                        table.add(tomlkit.comment(f"{key} is not set"))
+                    continue
                 item = _toml_item(value)
                 if with_origins:
                     item.comment(self.origins.get(f"{section_name}.{key}", "default"))

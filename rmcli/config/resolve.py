@@ -3,6 +3,7 @@
 Later ones win: defaults < preset < each --config < each --set. There is no environment layer.
 """
 
+import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +12,10 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
+from rmcli import output
+from rmcli.config import foreign_files
 from rmcli.config.files import read_json, read_toml, toml_value
+from rmcli.config.foreign import advice, key_of
 from rmcli.config.layers import Layer, Resolved, section_of
 from rmcli.config.presets import DEFAULT_PRESET, read_about, read_preset, split_about
 from rmcli.config.sections import OPTION_OF_SOURCE, SECTIONS, About, Config, SourceSection
@@ -78,6 +82,12 @@ def about_backbone(resolved: Resolved) -> About | None:
 def read_config_file(path: Path) -> Layer:
     if not path.is_file():
         raise ConfigError(f"--config {path}: no such file")
+    if path.suffix in foreign_files.ENDINGS:
+        output.answer(foreign_files.as_toml(path).rstrip())
+        raise ConfigError(
+            f"--config {path} is no TOML: it was read as another trainer's settings, and nothing was run",
+            f"look at the TOML on stdout, save it as {path.stem}.toml, and give that with -c (docs/migrate.md)",
+        )
     values, _ = split_about(read_toml(path), str(path))  # a copied preset brings its notes along
     if "name" in values:
         _check_name(values["name"], path)
@@ -99,7 +109,11 @@ def parse_setting(setting: str) -> Layer:
     dotted, equals, text = setting.partition("=")
     section, dot, key = dotted.strip().partition(".")
     if not equals or not dot or not key:
-        raise ConfigError(f"--set {setting!r} is not of the form section.key=value", "e.g. --set train.lr=1e-5")
+        name = dotted.strip()
+        hint = f"write -s {key_of(name)}={text or 'VALUE'}" if key_of(name) else advice(name)
+        raise ConfigError(
+            f"--set {setting!r} is not of the form section.key=value", hint or "e.g. --set train.lr=1e-5"
+        )
     field = SECTIONS[section].model_fields.get(key) if section in SECTIONS else None
     is_a_choice = field is not None and text.strip() in get_args(field.annotation)  # where `none` is one
     value = text.strip() if is_a_choice else toml_value(text)
@@ -175,18 +189,36 @@ def _entries(layer: Layer) -> Iterator[tuple[str, str, Any]]:
         if section == "name":  # what outputs are called; not a setting
             continue
         if section not in SECTIONS:
-            raise ConfigError(f"{layer.origin}: unknown section [{section}]", did_you_mean(section, SECTIONS))
+            raise _unknown_section(layer, section)
         for key, value in section_of(layer, section).items():
             if key not in SECTIONS[section].model_fields:
                 raise ConfigError(f"{layer.origin}: unknown key {section}.{key}", _key_hint(section, key))
             yield section, key, value
 
 
+def _unknown_section(layer: Layer, section: str) -> ConfigError:
+    """A table of another name, or a key that stands above the tables."""
+    value = layer.values[section]
+    if isinstance(value, Mapping):
+        hint = advice(section) or did_you_mean(section, SECTIONS)
+        return ConfigError(f"{layer.origin}: unknown section [{section}]", hint)
+    key = key_of(section)
+    if key is None:
+        hint = advice(section) or "rmcli config lists the keys"
+    else:
+        table, _, name = key.partition(".")
+        hint = f"write it under [{table}]: {name} = {value!r}"
+    return ConfigError(f"{layer.origin}: {section} = {value!r} stands in no section", hint)
+
+
 def _key_hint(section: str, key: str) -> str:
-    for other, model in SECTIONS.items():
-        if key in model.model_fields:
-            return f"did you mean {other}.{key}?"
-    return did_you_mean(key, SECTIONS[section].model_fields)
+    other = key_of(key)
+    if other is not None:
+        return f"did you mean {other}?"
+    close = difflib.get_close_matches(key, SECTIONS[section].model_fields, n=1, cutoff=0.6)
+    if close and advice(key) is None:
+        return f"did you mean {close[0]}?"
+    return advice(key) or f"rmcli config {section} lists the keys of [{section}]"
 
 
 def _as_config_error(error: ValidationError, origins: Mapping[str, str]) -> ConfigError:
