@@ -38,10 +38,12 @@ def score_command(
     verbose: Verbose = False,
 ) -> None:
     """Score conversations, answers, or both sides of pairs."""
+    from rmcli.backbones.context import within_positions
     from rmcli.config.resolve import resolve, trained_model_layers
     from rmcli.model import hashes, model_folder
     from rmcli.score.results import output_file, report
     from rmcli.score.run import run
+    from rmcli.tokens.tokenizer import load_model_config
 
     output_file(file, out, overwrite)
     model_folder.check(model)
@@ -52,6 +54,7 @@ def score_command(
         return
     if not no_verify:
         hashes.verify(model)
+    resolved = within_positions(resolved, load_model_config(resolved.config.model))
     summary = run(resolved.config, file, out, map_fn, overwrite)
     if json:
         output.answer_json(summary.as_dict(), to_stderr=out == "-")

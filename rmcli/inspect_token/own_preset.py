@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import tomlkit
 
+from rmcli.backbones.context import num_positions
 from rmcli.config.resolve import resolve
 from rmcli.config.sections import ModelSection
 from rmcli.errors import ConfigError
@@ -62,7 +63,7 @@ def _preset_text(report: Report, model: ModelSection, config: "PreTrainedConfig"
     token = {"reward_token": report.best.token or evidence.NEW_TOKEN, "reward_token_id": report.best.id}
     document.add("model", tomlkit.item({"pretrained_model_name_or_path": name, **own, **token}))
     text_config = config.get_text_config()
-    max_length = min(2048, int(getattr(text_config, "max_position_embeddings", None) or 2048))
+    max_length = min(2048, num_positions(config) or 2048)
     document.add("data", tomlkit.item({"max_length": max_length, "max_packed_length": 8 * max_length}))
     document.add("train", tomlkit.item(_train_keys(text_config)))
     return tomlkit.dumps(document)

@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from rmcli import output
+from rmcli.backbones.context import check_max_length
 from rmcli.config.sections import DataSection
 from rmcli.errors import RmcliError, Skip
 from rmcli.packs import remote
@@ -23,7 +24,7 @@ from rmcli.rows.files import is_url
 from rmcli.rows.map_fns.apply import apply, source_sha256
 from rmcli.rows.map_fns.known import NAMED, recognise
 from rmcli.tokens.encode import Encoder, prompt_of
-from rmcli.tokens.tokenizer import RewardTokenizer, load_tokenizer
+from rmcli.tokens.tokenizer import RewardTokenizer, load_model_config, load_tokenizer
 
 
 def run(
@@ -42,6 +43,7 @@ def run(
     """
     config = job.resolved.config
     data = config.data
+    check_max_length(load_model_config(config.model), data.max_length, config.model.pretrained_model_name_or_path)
     reward = reward or load_tokenizer(config.model)
     encoder = Encoder(reward, data.max_length, data.overlong, data.pairs, data.tokenizer_engine, data.max_characters)
     say_start(job, reward)

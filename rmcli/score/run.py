@@ -7,6 +7,7 @@ from typing import Any
 
 from rmcli import output
 from rmcli.backbones.architectures import choose_batches
+from rmcli.backbones.context import check_max_length
 from rmcli.config.sections import Config
 from rmcli.model import self_test
 from rmcli.model.backend import check_attention
@@ -54,6 +55,7 @@ def _load_scorer(config: Config) -> Scorer:
     check_template(encoder)
     device = pick_device(config)
     model_config = load_model_config(config.model)
+    check_max_length(model_config, config.data.max_length, config.model.pretrained_model_name_or_path)
     choice = choose_batches(config.model.use_varlen_attn, model_config, config.data.max_length)
     check_attention(config, model_config, choice.kind, device)
     network: Any = load_model(config.model, reward, kind=choice.kind, device=device, for_scoring=True)

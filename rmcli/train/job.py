@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from rmcli.backbones.architectures import BatchChoice, choose_batches
+from rmcli.backbones.context import check_max_length
 from rmcli.config.layers import Resolved
 from rmcli.config.sections import Config
 from rmcli.errors import ConfigError, RmcliError
@@ -70,6 +71,7 @@ def build_job(resolved: Resolved, data_folder: Path, run_folder: Path | None) ->
     device = pick_device(config)
     check_master_weights(config, device)
     model_config = load_model_config(config.model)
+    check_max_length(model_config, config.data.max_length, config.model.pretrained_model_name_or_path)
     batch_choice = choose_batches(config.model.use_varlen_attn, model_config, config.data.max_length)
     check_attention(config, model_config, batch_choice.kind, device)
     check_kernels(config.train.kernels, batch_choice.kind, config.model.attention, device)

@@ -110,14 +110,23 @@ def test_a_bad_line_gets_an_error_in_its_place_and_exit_code_1(cli, tiny_run):
 
 def test_what_training_would_reject_is_still_scored(cli, tiny_run):
     same = {**PAIR, "rejected": PAIR["chosen"]}
-    long_reply = {**PAIR, "chosen": "0 1 2 3 " * 40}
-    result = cli("score", tiny_run.model, stdin=json.dumps(same) + "\n" + json.dumps(long_reply))
+    long_question = {**PAIR, "prompt": "0 1 2 3 " * 40, "rejected": PAIR["chosen"]}
+    result = cli("score", tiny_run.model, stdin=json.dumps(same) + "\n" + json.dumps(long_question))
     assert result.code == 0, result.stderr
     first, second = lines_of(result.stdout)
     assert first["margin"] == 0.0
     assert second["truncated"] is True
     assert "truncated" not in first
     assert "2 lines scored, 1 truncated" in result.stderr
+
+
+def test_a_reply_that_does_not_fit_has_no_score_whatever_was_asked(cli, tiny_run):
+    """Cut down to its own beginning, it would have the same score after any question."""
+    questions = ["Count to a hundred.", "Name three green fruits."]
+    lines = [json.dumps({**PAIR, "prompt": question, "chosen": "0 1 2 3 " * 40}) for question in questions]
+    result = cli("score", tiny_run.model, stdin="\n".join(lines))
+    assert lines_of(result.stdout) == [{"error": "overlong"}] * 2
+    assert result.code == 1
 
 
 def test_dry_run_names_the_models_own_configuration(cli, tiny_run):
