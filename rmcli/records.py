@@ -67,7 +67,8 @@ class TokenGroup:
 
     Conversation j is `prefix + responses[j]`; its reward position is its last token.
     `prefix`: (P,) int32; `responses`: K arrays (R_j,) int32 with R_j >= 1. `ordered`: the responses stand in strict
-    order, best first, and no comparison says otherwise (every plain pair is ordered).
+    order, best first, and no comparison says otherwise (every plain pair is ordered). `noted`: which of NOTED
+    in tokens/encode.py hold for it; they are counted, not stored.
     """
 
     prefix: np.ndarray
@@ -78,6 +79,7 @@ class TokenGroup:
     truncated: bool = False
     comparisons: tuple[Comparison, ...] = PAIR
     ordered: bool = True
+    noted: tuple[str, ...] = ()
 
     @property
     def num_tokens(self) -> int:

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rmcli.tokens.encode import NOTED
+
 LENGTH_DECIDES = 0.70  # share of comparisons won by the longer answer, or by the shorter one
 MIN_COMPARISONS = 30  # fewer say nothing about a share
 ENDING_GAP = 0.20  # between the shares of better and of worse answers with one ending
@@ -87,6 +89,8 @@ def _shortcuts(figures: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _losses(figures: Mapping[str, Any]) -> Iterator[str]:
+    for name, count in figures["rows_noted"].items():
+        yield f"{count:,} rows: {NOTED[name]}"
     kept = sum(split["groups"] for split in figures["splits"].values())
     left_out = sum(figures["rows_left_out"].values())
     if left_out > MANY_LEFT_OUT * (kept + left_out):

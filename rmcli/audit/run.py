@@ -6,8 +6,9 @@ bounded number of rows only.
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rmcli.audit.figures.contradictions import Contradictions
 from rmcli.audit.figures.duplicates import Duplicates
@@ -47,6 +48,7 @@ def run(
         "folder": str(folder),
         "preset": manifest["preset"],
         "rows_left_out": dict(sorted(_reject_reasons(folder).items())),
+        "rows_noted": dict(_noted(manifest)),
         "excerpts": text.note,
         "reply": text.reply_note,
         "splits": {
@@ -61,6 +63,14 @@ def run(
     }
     figures["findings"] = findings(figures)
     return figures
+
+
+def _noted(manifest: Mapping[str, Any]) -> Counter[str]:
+    """Rows kept of which prepare has noted something, by what."""
+    counted: Counter[str] = Counter()
+    for source in manifest["rows_by_source"]:
+        counted.update(source.get("noted", {}))
+    return counted
 
 
 def _reject_reasons(folder: Path) -> Counter[str]:

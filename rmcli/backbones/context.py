@@ -33,11 +33,15 @@ def num_positions(config: PreTrainedConfig) -> int | None:
 
 
 def within_positions(resolved: Resolved, config: PreTrainedConfig) -> Resolved:
-    """With data.max_length lowered to the backbone's positions where nobody has chosen one."""
-    limit = num_positions(config)
-    chosen = resolved.origins.get("data.max_length", "default") != "default"
-    if chosen or limit is None or limit >= resolved.config.data.max_length:
+    """The configuration, once its data.max_length is within the backbone's positions.
+
+    The default, which nobody has chosen, is lowered to them, which is said. Raises ConfigError for any other above.
+    """
+    limit, max_length = num_positions(config), resolved.config.data.max_length
+    if limit is None or max_length <= limit:
         return resolved
+    if resolved.origins.get("data.max_length", "default") != "default":
+        check_max_length(config, max_length, resolved.config.model.pretrained_model_name_or_path)
     output.say(f"data.max_length = {limit:,}: the model has no more positions")
     return relayer(resolved, Layer("the model's positions", {"data": {"max_length": limit}}))
 

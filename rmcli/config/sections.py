@@ -161,6 +161,11 @@ class DataSection(Section):
         ge=1,
         description="bytes of one row in its file, rejected over it as too_long_text and never held whole",
     )
+    control_tokens: Literal["keep", "reject"] = Field(
+        "keep",
+        description="a message whose text holds a special token of the tokenizer, such as <|im_end|>: keep it, which "
+        "is counted and said, or reject the row",
+    )
     max_packed_length: int = Field(16384, ge=2, description="tokens of one packed row")
     shuffle_before_pack: bool = Field(True, description="shuffle (in windows, seeded) before packing")
     pairs: Literal["all", "best_worst", "adjacent"] = Field(

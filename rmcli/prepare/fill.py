@@ -127,6 +127,7 @@ class Filling:
         tokens = replace(tokens, row_id=unit.row_id, source_id=unit.rows[0].source_id)
         account.kept += len(unit.rows)
         account.groups += copies
+        account.note(tokens.noted, f"{unit.rows[0].file}:{unit.rows[0].line}", len(unit.rows))
         if system is not None:
             added = any(conversation[0] == system_message(system) for conversation in group.conversations)
             account.system_added += added

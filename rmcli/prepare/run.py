@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from rmcli import output
-from rmcli.backbones.context import check_max_length
+from rmcli.backbones.context import within_positions
 from rmcli.config.sections import DataSection
 from rmcli.errors import RmcliError, Skip
 from rmcli.packs import remote
@@ -23,7 +24,7 @@ from rmcli.rows import accounting, decontaminate, sources
 from rmcli.rows.files import is_url
 from rmcli.rows.map_fns.apply import apply, source_sha256
 from rmcli.rows.map_fns.known import NAMED, recognise
-from rmcli.tokens.encode import Encoder, prompt_of
+from rmcli.tokens.encode import NOTED, Encoder, prompt_of
 from rmcli.tokens.tokenizer import RewardTokenizer, load_model_config, load_tokenizer
 
 
@@ -41,11 +42,19 @@ def run(
 
     Raises RmcliError when not a single row is kept; nothing is written then.
     """
+    job = replace(job, resolved=within_positions(job.resolved, load_model_config(job.resolved.config.model)))
     config = job.resolved.config
     data = config.data
-    check_max_length(load_model_config(config.model), data.max_length, config.model.pretrained_model_name_or_path)
     reward = reward or load_tokenizer(config.model)
-    encoder = Encoder(reward, data.max_length, data.overlong, data.pairs, data.tokenizer_engine, data.max_characters)
+    encoder = Encoder(
+        reward,
+        data.max_length,
+        data.overlong,
+        data.pairs,
+        data.tokenizer_engine,
+        max_characters=data.max_characters,
+        control_tokens=data.control_tokens,
+    )
     say_start(job, reward)
     evaluation_prompts = decontaminate.read_prompts(
         {file: sources.read_evaluation_rows(file, data.split) for file in data.decontaminate}, _known_prompt
@@ -60,6 +69,7 @@ def run(
     for number, group in enumerate(filling.first[:show], 1):
         show_tokens(f"pair {number} (input row {group.row_id})", group, reward)
     accounting.report(filling.accounts, f"{place or job.folder}/rejects.jsonl")
+    accounting.report_noted(filling.accounts, NOTED)
     if filling.without_order:
         output.warn(
             f"data.pairs = {data.pairs}: {filling.without_order:,} groups are in no strict order and keep all their "

@@ -28,6 +28,7 @@ class Account:
     system_added: int = 0  # groups that got the source's system message
     system_kept: int = 0  # groups that had one of their own
     is_read_to_end: bool = True
+    noted: Counter[str] = field(default_factory=Counter)  # kept rows of which something is to be known
 
     @property
     def rejected(self) -> int:
@@ -36,6 +37,11 @@ class Account:
     def reject(self, reason: str, place: str) -> None:
         self.reasons[reason] += 1
         self.first.setdefault(reason, place)
+
+    def note(self, what: Sequence[str], place: str, num_rows: int) -> None:
+        for name in what:
+            self.noted[name] += num_rows
+            self.first.setdefault(name, place)
 
     def as_dict(self) -> dict[str, Any]:
         """As the manifest has it. Every row has met exactly one fate."""
@@ -56,6 +62,7 @@ class Account:
             "source": self.source,
             **self.as_dict(),
             **(more if any(more.values()) else {}),
+            **({"noted": dict(sorted(self.noted.items()))} if self.noted else {}),
             **({} if self.is_read_to_end else {"read_to_end": False}),
         }
 
@@ -67,6 +74,7 @@ def total(accounts: Sequence[Account]) -> Account:
         for name in ("rows_in", "kept", "duplicates", "not_taken", "groups", "system_added", "system_kept"):
             setattr(whole, name, getattr(whole, name) + getattr(account, name))
         whole.reasons += account.reasons
+        whole.noted += account.noted
         whole.first = account.first | whole.first
     return whole
 
@@ -97,6 +105,13 @@ def equation(rows: Mapping[str, Any]) -> str:
     """What became of all rows, from a manifest's `rows`."""
     fates = [f"{rows.get(fate, 0):,} {fate.replace('_', ' ')}" for fate in FATES]
     return f"rows: {rows['in']:,} in = {' + '.join(fates)}"
+
+
+def report_noted(accounts: Sequence[Account], words: Mapping[str, str]) -> None:
+    """A warning for each thing noted of kept rows: in words, how many rows and the first one."""
+    whole = total(accounts)
+    for name, count in sorted(whole.noted.items()):
+        output.warn(f"{count:,} of {whole.kept:,} rows: {words[name]}; first {whole.first[name]}")
 
 
 def report(accounts: Sequence[Account], rejects_file: str) -> None:

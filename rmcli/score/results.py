@@ -17,6 +17,7 @@ from rmcli.model.metrics import PairMetrics
 from rmcli.output_files import OutputFile, check_stdout
 from rmcli.score.lines import Line
 from rmcli.score.scorer import Scored
+from rmcli.tokens.encode import NOTED
 
 NOT_FINITE = "score_not_finite"
 # What a result is made of: a column of the input with such a name does not come back.
@@ -31,11 +32,14 @@ class Summary:
     lines: int = 0
     truncated: int = 0
     errors: Counter[str] = field(default_factory=Counter)
+    noted: Counter[str] = field(default_factory=Counter)  # of lines with a score
     pairs: PairMetrics = field(default_factory=PairMetrics)
     not_kept: set[str] = field(default_factory=set)
 
     def as_dict(self) -> dict[str, Any]:
         numbers: dict[str, Any] = {"lines": self.lines, "errors": dict(self.errors), "truncated": self.truncated}
+        if self.noted:
+            numbers["noted"] = dict(self.noted)
         if self.pairs.num_pairs:
             result = self.pairs.result()
             numbers |= {"pairs": self.pairs.num_pairs, "accuracy": result["accuracy"], "margin": result["margin"]}
@@ -50,6 +54,7 @@ class Summary:
             self.errors[scored] += 1
             return dumps({"error": scored} | self._kept(line), ensure_ascii=False)
         self.truncated += scored.tokens.truncated
+        self.noted.update(scored.tokens.noted)
         targets = build_targets([scored.tokens], "ranking") if scored.tokens.comparisons else None
         if targets is not None and len(scored.scores) > 1 and len(targets.better):
             self.pairs.add(torch.tensor(scored.scores), targets.better, targets.worse)
@@ -66,6 +71,8 @@ def report(summary: Summary) -> None:
     """The figures, for a person."""
     values = summary.as_dict()
     output.say(f"{values['lines']:,} lines scored" + (f", {summary.truncated:,} truncated" * bool(summary.truncated)))
+    for name, count in summary.noted.items():
+        output.warn(f"{count:,} of {summary.lines:,} lines: {NOTED[name]}")
     if "pairs" in values:
         output.say(
             f"{values['pairs']:,} pairs: accuracy {values['accuracy']:.3f}, mean margin {values['margin']:.3f}"

@@ -51,7 +51,14 @@ def run(config: Config, source: str, target: str, map_fn: str | None = None, ove
 
 def _load_scorer(config: Config) -> Scorer:
     reward = load_tokenizer(config.model)
-    encoder = Encoder(reward, config.data.max_length, config.data.overlong)
+    data = config.data
+    encoder = Encoder(
+        reward,
+        data.max_length,
+        data.overlong,
+        max_characters=data.max_characters,
+        control_tokens=data.control_tokens,
+    )
     check_template(encoder)
     device = pick_device(config)
     model_config = load_model_config(config.model)

@@ -121,6 +121,7 @@ def _together(group: PreferenceGroup, sides: Sequence[TokenGroup | str]) -> Toke
         prefix=ids[0][:shared] if shared else _EMPTY,
         responses=tuple(one[shared:] for one in ids),
         truncated=any(side.truncated for side in whole),
+        noted=tuple(sorted({name for side in whole for name in side.noted})),
         comparisons=group.comparisons,
         ordered=is_ordered(group.comparisons, len(ids)),
     )

@@ -84,6 +84,7 @@ class Description:
     double_bos: bool
     drops_system: bool
     writes_date: bool
+    strips_reasoning: bool
 
     @property
     def notes(self) -> list[str]:
@@ -100,6 +101,8 @@ class Description:
             lines.append("leaves system messages out, or refuses them")
         if self.writes_date:
             lines.append("writes today's date: the same conversation has other tokens on another day")
+        if self.strips_reasoning:
+            lines.append("leaves reasoning (<think> ... </think>) out of the reply that is scored")
         return lines
 
 
@@ -123,6 +126,7 @@ def describe(tokenizer: "PreTrainedTokenizerBase") -> Description:
         double_bos=_doubles_bos(tokenizer, text),
         drops_system=system not in with_system,
         writes_date="strftime_now" in str(tokenizer.chat_template),
+        strips_reasoning=_strips_reasoning(tokenizer, user, reply),
     )
 
 
@@ -146,6 +150,18 @@ def _default_system(tokenizer: Any, before_user: str) -> str | None:
     lines = [line.strip() for line in rest.splitlines()]
     words = [line for line in lines if line and line.lower().rstrip(":") not in roles]
     return " ".join(words) if sum(map(len, words)) > 12 else None
+
+
+def _strips_reasoning(tokenizer: "PreTrainedTokenizerBase", user: str, reply: str) -> bool:
+    thought = "Wxq four"
+    text = _render(
+        tokenizer,
+        [
+            {"role": "user", "content": user},
+            {"role": "assistant", "content": f"<think>\n{thought}\n</think>\n\n{reply}"},
+        ],
+    )
+    return reply in text and thought not in text
 
 
 def _generation_tail(tail: str, before_reply: str) -> str | None:

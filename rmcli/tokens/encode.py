@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from json import JSONEncoder
+from typing import Literal
 
 import numpy as np
 from jinja2.exceptions import TemplateError
@@ -16,6 +17,7 @@ from jinja2.exceptions import TemplateError
 from rmcli.errors import ConfigError
 from rmcli.records import PAIR, Comparison, Conversation, PreferenceGroup, TokenGroup
 from rmcli.tokens import truncation
+from rmcli.tokens.control_tokens import ControlTokens
 from rmcli.tokens.engines import EngineName, TokenEngine
 from rmcli.tokens.rendering import Renderer
 from rmcli.tokens.tokenizer import CHAT_TEMPLATE_HINT, RewardTokenizer
@@ -33,6 +35,7 @@ REASONS = (
     "empty_reply",
     "chosen_equals_rejected",
     "reward_token_in_text",
+    "control_token_in_text",
     "template_error",
     "no_end_of_turn",
     "token_without_row",
@@ -40,13 +43,22 @@ REASONS = (
     "identical_after_truncation",
 )
 
+# What is counted of groups that are kept, and said.
+CONTROL_TOKENS, REPLY_NOT_WHOLE = "control_tokens", "reply_not_whole"
+NOTED = {
+    CONTROL_TOKENS: "text holds control tokens (data.control_tokens = keep): the model reads them as the chat "
+    "template's own",
+    REPLY_NOT_WHOLE: "the chat template does not write the whole reply: what it leaves out is not scored",
+}
+
 
 @dataclass(frozen=True)
 class Encoder:
     """Turns PreferenceGroups into TokenGroups. Safe to use from several threads.
 
-    `overlong` is the policy of `data.overlong`, `pairs` is `data.pairs`, `engine_name` is `data.tokenizer_engine`.
-    A conversation of over `max_characters` is left out before it is tokenized, which takes much memory.
+    `overlong` is the policy of `data.overlong`, `pairs` is `data.pairs`, `engine_name` is `data.tokenizer_engine`,
+    `control_tokens` is `data.control_tokens`. A conversation of over `max_characters` is left out before it is
+    tokenized, which takes much memory.
     """
 
     reward: RewardTokenizer
@@ -55,6 +67,7 @@ class Encoder:
     pairs: str = "all"
     engine_name: EngineName = "transformers"
     max_characters: int = MAX_CHARACTERS
+    control_tokens: Literal["keep", "reject"] = "keep"
 
     def __post_init__(self) -> None:
         if self.reward.tokenizer.chat_template is None:
@@ -70,10 +83,14 @@ class Encoder:
     def renderer(self) -> Renderer:
         return Renderer(self.reward.tokenizer)
 
+    @cached_property
+    def control(self) -> ControlTokens:
+        return ControlTokens(self.reward.tokenizer)
+
     def encode(self, groups: Sequence[PreferenceGroup]) -> list[TokenGroup | str]:
         """Per group its tokens, or the reason it is left out. Row and source ids are the caller's to set."""
         texts: list[str] = []
-        results: list[TokenGroup | str | range] = []  # range: where the group's texts stand
+        results: list[str | tuple[range, tuple[str, ...]]] = []  # where the group's texts stand, what is noted
         for group in groups:
             problem = self._problem(group)
             if problem is not None:
@@ -84,12 +101,12 @@ class Encoder:
             except TemplateError:
                 results.append("template_error")
                 continue
-            results.append(range(len(texts), len(texts) + len(rendered)))
+            results.append((range(len(texts), len(texts) + len(rendered)), self._noted(group, rendered)))
             texts.extend(rendered)
         # The template has written BOS where the model wants one: no special tokens are added again.
         ids = self.engine.encode(texts)
         return [
-            result if isinstance(result, str | TokenGroup) else self._group([ids[index] for index in result], group)
+            result if isinstance(result, str) else self._group([ids[index] for index in result[0]], group, result[1])
             for group, result in zip(groups, results, strict=True)
         ]
 
@@ -109,12 +126,32 @@ class Encoder:
             # Of all contents at once the answer is almost always no.
             if self.reward.stands_in("\n".join(contents)) and any(map(self.reward.stands_in, contents)):
                 return "reward_token_in_text"
+            if self.control_tokens == "reject" and self._has_control_token(conversation):
+                return "control_token_in_text"
         first, *others = group.conversations
         if others and all(_is_same(other, first) for other in others):
             return "chosen_equals_rejected"
         return None
 
-    def _group(self, conversations: list[np.ndarray], group: PreferenceGroup) -> TokenGroup | str:
+    def _has_control_token(self, conversation: Conversation) -> bool:
+        return self.control.first_in("\n".join([message["content"] for message in conversation])) is not None
+
+    def _noted(self, group: PreferenceGroup, rendered: Sequence[str]) -> tuple[str, ...]:
+        """Which of NOTED hold for the group."""
+        noted = []
+        if any(map(self._has_control_token, group.conversations)):
+            noted.append(CONTROL_TOKENS)
+        # A template that only copies contents was proven to write them whole.
+        if not self.renderer.uses_skeletons and not all(
+            _is_whole(conversation[-1]["content"], text)
+            for conversation, text in zip(group.conversations, rendered, strict=True)
+        ):
+            noted.append(REPLY_NOT_WHOLE)
+        return tuple(noted)
+
+    def _group(
+        self, conversations: list[np.ndarray], group: PreferenceGroup, noted: tuple[str, ...]
+    ) -> TokenGroup | str:
         token_ids = [ids for ids in map(self.reward.finish, conversations) if ids is not None]
         if len(token_ids) < len(conversations):
             return "no_end_of_turn"
@@ -124,9 +161,11 @@ class Encoder:
             return "reward_token_in_text"
         if self.reward.tokens_without_row and any((ids >= self.reward.num_embedding_rows).any() for ids in token_ids):
             return "token_without_row"
-        return self._shorten(token_ids, group)
+        return self._shorten(token_ids, group, noted)
 
-    def _shorten(self, token_ids: list[np.ndarray], group: PreferenceGroup) -> TokenGroup | str:
+    def _shorten(
+        self, token_ids: list[np.ndarray], group: PreferenceGroup, noted: tuple[str, ...]
+    ) -> TokenGroup | str:
         """Apply the length policy. Raises nothing; returns the reason when the group cannot be kept."""
         excess = max(len(ids) for ids in token_ids) - self.max_length
         if _compares_equals(token_ids, group):
@@ -153,6 +192,7 @@ class Encoder:
             truncated=excess > 0,
             comparisons=select_pairs(group.comparisons, len(token_ids), self.pairs),
             ordered=is_ordered(group.comparisons, len(token_ids)),
+            noted=noted,
         )
 
     def _cut_left(self, token_ids: list[np.ndarray], excess: int, group: PreferenceGroup) -> list[np.ndarray] | None:
@@ -168,6 +208,11 @@ class Encoder:
 
     def _decode(self, ids: np.ndarray) -> str:
         return str(self.reward.tokenizer.decode(ids.tolist(), clean_up_tokenization_spaces=False))
+
+
+def _is_whole(reply: str, text: str) -> bool:
+    """Whether all of the reply stands in the rendered text, whatever became of white space."""
+    return reply.strip() in text or "".join(reply.split()) in "".join(text.split())
 
 
 def _compares_equals(token_ids: Sequence[np.ndarray], group: PreferenceGroup) -> bool:

@@ -3,10 +3,12 @@
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 
+from rmcli.config.presets import presets_folder
 from rmcli.config.resolve import resolve
 from rmcli.errors import Skip
 from rmcli.packs.manifest import read_manifest
@@ -377,6 +379,8 @@ def test_every_reason_is_given_by_a_row(cli, tmp_path):
     )
     template = ("--chat-template", "strict.jinja")
     assert also({**pair(0), "prompt": "no"}, *template) == {"template_error"}
+    typed = {**pair(0), "prompt": "say <|im_end|>"}
+    assert also(typed, "-s", "data.control_tokens=reject") == {"control_token_in_text"}
     (tmp_path / "open.jinja").write_text(
         "{% for m in messages %}{{ m.content }}{% if m.content != 'open' %}<|im_end|>{% endif %}{% endfor %}"
     )
@@ -391,7 +395,7 @@ def test_every_reason_is_given_by_a_row(cli, tmp_path):
     documented = {line.split("|")[1].strip().strip("`") for line in page.splitlines() if line.startswith("| ")}
     assert documented - {"reason"} == listed
     provoked = {*reasons, "identical_after_truncation", "longer_than_pack", "template_error", "no_end_of_turn"}
-    provoked |= {"too_long_text"}
+    provoked |= {"too_long_text", "control_token_in_text"}
     elsewhere = {"in_evaluation_file", "any other", "missing_column NAME", "token_without_row"}
     assert listed - provoked == elsewhere | in_test_map_fns
 
@@ -477,7 +481,11 @@ def test_all_real_files_go_through_in_one_command(cli, tmp_path, real_data):
         "finegrained_qa_4way": "map_fn=auto",
     }
     options = [("--source", f"path={real_data / name}.jsonl.gz,name={name},{more}") for name, more in sources.items()]
-    wide = ("-s", "data.max_length=60000", "-s", "data.max_packed_length=130000")
+    wide_model = shutil.copytree(presets_folder() / "tiny", tmp_path / "wide")
+    config = json.loads((wide_model / "config.json").read_text())
+    (wide_model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 60000}))
+    settings = (f"model.pretrained_model_name_or_path={wide_model}", "data.max_length=60000")
+    wide = [part for key in (*settings, "data.max_packed_length=130000") for part in ("-s", key)]
     result = cli("prepare", *(part for option in options for part in option), *wide, *TINY)
     assert result.code == 0, result.stderr
     manifest = read_manifest(Path("out"))

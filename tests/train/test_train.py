@@ -431,7 +431,7 @@ def test_data_with_another_reward_token_is_refused(cli, tiny_run):
         "model.reward_token='!'",
         "model.reward_token_id=5",
     )
-    result = trained(cli, tiny_run.data, "run", *other[2:], code=1)
+    result = trained(cli, tiny_run.data, "run", *other[2:], "model.allow_ordinary_reward_token=true", code=1)
     assert "reward token <|reserved_special_token_0|> (4, reserved), not ! (5, reserved)" in result.stderr
 
 
