@@ -14,6 +14,7 @@ MANY_TRUNCATED = 0.05
 MANY_LEFT_OUT = 0.10
 FEW_EVAL = 100
 WITHOUT_PROMPT = 0.05
+WRITTEN_OUT = {"transcript": "a transcript (Human: ... Assistant: ...)", "message_list": "a message list written out"}
 
 
 def findings(figures: Mapping[str, Any]) -> list[str]:
@@ -41,6 +42,15 @@ def _labels(figures: Mapping[str, Any]) -> Iterator[str]:
                 f"{name}: {split['groups_without_prompt']:,} of {split['groups']:,} groups have answers that share "
                 "no prompt: check the map function"
             )
+        for kind, words in WRITTEN_OUT.items():
+            found = split["written_out"][kind]
+            if found["groups"]:
+                rows = ", ".join(map(str, found["rows"][:3])) + (", ..." if found["groups"] > 3 else "")
+                yield (
+                    f"{name}: in {found['groups']:,} of the first {split['written_out']['groups_looked_at']:,} groups "
+                    f"text within a turn looks like {words}: did the map function take a whole talk for one turn? "
+                    f"rows {rows}"
+                )
 
 
 def _leaks(figures: Mapping[str, Any]) -> Iterator[str]:

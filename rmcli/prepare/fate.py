@@ -11,6 +11,8 @@ from rmcli.records import Conversation, Message, PreferenceGroup
 from rmcli.rows.decontaminate import EvaluationPrompts
 from rmcli.rows.duplicates import Seen
 from rmcli.rows.map_fns.apply import apply
+from rmcli.rows.map_fns.data_sets import canonical
+from rmcli.rows.map_fns.written_out import read_back
 from rmcli.tokens.encode import group_key, prompt_of
 
 
@@ -41,6 +43,7 @@ class Fates:
     def __init__(self, data: DataSection, evaluation_prompts: EvaluationPrompts) -> None:
         self.data, self.evaluation_prompts = data, evaluation_prompts
         self.seen = Seen()
+        self.read_back = 0  # rows with texts that were read as messages
 
     def of(self, unit: Unit, source: MappedSource) -> Waiting | LeftOut:
         """Map a unit; find out whether it is a duplicate and how often its source's weight takes it."""
@@ -53,6 +56,8 @@ class Fates:
             group = apply(source.map_function, values if takes_several else values[0], unit.place)
         except Skip as skip:
             return LeftOut(skip.reason, _what_was_raised(skip))
+        if source.map_function.function is canonical:
+            self.read_back += read_back(values[0]) is not values[0]
         if source.section.system is not None:
             group = replace(group, conversations=_with_system(group.conversations, source.section.system))
         if self.evaluation_prompts.texts and self.evaluation_prompts.overlap(prompt_of(group)):

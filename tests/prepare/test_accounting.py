@@ -389,7 +389,8 @@ def test_every_reason_is_given_by_a_row(cli, tmp_path):
     assert also({**pair(0), "prompt": "w " * 500}, "-s", "data.max_characters=900") == {"too_long_text"}
     listed = {*encode.REASONS, *PROBLEMS, "missing_column NAME", "bad_weight", "unsupported_tool_call"}
     listed |= {"longer_than_pack", "any other"}
-    in_test_map_fns = {"bad_label", "bad_margin", "bad_comparisons", "tie", "single_response"}
+    in_test_map_fns = {"transcript_in_text", "unreadable_messages", "prompt_in_reply"}
+    in_test_map_fns |= {"bad_label", "bad_margin", "bad_comparisons", "tie", "single_response"}
     listed |= in_test_map_fns | {"in_evaluation_file"}
     page = (REPOSITORY / "docs" / "format.md").read_text().split("## Why a row is rejected")[1]
     documented = {line.split("|")[1].strip().strip("`") for line in page.splitlines() if line.startswith("| ")}

@@ -12,6 +12,7 @@ from rmcli.audit.figures.sources import BySource
 from rmcli.audit.figures.split import Split
 from rmcli.audit.figures.text import Text
 from rmcli.audit.figures.values import Figures
+from rmcli.audit.figures.written_out import WrittenOut
 
 FILL_BINS = 20
 
@@ -26,6 +27,7 @@ class Gathered:
         self.num_groups = self.num_without_prompt = 0
         self.duplicates, self.contradictions = Duplicates(), Contradictions()
         self.by_source, self.endings, self.extremes = BySource(), Endings(), Extremes(split)
+        self.written_out = WrittenOut(split.text)
 
     def add(self, packs: FlatPacks) -> None:
         conversations = packs.conversation_lengths
@@ -42,6 +44,7 @@ class Gathered:
         self.by_source.add(packs)
         self.endings.add(packs)
         self.extremes.add(packs)
+        self.written_out.add(packs)
 
     def figures(self, capacity: int, num_truncated: int, text: Text) -> Figures:
         """What is said of this split alone."""
@@ -60,6 +63,7 @@ class Gathered:
             "pack_fill": int(tokens.sum()) / max(len(tokens) * capacity, 1),
             "pack_fill_histogram": fill.tolist(),
             "endings": self.endings.figures(text),
+            "written_out": self.written_out.figures(),
         }
 
 

@@ -48,6 +48,24 @@ class Text:
             return "from the last assistant header to the reward token"
         return "from the end of the shared prompt to the reward token"
 
+    @property
+    def neutral_conversation(self) -> str | None:
+        """What the chat template makes of a few plain words; None where it cannot be known."""
+        from jinja2.exceptions import TemplateError
+
+        if self.tokenizer is None:
+            return None
+        talk = [{"role": "user", "content": "word"}, {"role": "assistant", "content": "word"}]
+        try:
+            return str(self.tokenizer.apply_chat_template([*talk, *talk], tokenize=False))
+        except TemplateError:
+            return None
+
+    def whole(self, ids: np.ndarray) -> str:
+        """All of the text, white space as it is and special tokens left out."""
+        assert self.tokenizer is not None
+        return str(self.tokenizer.decode(ids.tolist(), skip_special_tokens=True))
+
     def ending(self, ids: np.ndarray) -> str:
         """A conversation's last tokens as they are, special ones and white space included."""
         return repr(self.tokenizer.decode(ids.tolist())) if self.tokenizer is not None else self.excerpt(ids)

@@ -13,6 +13,7 @@ from rmcli.errors import Skip
 from rmcli.records import Comparison, Conversation, Message, PreferenceGroup
 from rmcli.rows.map_fns import comparisons
 from rmcli.rows.map_fns.fields import Row, as_messages, assistant, choice, number, pair, text, user, with_prompt
+from rmcli.rows.map_fns.written_out import read_back
 
 
 def canonical(row: Row) -> PreferenceGroup:
@@ -24,6 +25,7 @@ def canonical(row: Row) -> PreferenceGroup:
     best, differences are margins) or `comparisons` ([first, second, label, margin], the last two optional) tells
     which is better. `weight` (default 1) is the group's in the loss. In all of these null stands for the default.
     """
+    row = read_back(row)
     prompt = as_messages(row["prompt"], "user") if row.get("prompt") is not None else ()
     weight = 1.0 if row.get("weight") is None else row["weight"]
     if row.get("responses") is not None:
