@@ -46,10 +46,10 @@ def _labels(figures: Mapping[str, Any]) -> Iterator[str]:
             found = split["written_out"][kind]
             if found["groups"]:
                 rows = ", ".join(map(str, found["rows"][:3])) + (", ..." if found["groups"] > 3 else "")
+                looked_at = split["written_out"]["groups_looked_at"]
                 yield (
-                    f"{name}: in {found['groups']:,} of the first {split['written_out']['groups_looked_at']:,} groups "
-                    f"text within a turn looks like {words}: did the map function take a whole talk for one turn? "
-                    f"rows {rows}"
+                    f"{name}: in {found['groups']:,} of the first {looked_at:,} groups text within a turn looks like "
+                    f"{words}: did the map function take a whole talk for one turn? rows {rows}"
                 )
 
 

@@ -52,6 +52,34 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     return whole
 
 
+def check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Compare every file beside the Arrow files with its hash. Raises RmcliError for one that is gone or changed.
+
+    A manifest from before there were such hashes says less: its texts must be there, and end with a whole line.
+    """
+    again = "prepare it again with --overwrite"
+    for name, sha256 in (manifest.get("files") or dict.fromkeys(TEXTS)).items():
+        path = folder / name
+        try:
+            actual = file_sha256(path)
+            is_cut = name in TEXTS and not _ends_whole(path)
+        except OSError as error:
+            raise RmcliError(f"{path} cannot be read: {error.strerror or error}", again) from error
+        if sha256 is not None and actual != sha256:
+            raise RmcliError(
+                f"{path} is damaged or was edited: sha256 {actual[:12]}, the manifest says {sha256[:12]}", again
+            )
+        if is_cut:
+            raise RmcliError(f"{path} is cut short: its last line has no end", again)
+
+
+def _ends_whole(path: Path) -> bool:
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - 1, 0))
+        return file.read() in (b"", b"\n")
+
+
 def _seal(manifest: Mapping[str, Any]) -> str:
     """sha256 of the manifest's content, its own `manifest_sha256` left out; independent of white space."""
     content = {key: value for key, value in manifest.items() if key != "manifest_sha256"}

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from rmcli import output
 from rmcli.errors import RmcliError
-from rmcli.packs.manifest import TEXTS, read_manifest, writing
+from rmcli.packs.manifest import TEXTS, check_files, read_manifest, writing
 from rmcli.packs.reader import PackedSplit
 from rmcli.packs.schema import SPLITS
 from rmcli.packs.writer import name_shards, stage, write_metadata
@@ -18,13 +19,21 @@ from rmcli.packs.writer import name_shards, stage, write_metadata
 def merge(folders: Sequence[Path], target: Path, overwrite: bool = False) -> dict[str, Any]:
     """Join sets prepared as shards 1/n to n/n of the same sources and configuration. Returns the whole manifest.
 
-    Their Arrow files are checked and hard-linked, or copied where links cannot be; counts are added up. Raises
-    RmcliError when a shard is missing, comes twice, is damaged, or was prepared differently.
+    All their files are checked; Arrow files are hard-linked, or copied where links cannot be; counts are added up.
+    Raises RmcliError when a shard is missing, comes twice, is damaged, or was prepared differently.
     """
     manifests = {folder: read_manifest(folder) for folder in folders}
     parts = _in_order(manifests)
+    for folder in parts:
+        check_files(folder, manifests[folder])
     whole = _add_up([manifests[folder] for folder in parts], parts)
     _check_no_row_twice(parts)
+    older = [folder for folder in parts if "files" not in manifests[folder]]
+    if older:
+        output.warn(
+            f"{older[0]} was prepared by an older rmcli, which found duplicates within one part only: rows that "
+            "repeat a row of another part are kept twice"
+        )
     with writing(target):
         staged = stage(target, overwrite)
         try:
@@ -43,7 +52,7 @@ def merge(folders: Sequence[Path], target: Path, overwrite: bool = False) -> dic
 
 # What parts of one data set do not share. Counts are added up; the rest is made anew.
 _ADDED = ("rows", "rows_by_source", "splits")
-_OWN = ("shard", "shards", "manifest_sha256")
+_OWN = ("shard", "shards", "files", "manifest_sha256")
 _ENGINE = "tokenizer_engine"  # each gives the same ids, which it has proven
 
 

@@ -218,7 +218,10 @@ def write_metadata(
         for name, num_rows in named.items():
             proofs[f"{split}/{name}"] = {"num_rows": num_rows, "sha256": file_sha256(folder / split / name)}
     write_json(folder / "dataset_dict.json", {"splits": list(SPLITS)})
-    return write_manifest(folder, {"format_version": FORMAT_VERSION, **manifest, "shards": proofs})
+    others = [*TEXTS, "dataset_dict.json"]
+    others += [f"{split}/{name}" for split in shards for name in ("state.json", "dataset_info.json")]
+    files = {name: file_sha256(folder / name) for name in others}
+    return write_manifest(folder, {"format_version": FORMAT_VERSION, **manifest, "shards": proofs, "files": files})
 
 
 def _state(split: str, shards: Sequence[str]) -> dict[str, Any]:

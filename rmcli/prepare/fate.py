@@ -18,11 +18,12 @@ from rmcli.tokens.encode import group_key, prompt_of
 
 @dataclass(frozen=True)
 class Waiting:
-    """A mapped group that is about to be encoded."""
+    """A mapped group that is about to be encoded. `is_read_back`: its row had messages written out as text."""
 
     group: PreferenceGroup
     key: bytes
     copies: int
+    is_read_back: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,6 @@ class Fates:
     def __init__(self, data: DataSection, evaluation_prompts: EvaluationPrompts) -> None:
         self.data, self.evaluation_prompts = data, evaluation_prompts
         self.seen = Seen()
-        self.read_back = 0  # rows with texts that were read as messages
 
     def of(self, unit: Unit, source: MappedSource) -> Waiting | LeftOut:
         """Map a unit; find out whether it is a duplicate and how often its source's weight takes it."""
@@ -56,8 +56,6 @@ class Fates:
             group = apply(source.map_function, values if takes_several else values[0], unit.place)
         except Skip as skip:
             return LeftOut(skip.reason, _what_was_raised(skip))
-        if source.map_function.function is canonical:
-            self.read_back += read_back(values[0]) is not values[0]
         if source.section.system is not None:
             group = replace(group, conversations=_with_system(group.conversations, source.section.system))
         if self.evaluation_prompts.texts and self.evaluation_prompts.overlap(prompt_of(group)):
@@ -71,7 +69,8 @@ class Fates:
             return LeftOut(NOT_TAKEN)
         if not self.data.keep_duplicates:
             self.seen.add(key, unit.rows[0].file, unit.rows[0].line)
-        return Waiting(group, key, copies)
+        is_read_back = source.map_function.function is canonical and read_back(values[0]) is not values[0]
+        return Waiting(group, key, copies, is_read_back)
 
 
 def num_copies(key: bytes, weight: float, seed: int) -> int:

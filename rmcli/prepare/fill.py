@@ -32,6 +32,7 @@ class Filling:
         self.fates = Fates(self.data, evaluation_prompts)
         self.rows_read = self.units_read = 0  # of all shards
         self.first: list[TokenGroup] = []  # the first few kept, to be shown
+        self.read_back = 0  # rows with texts that were read as messages
         self.without_order = 0  # groups that data.pairs cannot choose from
         self.windows = _Windows(writer, self.data)
 
@@ -49,8 +50,7 @@ class Filling:
         """One source, chunk by chunk: looked at in order, encoded in threads, given their fates in order again."""
         account = self.accounts[source_id]
         rows = sources.read_source(source_id, source.section, self.data.split, self.data.max_row_bytes)
-        own = self._own(units(rows, source.map_function, self.rows_read))
-        looked_at = ((chunk, self._look_at_all(chunk, source, account)) for chunk in in_chunks(own))
+        looked_at = self._looked_at(units(rows, source.map_function, self.rows_read), source, account)
 
         def encode(item: tuple[list[Unit], list[Waiting | LeftOut]]) -> list[TokenGroup | str]:
             return self.encoder.encode([fate.group for fate in item[1] if isinstance(fate, Waiting)])
@@ -69,20 +69,29 @@ class Filling:
                 account.is_read_to_end = False
                 return
 
-    def _own(self, units: Iterator[Unit]) -> Iterator[Unit]:
-        """The units of this shard. Row numbers go on over the others, so that shards never share one."""
-        for unit in units:
-            self.rows_read = unit.row_id + len(unit.rows)
-            self.units_read += 1
-            if (self.units_read - 1) % self.data.num_shards == self.data.shard_number - 1:
-                yield unit
+    def _looked_at(
+        self, units: Iterator[Unit], source: MappedSource, account: accounting.Account
+    ) -> Iterator[tuple[list[Unit], list[Waiting | LeftOut]]]:
+        """The units of this shard in chunks, and what becomes of each.
 
-    def _look_at_all(
-        self, chunk: list[Unit], source: MappedSource, account: accounting.Account
-    ) -> list[Waiting | LeftOut]:
-        if _is_full(account, source.section):
-            return [LeftOut(NOT_TAKEN)] * len(chunk)
-        return [self.fates.of(unit, source) for unit in chunk]
+        The other shards' are looked at in their turn and forgotten: what they say first, a later row repeats, whatever
+        shard it falls to. So shards find the duplicates that one run finds. Row numbers go on over all of them.
+        """
+        for chunk in in_chunks(units, self.data.num_shards):
+            is_full = _is_full(account, source.section)
+            own: list[Unit] = []
+            fates: list[Waiting | LeftOut] = []
+            for unit in chunk:
+                self.rows_read = unit.row_id + len(unit.rows)
+                self.units_read += 1
+                is_own = (self.units_read - 1) % self.data.num_shards == self.data.shard_number - 1
+                if is_own:
+                    own.append(unit)
+                    fates.append(LeftOut(NOT_TAKEN) if is_full else self.fates.of(unit, source))
+                elif not self.data.keep_duplicates:
+                    self.fates.of(unit, source)
+            if own:
+                yield own, fates
 
     def _add(
         self,
@@ -122,6 +131,7 @@ class Filling:
         self, unit: Unit, fate: Waiting, tokens: TokenGroup, account: accounting.Account, system: str | None
     ) -> None:
         group = fate.group
+        self.read_back += fate.is_read_back
         split = "eval" if is_held_out(prompt_of(group), self.data.eval_fraction, self.data.eval_seed) else "train"
         copies = 1 if split == "eval" else fate.copies
         tokens = replace(tokens, row_id=unit.row_id, source_id=unit.rows[0].source_id)

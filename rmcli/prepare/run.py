@@ -70,9 +70,9 @@ def run(
         show_tokens(f"pair {number} (input row {group.row_id})", group, reward)
     accounting.report(filling.accounts, f"{place or job.folder}/rejects.jsonl")
     accounting.report_noted(filling.accounts, NOTED)
-    if filling.fates.read_back:
+    if filling.read_back:
         output.warn(
-            f"{filling.fates.read_back:,} rows hold text that is a transcript or a message list written out: it was "
+            f"{filling.read_back:,} rows hold text that is a transcript or a message list written out: it was "
             "read as messages (--show 3 prints the first)"
         )
     if filling.without_order:

@@ -15,8 +15,6 @@ SHOWN_TOKENS = 40  # of each end of a longer run
 def say_start(job: Job, reward: RewardTokenizer) -> None:
     """What is about to happen, and what of it a user may not expect."""
     data = job.resolved.config.data
-    if data.shard is not None:
-        output.warn(f"shard {data.shard}: duplicates are found among the rows of this shard alone")
     if reward.grown_from is not None:
         output.warn(
             f"{reward.reward_token} is new: it takes id {reward.reward_token_id}, past the {reward.grown_from:,} "

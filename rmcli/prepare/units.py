@@ -68,14 +68,14 @@ def _with_key(row: RawRow, map_function: MapFunction) -> tuple[RawRow, object]:
         return replace(row, value=None, problem="wrong_type"), None
 
 
-def in_chunks(units: Iterator[Unit]) -> Iterator[list[Unit]]:
-    """CHUNK units at a time, fewer where they hold much text."""
+def in_chunks(units: Iterator[Unit], num_shards: int = 1) -> Iterator[list[Unit]]:
+    """CHUNK units at a time for each shard, fewer where they hold much text."""
     chunk: list[Unit] = []
     size = 0
     for unit in units:
         chunk.append(unit)
         size += sum(_text_size(row.value) for row in unit.rows)
-        if len(chunk) == CHUNK or size >= CHUNK_CHARACTERS:
+        if len(chunk) == CHUNK * num_shards or size >= CHUNK_CHARACTERS:
             yield chunk
             chunk, size = [], 0
     if chunk:

@@ -279,6 +279,36 @@ def test_a_damaged_part_and_a_missing_one_are_refused(tmp_path):
     assert not (tmp_path / "whole").exists()
 
 
+@pytest.mark.parametrize("name", ["eval.jsonl", "rejects.jsonl", "train/state.json", "dataset_dict.json"])
+@pytest.mark.parametrize("damage", ["cut", "edited", "gone"])
+def test_a_part_is_proven_file_by_file(tmp_path, name, damage):
+    parts = [part(tmp_path / f"p{n}", f"{n}/2", 100 * n) for n in (1, 2)]
+    path = parts[1] / name
+    data = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(data[:-4] if damage == "cut" else b"[" + data[1:])
+    words = "cannot be read: No such file" if damage == "gone" else "is damaged or was edited"
+    with pytest.raises(RmcliError, match=f"p2/{name} {words}"):
+        merge(parts, tmp_path / "whole")
+    assert not (tmp_path / "whole").exists()
+
+
+def test_parts_of_an_older_rmcli_are_merged_but_no_cut_text_of_theirs(tmp_path, capsys):
+    """Their manifests have no hashes of the texts, and each part knew its own duplicates alone."""
+    parts = [part(tmp_path / f"p{n}", f"{n}/2", 100 * n) for n in (1, 2)]
+    for folder in parts:
+        manifest = read_manifest(folder)
+        write_manifest(folder, {key: manifest[key] for key in manifest.keys() - {"files", "manifest_sha256"}})
+    merge(parts, tmp_path / "whole")
+    assert "rows that repeat a row of another part are kept twice" in capsys.readouterr().err
+    text = parts[0] / "eval.jsonl"
+    text.write_bytes(text.read_bytes()[:-1])
+    with pytest.raises(RmcliError, match=r"eval\.jsonl is cut short: its last line has no end"):
+        merge(parts, tmp_path / "again")
+
+
 def test_merge_through_the_command_line(cli, tmp_path):
     parts = [part(tmp_path / f"p{n}", f"{n}/2", 100 * n, config={"data": {"max_packed_length": 128}}) for n in (1, 2)]
     result = cli("prepare", "--merge", *parts, "-o", "whole", "--no-audit")

@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -155,20 +156,34 @@ def test_a_cap_with_a_shard_is_refused(cli, tmp_path):
 
 
 def test_shards_merged_hold_what_one_run_holds(cli, tmp_path):
-    write_lines(tmp_path / "rows.jsonl", [*(pair(n) for n in range(100)), {"prompt": 1}, pair(3)])
+    # Every row twice, and in another shard: the second of 100 apart in 3 shards, of neighbours too.
+    rows = [*(pair(n) for n in range(100)), {"prompt": 1}, *(pair(n) for n in range(100)), pair(200), pair(200), "no"]
+    write_lines(tmp_path / "rows.jsonl", rows)
+
+    def held() -> list[tuple[Any, ...]]:
+        """Every group of the folder out, and both texts, in one order."""
+        found = [
+            (split, group.row_id, group.weight, group.prefix.tolist(), [ids.tolist() for ids in group.responses])
+            for split in SPLITS
+            for group in groups(split)
+        ]
+        texts = [
+            line for name in ("eval.jsonl", "rejects.jsonl") for line in Path("out", name).read_text().splitlines()
+        ]
+        return [*sorted(found), *sorted(texts)]
+
     whole = prepared(cli, "rows.jsonl", *CANONICAL)["rows"]
-    rows_of_whole = sorted(group.row_id for split in SPLITS for group in groups(split))
+    assert (whole["in"], whole["kept"], whole["duplicates"], whole["rejected"]) == (204, 101, 101, 2)
+    held_by_whole = held()
     for number in (1, 2, 3):
         part = ("-p", "tiny", "-o", f"part{number}", "--shard", f"{number}/3")
         assert cli("prepare", "rows.jsonl", *CANONICAL, *part).code == 0
     merged = cli("prepare", "--merge", "part1", "part2", "part3", "-o", "out", "--overwrite", "--json")
     assert merged.code == 0, merged.stderr
     answer = json.loads(merged.stdout)
-    assert (whole["in"], whole["kept"], whole["duplicates"]) == (102, 100, 1)
-    assert (answer["rows"]["in"], answer["rows"]["kept"], answer["rows"]["duplicates"]) == (102, 101, 0)
-    assert answer["audit"]["duplicates"]["rows"] == [[3, 101]]  # in two shards, so neither saw it
-    merged_rows = sorted(group.row_id for split in SPLITS for group in groups(split))
-    assert merged_rows == [*rows_of_whole, 101]
+    assert answer["rows"] == whole
+    assert held() == held_by_whole
+    assert answer["audit"]["duplicates"] == {"groups": 0, "in_both_splits": 0, "rows": []}
     for option in (("--decontaminate", "rows.jsonl"), ("--shard", "1/2"), ("--source", "path=rows.jsonl")):
         assert cli("prepare", "--merge", "part1", "part2", "-o", "no", *option).code == 2
 
