@@ -22,6 +22,11 @@ REQUIRED_KEYS = {"format_version", "splits", "shards", "manifest_sha256"}
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a prepared folder. Raises RmcliError when it is missing, damaged or of another version."""
     path = folder / MANIFEST
+    if folder.is_file():
+        raise RmcliError(
+            f"{folder} is a file, not a prepared folder",
+            f"prepare it first: rmcli prepare {folder} --map-fn auto -o DIR, then --data DIR",
+        )
     try:
         put_back(folder)
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -105,6 +110,7 @@ def file_sha256(path: Path) -> str:
 
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FILLED = {errno.ENOTEMPTY, errno.EEXIST}  # of the rename that puts a whole folder in its place
 
 
 @contextmanager
@@ -113,6 +119,11 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno in _FILLED:
+            raise RmcliError(
+                f"output folder {folder} was filled by another command meanwhile",
+                "what is there is whole; choose another with -o, or give --overwrite to replace it",
+            ) from error
         reason = os.strerror(error.errno) if error.errno else str(error)  # pyarrow's own text is longer
         hint = "free some space, or choose another folder with -o" if error.errno in _FULL else None
         raise RmcliError(f"cannot write {folder}: {reason}", hint or "choose another folder with -o") from error

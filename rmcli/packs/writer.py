@@ -15,6 +15,7 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
+from rmcli import output
 from rmcli.errors import RmcliError
 from rmcli.packs.manifest import MANIFEST, TEXT, TEXTS, file_sha256, write_json, write_manifest, writing
 from rmcli.packs.schema import FEATURES, FORMAT_VERSION, SCHEMA, SPLITS
@@ -192,7 +193,14 @@ def stage(folder: Path, overwrite: bool) -> StagedFolder:
                 f"output folder {folder} holds no prepared data, so --overwrite leaves it alone",
                 "choose another folder with -o",
             )
-    return StagedFolder(folder)
+    staged = StagedFolder(folder)
+    for path in staged.path.parent.iterdir():  # what ended processes left is gone by now
+        if path != staged.path and path.name.startswith(f".{staged.folder.name}.tmp-"):
+            outcome = (
+                "the last one to end replaces the other's" if overwrite else "the last one to end will find it full"
+            )
+            output.warn(f"process {path.name.rpartition('-')[2]} is writing {folder} too: {outcome}")
+    return staged
 
 
 def _shard_name(number: int, count: int) -> str:

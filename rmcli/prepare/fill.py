@@ -74,8 +74,8 @@ class Filling:
     ) -> Iterator[tuple[list[Unit], list[Waiting | LeftOut]]]:
         """The units of this shard in chunks, and what becomes of each.
 
-        The other shards' are looked at in their turn and forgotten: what they say first, a later row repeats, whatever
-        shard it falls to. So shards find the duplicates that one run finds. Row numbers go on over all of them.
+        The other shards' are looked at in their turn and forgotten: what they say first, a later row repeats, in any
+        shard. So shards find the duplicates that one run finds. Row numbers go on over all of them.
         """
         for chunk in in_chunks(units, self.data.num_shards):
             is_full = _is_full(account, source.section)

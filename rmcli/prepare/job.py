@@ -10,6 +10,7 @@ from rmcli.config.resolve import relayer
 from rmcli.config.sections import DataSection, SourceSection
 from rmcli.errors import ConfigError, RmcliError
 from rmcli.rows import sources
+from rmcli.rows.hints import hint_of_beginning
 from rmcli.rows.map_fns.apply import find_map_function
 from rmcli.rows.map_fns.fields import MapFunction
 from rmcli.rows.map_fns.known import AUTO, recognise
@@ -94,8 +95,13 @@ def _recognised(source: SourceSection, data: DataSection) -> str:
     """The map function whose schema the source's first readable row has, said aloud."""
     first = sources.first_row(source, data.split)
     if first is None or first.value is None:
-        raise RmcliError(f"no readable row in {source.path}", "name the map function with --map-fn")
-    name = recognise(first.value)
+        found = sources.found_files(source, data.split)
+        about = None if found is None else hint_of_beginning(found.files[0])
+        raise RmcliError(f"no readable row in {source.path}", about or "name the map function with --map-fn")
+    try:
+        name = recognise(first.value)
+    except ConfigError as error:
+        raise ConfigError(error.message, hint_of_beginning(first.file) or error.hint) from error
     output.say(
         f"map function {name}, recognised by the columns {', '.join(first.value)} of {first.file}:{first.line}"
     )

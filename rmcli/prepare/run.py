@@ -20,7 +20,7 @@ from rmcli.prepare.fill import Filling
 from rmcli.prepare.job import Job
 from rmcli.prepare.show import report_splits, say_start, show_tokens
 from rmcli.records import Conversation
-from rmcli.rows import accounting, decontaminate, sources
+from rmcli.rows import accounting, decontaminate, hints, sources
 from rmcli.rows.files import is_url
 from rmcli.rows.map_fns.apply import apply, source_sha256
 from rmcli.rows.map_fns.known import NAMED, recognise
@@ -64,7 +64,7 @@ def run(
         filling.run()
         whole = accounting.total(filling.accounts)
         if not whole.kept:
-            raise _nothing_kept(whole)
+            raise _nothing_kept(whole, encoder.template_says)
         manifest = writer.finish(_manifest(job, encoder, filling.accounts))
     for number, group in enumerate(filling.first[:show], 1):
         show_tokens(f"pair {number} (input row {group.row_id})", group, reward)
@@ -143,11 +143,16 @@ def _manifest(job: Job, encoder: Encoder, accounts: list[accounting.Account]) ->
     }
 
 
-def _nothing_kept(whole: accounting.Account) -> RmcliError:
+def _nothing_kept(whole: accounting.Account, template_says: Mapping[str, str]) -> RmcliError:
     if not whole.rows_in:
         return RmcliError("no rows in the sources", "check the files")
+    if not whole.reasons:
+        return RmcliError(
+            f"not one of {whole.rows_in} rows was kept: {accounting.equation(whole.as_dict())}",
+            "a source's weight and max_rows say how many are taken",
+        )
     reason, count = whole.reasons.most_common(1)[0]
     return RmcliError(
         f"not one of {whole.rows_in} rows was kept; {count} were rejected as {reason}, first {whole.first[reason]}",
-        "does --map-fn fit the data? --map-fn auto recognises it, rmcli map-fns lists what each one reads",
+        hints.hint(reason, whole.first[reason], template_says.get(reason)),
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 from rmcli import output
 from rmcli.errors import RmcliError
+from rmcli.rows.hints import hint
 
 # A share of rejects says something only from so many rows on; a file may begin with its bad ones.
 ROWS_BEFORE_A_SHARE = 1000
@@ -97,7 +98,7 @@ def check_rejects(accounts: Sequence[Account], max_rejects: int | str | None, is
         raise RmcliError(
             f"{whole.rejected:,} of {whole.rows_in:,} rows are rejected, over max_rejects = {max_rejects}: "
             f"{count:,} as {reason}, first {whole.first[reason]}",
-            "does --map-fn fit the data? --max-rejects sets how many may be; nothing is written",
+            f"{hint(reason, whole.first[reason])}; --max-rejects sets how many may be, nothing is written",
         )
 
 

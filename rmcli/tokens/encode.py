@@ -5,7 +5,7 @@ longest common *token* prefix, so nothing is assumed about templates or word bou
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from json import JSONEncoder
@@ -68,6 +68,7 @@ class Encoder:
     engine_name: EngineName = "transformers"
     max_characters: int = MAX_CHARACTERS
     control_tokens: Literal["keep", "reject"] = "keep"
+    template_says: dict[str, str] = field(default_factory=dict)  # reason -> its words on the first such conversation
 
     def __post_init__(self) -> None:
         if self.reward.tokenizer.chat_template is None:
@@ -98,7 +99,8 @@ class Encoder:
                 continue
             try:
                 rendered = [self.renderer.render(conversation) for conversation in group.conversations]
-            except TemplateError:
+            except TemplateError as error:
+                self.template_says.setdefault("template_error", str(error))
                 results.append("template_error")
                 continue
             results.append((range(len(texts), len(texts) + len(rendered)), self._noted(group, rendered)))

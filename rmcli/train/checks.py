@@ -84,12 +84,14 @@ def adopt_data_settings(resolved: Resolved, manifest: Mapping[str, Any], folder:
 
 def check_same_tokens(manifest: Mapping[str, Any], reward: RewardTokenizer, folder: Path) -> None:
     """Refuse data whose ids mean something else to this model. Raises RmcliError with both sides."""
-    again = "prepare the data for this model: rmcli prepare ... -o DIR"
+    again = f"prepare the data for this model: rmcli prepare ... -o DIR, or train preset {manifest['preset']} on it"
     for name, value in reward.fingerprint().items():
         if manifest[name] != value:
             what = name.removesuffix("_sha256").replace("_", " ")
             raise RmcliError(
-                f"{folder} was prepared with another {what}: {manifest[name][:16]} there, {value[:16]} here", again
+                f"{folder} was prepared for preset {manifest['preset']} with another {what} than that of "
+                f"{reward.tokenizer.name_or_path} ({manifest[name][:8]}, not {value[:8]})",
+                again,
             )
     there = (manifest["reward_token"], manifest["reward_token_id"], manifest["reward_mode"])
     here = (reward.reward_token, reward.reward_token_id, reward.mode)

@@ -259,7 +259,7 @@ def test_a_folder_filled_meanwhile_is_not_replaced_without_overwrite(tmp_path):
             (tmp_path / "set" / "theirs").touch()
             writer.finish({})
 
-    with pytest.raises(RmcliError, match="Directory not empty"):
+    with pytest.raises(RmcliError, match="filled by another command meanwhile"):
         write_while_another_does()
     assert names(tmp_path) == ["set"]
     assert names(tmp_path / "set") == ["theirs"]

@@ -279,6 +279,24 @@ def test_a_damaged_part_and_a_missing_one_are_refused(tmp_path):
     assert not (tmp_path / "whole").exists()
 
 
+def test_of_two_writers_of_one_folder_the_loser_learns_why(tmp_path, capsys):
+    other = tmp_path / f".data.tmp-{os.getppid()}"  # of a process that runs
+    other.mkdir()
+
+    def fill_and_lose() -> None:
+        with PackWriter(tmp_path / "data") as writer:
+            other.rename(tmp_path / "data")
+            (tmp_path / "data" / "manifest.json").write_text("{}")
+            writer.finish(CONFIG)
+
+    with pytest.raises(RmcliError, match="data was filled by another command meanwhile") as error:
+        fill_and_lose()
+    assert "--overwrite" in (error.value.hint or "")
+    said = f"process {os.getppid()} is writing {tmp_path / 'data'} too: the last one to end will find it full"
+    assert said in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
 @pytest.mark.parametrize("name", ["eval.jsonl", "rejects.jsonl", "train/state.json", "dataset_dict.json"])
 @pytest.mark.parametrize("damage", ["cut", "edited", "gone"])
 def test_a_part_is_proven_file_by_file(tmp_path, name, damage):
