@@ -32,7 +32,7 @@ _HINTS = {
     "identical_after_truncation": f"the answers differ only past the cut: {_LONGER}",
     "longer_than_pack": "raise data.max_packed_length (-s data.max_packed_length=N)",
     "bad_weight": "weight is a number above 0",
-    "bad_label": "label is a number from 0 to 1, how probable it is that chosen is better; pairs need none",
+    "bad_label": "label is a number from 0 to 1: how probable it is that chosen is better; 1 if it is missing",
     "bad_margin": "margin is a number of at least 0, how much better chosen is",
     "bad_comparisons": "responses need exactly one of ranks, scores (a number for each) or comparisons",
     "transcript_in_text": "give the turns as messages, [{role, content}, ...], or map them: --map-fn file.py:function",
