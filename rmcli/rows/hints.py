@@ -35,7 +35,7 @@ _HINTS = {
     "bad_label": "label is a number from 0 to 1: how probable it is that chosen is better; 1 if it is missing",
     "bad_margin": "margin is a number of at least 0, how much better chosen is",
     "bad_comparisons": "responses need exactly one of ranks, scores (a number for each) or comparisons",
-    "transcript_in_text": "give the turns as messages, [{role, content}, ...], or map them: --map-fn file.py:function",
+    "transcript_in_text": "give the turns as messages, [{role, content}, ...], or map them: --map-fn FILE.py:F",
     "unreadable_messages": "give message lists as JSON, not as text that Python or numpy printed",
     "prompt_in_reply": "leave the prompt out of the answers, or give whole conversations as messages",
 }
