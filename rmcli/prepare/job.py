@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rmcli import output
 from rmcli.config.layers import Layer, Resolved
+from rmcli.config.no_effect import sentence, without_effect
 from rmcli.config.resolve import relayer
 from rmcli.config.sections import DataSection, SourceSection
 from rmcli.errors import ConfigError, RmcliError
@@ -55,11 +56,23 @@ def build_job(resolved: Resolved, folder: Path | None) -> Job:
         data = resolved.config.data
     if data.decontaminate:
         sources.check_sources(data.decontaminate, default_split=None)
+    _say_without_effect(resolved, named)
     if folder is None:
         name = data.dataset_map_fn or (functions.pop() if len(functions) == 1 else "mixed")
         shard = f"-shard-{data.shard_number}-of-{data.num_shards}" if data.shard else ""
         folder = Path("data") / f"{Path(name.rpartition(':')[0] or name).stem}-{resolved.name}{shard}"
     return Job(resolved, mapped, folder)
+
+
+def _say_without_effect(resolved: Resolved, named: Sequence[SourceSection]) -> None:
+    for said in without_effect(resolved, "data"):
+        output.warn(said)
+    paths = [source.path for source in named]
+    no_splits = all(
+        path == sources.STDIN or path.startswith(sources.BUILT_IN) or Path(path).is_file() for path in paths
+    )
+    if no_splits and "data.split" in resolved.explicit:
+        output.warn(sentence(resolved, "data.split", resolved.config.data.split, "single files have no splits"))
 
 
 def _check_caps(named: Sequence[SourceSection], data: DataSection) -> None:

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
+from rmcli import output
 from rmcli.backbones.architectures import BatchChoice, choose_batches
 from rmcli.backbones.context import check_max_length
 from rmcli.config.layers import Resolved
+from rmcli.config.no_effect import without_effect
 from rmcli.config.sections import Config
 from rmcli.errors import ConfigError, RmcliError
 from rmcli.model import flops, model_folder
@@ -67,6 +69,8 @@ def build_job(resolved: Resolved, data_folder: Path, run_folder: Path | None) ->
     """Read the data and check it against the configuration; load no weights and write nothing."""
     manifest = read_manifest(data_folder)
     resolved = adopt_data_settings(resolved, manifest, data_folder)
+    for said in without_effect(resolved, "model", "loss", "train"):
+        output.warn(said)
     config = resolved.config
     device = pick_device(config)
     check_master_weights(config, device)
