@@ -9,6 +9,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 from rmcli.backbones import architectures
 from rmcli.backbones.pretrained import explaining_sizes
 from rmcli.config.sections import Config, TrainSection
+from rmcli.model import limits
 from rmcli.model.device import is_reduced, pick_device
 
 
@@ -64,8 +65,4 @@ def estimate_memory(
 
 def free_memory(device: torch.device) -> int:
     """Bytes that can be had on the device now."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    import psutil
-
-    return psutil.virtual_memory().available
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else limits.host_memory()

@@ -129,6 +129,28 @@ def test_ctrl_c_names_what_was_kept(cli, tiny_run, monkeypatch):
     assert (result.code, "error: interrupted; no checkpoint yet\n" in result.stderr) == (130, True)
 
 
+@pytest.mark.parametrize("name", ["resolved.toml", "run.json"])
+def test_a_disk_that_is_full_from_the_start_is_one_line(cli, tiny_run, monkeypatch, name):
+    whole = Path.write_text
+
+    def full(self, *arguments, **options):
+        if self.name.startswith(name):
+            raise OSError(28, "No space left on device")
+        return whole(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    result = train(cli, tiny_run.data, "run", "train.max_steps=2")
+    assert result.code == 1
+    assert "error: cannot write into run: No space left on device\nhint: is the disk full?\n" in result.stderr
+
+
+def test_the_working_folder_can_be_the_run_folder_but_not_that_of_data(cli, tiny_run, tmp_path):
+    assert train(cli, tiny_run.data, ".", "train.max_steps=1").code == 0
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+    result = cli("prepare", "tasks:20", "-p", "tiny", "-o", ".", "--overwrite")
+    assert (result.code, "error: output folder . is the one you are in" in result.stderr) == (1, True)
+
+
 def test_score_says_what_a_checkpoint_is(cli, tiny_run):
     step = tiny_run.run / "checkpoints" / "step-120"
     result = cli("score", step, tiny_run.data / "eval.jsonl")
