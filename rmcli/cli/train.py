@@ -55,7 +55,12 @@ def train_command(
 
     check_one_process(os.environ)
     resolved = resolve(preset, config or (), set_ or ())
-    folder = _prepared_data(resolved, dry_run) if data is None else remote.local(data)
+    try:
+        folder = _prepared_data(resolved, dry_run) if data is None else remote.local(data)
+    except RmcliError as error:
+        if dry_run:
+            show_config(resolved, {"missing": error.message}, json)
+        raise
     job = build_job(resolved, folder, out)
     if dry_run:
         show_config(job.resolved, describe(job), json)

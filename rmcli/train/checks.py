@@ -58,10 +58,14 @@ def count_use(split: PackedSplit, loss_type: str) -> Use:
     return Use(lists, pairwise, left_out, comparisons_left_out, margins)
 
 
+NOT_OF_THE_DATA = ("num_proc", "shard")  # settings of [data] that one set may be prepared with in several ways
+
+
 def adopt_data_settings(resolved: Resolved, manifest: Mapping[str, Any], folder: Path) -> Resolved:
     """The configuration with [data] as it was when the data was prepared.
 
-    Raises ConfigError when the user asks for another value: that takes another prepare.
+    Raises ConfigError when the user asks for another value: that takes another prepare. What changes nothing in the
+    data is no part of its manifest and stays as the user has it.
     """
     prepared: dict[str, Any] = manifest["config"]["data"]
     wanted = resolved.config.data.model_dump()
@@ -78,7 +82,16 @@ def adopt_data_settings(resolved: Resolved, manifest: Mapping[str, Any], folder:
                 "prepare the data again with this setting, or leave it out",
             )
         origins[f"data.{key}"] = f"prepared in {folder}"
-    data = resolved.config.data.model_validate(prepared)
+    for key in wanted.keys() - prepared.keys() - set(NOT_OF_THE_DATA):
+        default = type(resolved.config.data).model_fields[key].default
+        if wanted[key] != default and f"data.{key}" in resolved.explicit:
+            raise ConfigError(
+                f"data.{key} = {wanted[key]!r} ({origins[f'data.{key}']}), but {folder} was prepared before there "
+                "was such a setting",
+                "prepare the data again with this setting, or leave it out",
+            )
+        origins[f"data.{key}"] = "default"
+    data = resolved.config.data.model_validate({**prepared, **{key: wanted[key] for key in NOT_OF_THE_DATA}})
     return replace(resolved, config=resolved.config.model_copy(update={"data": data}), origins=origins)
 
 

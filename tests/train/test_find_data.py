@@ -1,6 +1,7 @@
 """`rmcli train` without --data: what a prepared folder may decide by itself, and what the user has to name again."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,35 @@ def test_a_manifest_that_does_not_say_how_rows_were_read_is_left_out(cli, elsewh
     assert result.code == 1
     assert "note: data/own is left out: its manifest does not say how rows were read" in result.stderr
     assert json.loads((elsewhere / "manifest.json").read_text())
+
+
+def test_dry_run_without_data_shows_the_configuration_and_what_is_missing(cli):
+    result = cli("train", *TINY, "-n", "-s", "train.max_steps=7")
+    assert result.code == 1
+    assert "max_steps = 7 # --set train.max_steps" in result.stdout
+    assert "# missing = no data for preset tiny: nothing is prepared in data/" in result.stdout
+    assert "error: no data for preset tiny: nothing is prepared in data/" in result.stderr
+    as_json = json.loads(cli("train", *TINY, "-n", "--json").stdout)
+    assert as_json["plan"] == {"missing": "no data for preset tiny: nothing is prepared in data/"}
+    assert as_json["config"]["train"]["pairs_per_step"] == 64
+
+
+def test_dry_run_shows_what_changes_nothing_in_the_data_as_the_user_has_it(cli, tiny_run, tmp_path):
+    (tmp_path / "own.toml").write_text("[data]\nnum_proc = 3\n")
+    shown = cli("train", *TINY, "-c", "own.toml", "--data", tiny_run.data, "-n").stdout
+    assert "num_proc = 3 # own.toml" in shown
+    assert f"max_length = 256 # prepared in {tiny_run.data}" in shown
+
+
+def test_a_setting_that_the_set_does_not_know_is_not_given_up_in_silence(cli, tiny_run, tmp_path):
+    """A set of an older rmcli, which had no such key."""
+    older = tmp_path / "older"
+    shutil.copytree(tiny_run.data, older)
+    config = read_manifest(older)["config"]
+    del config["data"]["pairs"]
+    rewritten(older, config=config)
+    assert cli("train", *TINY, "--data", older, "-n").code == 0
+    refused = cli("train", *TINY, "--data", older, "-n", "-s", "data.pairs=adjacent")
+    assert refused.code == 2
+    assert "data.pairs = 'adjacent' (--set data.pairs), but" in refused.stderr
+    assert "was prepared before there was such a setting" in refused.stderr
