@@ -128,6 +128,8 @@ def _refuse_sizes(values: Mapping[str, Any], name: str) -> None:
 def _explain(error: Exception, what: str, name: str, arguments: Mapping[str, Any]) -> RmcliError:
     from pickle import UnpicklingError
 
+    from huggingface_hub.errors import StrictDataclassError
+
     first = _first_line(error)
     if "trust_remote_code" in str(error):
         return RmcliError(
@@ -149,14 +151,16 @@ def _explain(error: Exception, what: str, name: str, arguments: Mapping[str, Any
             f"cannot load the {what} of {name}: a pickled file is damaged, or holds more than tensors: {first}",
             "download it again, or give a folder with .safetensors",
         )
-    plain = isinstance(error, OSError | ValueError | RuntimeError | AssertionError)
-    said = first if plain else f"{type(error).__name__}: {first}"
+    is_plain = isinstance(error, OSError | ValueError | RuntimeError | AssertionError)
+    said = first if is_plain else f"{type(error).__name__}: {first}"
+    if isinstance(error, StrictDataclassError):  # what is wrong stands in its last line
+        said = f"{first} {str(error).splitlines()[-1].strip()}"
     return RmcliError(f"cannot load the {what} of {name}: {said}", _way_out(name))
 
 
 def _way_out(name: str) -> str:
     if name in preset_names() or Path(name).exists():
-        return "give a whole model folder: config.json, weights and tokenizer"
+        return "give a whole model folder, none of its files damaged: config.json, weights and tokenizer"
     close = difflib.get_close_matches(name, preset_names(), n=1, cutoff=0.7)
     return (f"did you mean the preset {close[0]}? Else " if close else "") + (
         "check the name and your access (hf auth login), or give a local folder or .gguf file: "

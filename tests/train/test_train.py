@@ -551,7 +551,7 @@ def test_a_damaged_head_is_refused(tiny_run, tmp_path):
         update={"pretrained_model_name_or_path": str(folder), "random_weights": False}
     )
     job_reward = tokenizer.load_tokenizer(section)
-    with pytest.raises(RmcliError, match=r"score head .* is not finite"):
+    with pytest.raises(RmcliError, match=r"score.weight in the weights of .* is not finite"):
         load_model(section, job_reward)
 
 
