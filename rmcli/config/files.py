@@ -11,7 +11,7 @@ from rmcli.errors import ConfigError
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; ConfigError when it is none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     if not isinstance(value, dict):

@@ -17,6 +17,7 @@ from rmcli.errors import ConfigError, RmcliError
 from rmcli.model.hashes import CONFIG_FILE, write_hashes
 from rmcli.model.shipped_tokenizer import save_tokenizer
 from rmcli.records import Conversation, Message, as_dicts
+from rmcli.tokens import chat_templates
 from rmcli.tokens.tokenizer import RewardTokenizer
 
 OF_CHECKPOINT = ".metadata"  # what torch writes beside the tensors of a checkpoint
@@ -87,7 +88,7 @@ def _finish(reward: RewardTokenizer, ids: list[int]) -> list[int] | None:
 def _ids(tokenizer: Any, conversation: Conversation) -> list[int]:
     """Token ids of the rendered conversation; none when the template refuses it."""
     try:
-        text = tokenizer.apply_chat_template(as_dicts(conversation), tokenize=False)
+        text = chat_templates.render(tokenizer, as_dicts(conversation))
     except TemplateError:
         return []
     return tokenizer(text, add_special_tokens=False)["input_ids"]

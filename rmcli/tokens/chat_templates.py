@@ -5,6 +5,7 @@ assistant header after a finished conversation, BOS written by the template and 
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,7 @@ _PLAIN = (
 )
 # chatml needs <|im_start|> and <|im_end|> in the vocabulary, llama3 its header tokens; plain needs no special token.
 BUILT_IN = {"chatml": _CHATML, "llama3": _LLAMA3, "plain": _PLAIN}
+HINT = f"give one: --chat-template FILE, or a built-in one: {', '.join(BUILT_IN)}"
 _NEEDS = {
     "chatml": ("<|im_start|>", "<|im_end|>"),
     "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
@@ -64,7 +66,7 @@ def load(name_or_path: str, tokenizer: "PreTrainedTokenizerBase") -> str:
             did_you_mean(name_or_path, BUILT_IN),
         )
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".json":
             text = json.loads(text)["chat_template"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -72,6 +74,52 @@ def load(name_or_path: str, tokenizer: "PreTrainedTokenizerBase") -> str:
     if not isinstance(text, str) or not text.strip():
         raise ConfigError(f"model.chat_template {path} holds no template text")
     return text
+
+
+# What Python raises for a template's own fault: 1 / 0, a name that is none, an include, a macro without end.
+_FAULTS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+def render(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Mapping[str, Any]], **arguments: Any) -> str:
+    """What `apply_chat_template` writes for a conversation.
+
+    Raises jinja2's TemplateError whatever the template runs into.
+    """
+    from jinja2.exceptions import TemplateError
+
+    try:
+        text = tokenizer.apply_chat_template(list(messages), tokenize=False, **arguments)  # type: ignore[arg-type]
+    except _FAULTS as error:
+        raise TemplateError(f"{type(error).__name__}: {error}") from error
+    assert isinstance(text, str)
+    return text
+
+
+def check(tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Raise ConfigError for a template that tells no reply from another: all scores would be one.
+
+    A template that refuses these plain conversations may take others.
+    """
+    from jinja2.exceptions import TemplateError
+
+    question = {"role": "user", "content": "Wxq one"}
+    replies = ("Wxq two", "Wxq three")
+    try:
+        one, other = (render(tokenizer, [question, {"role": "assistant", "content": reply}]) for reply in replies)
+    except TemplateError:
+        return
+    if one == other:
+        what = "renders every reply alike" if one.strip() else "renders nothing"
+        raise ConfigError(f"the chat template of {tokenizer.name_or_path} {what}: all scores would be the same", HINT)
 
 
 @dataclass(frozen=True)
@@ -131,14 +179,13 @@ def describe(tokenizer: "PreTrainedTokenizerBase") -> Description:
 
 
 def _render(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]]) -> str:
+    """The text, or nothing where the template refuses it."""
     from jinja2.exceptions import TemplateError
 
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        return render(tokenizer, messages)
     except TemplateError:
         return ""
-    assert isinstance(text, str)
-    return text
 
 
 def _default_system(tokenizer: Any, before_user: str) -> str | None:

@@ -14,9 +14,10 @@ from typing import Literal
 import numpy as np
 from jinja2.exceptions import TemplateError
 
+from rmcli import output
 from rmcli.errors import ConfigError
 from rmcli.records import PAIR, Comparison, Conversation, PreferenceGroup, TokenGroup
-from rmcli.tokens import truncation
+from rmcli.tokens import chat_templates, truncation
 from rmcli.tokens.control_tokens import ControlTokens
 from rmcli.tokens.engines import EngineName, TokenEngine
 from rmcli.tokens.rendering import Renderer
@@ -75,6 +76,7 @@ class Encoder:
             raise ConfigError(
                 f"the tokenizer {self.reward.tokenizer.name_or_path!r} has no chat template", CHAT_TEMPLATE_HINT
             )
+        chat_templates.check(self.reward.tokenizer)
 
     @cached_property
     def engine(self) -> TokenEngine:
@@ -100,7 +102,7 @@ class Encoder:
             try:
                 rendered = [self.renderer.render(conversation) for conversation in group.conversations]
             except TemplateError as error:
-                self.template_says.setdefault("template_error", str(error))
+                self._say_first_refusal(str(error))
                 results.append("template_error")
                 continue
             results.append((range(len(texts), len(texts) + len(rendered)), self._noted(group, rendered)))
@@ -111,6 +113,11 @@ class Encoder:
             result if isinstance(result, str) else self._group([ids[index] for index in result[0]], group, result[1])
             for group, result in zip(groups, results, strict=True)
         ]
+
+    def _say_first_refusal(self, error: str) -> None:
+        if "template_error" not in self.template_says:
+            self.template_says["template_error"] = error
+            output.warn(f"the chat template refuses a conversation: {' '.join(error.split())}")
 
     def _problem(self, group: PreferenceGroup) -> str | None:
         for conversation in group.conversations:

@@ -15,6 +15,7 @@ from jinja2 import Environment, TemplateError, nodes
 
 from rmcli import output
 from rmcli.records import Conversation, as_dicts
+from rmcli.tokens import chat_templates
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,9 +48,7 @@ class Renderer:
 
     def render_in_full(self, conversation: Conversation) -> str:
         """What `apply_chat_template` writes."""
-        text = self.tokenizer.apply_chat_template(as_dicts(conversation), tokenize=False)
-        assert isinstance(text, str)
-        return text
+        return chat_templates.render(self.tokenizer, as_dicts(conversation))
 
     def _render_first(self, roles: tuple[str, ...], conversation: Conversation) -> str:
         """The first conversation of these roles is rendered both ways."""
@@ -114,14 +113,14 @@ def copies_contents(template: str) -> bool:
     environment = Environment(extensions=["jinja2.ext.loopcontrols"])  # only to parse; nothing is run
     try:
         tree = environment.parse(template)
-    except TemplateError:  # such as an extension of transformers
+    except (TemplateError, RecursionError):  # such as an extension of transformers
         return False
     proof = _Proof()
     try:
         while proof.changed:  # until the kinds of the template's variables stand
             proof.changed = False
             proof.statements(tree.body)
-    except _Unproven:
+    except (_Unproven, RecursionError):
         return False
     return True
 

@@ -26,7 +26,7 @@ LAST = "last"  # model.reward_token: whatever token the template ends with, as r
 _LOADERS = {"config": AutoConfig, "tokenizer": AutoTokenizer}
 NUM_CANDIDATES = 3  # named in place of a token that cannot be
 ROWS_MULTIPLE = 64  # rows of a grown embedding: a size that kernels like
-CHAT_TEMPLATE_HINT = f"give one: --chat-template FILE, or a built-in one: {', '.join(chat_templates.BUILT_IN)}"
+CHAT_TEMPLATE_HINT = chat_templates.HINT
 
 
 @dataclass(frozen=True)
@@ -150,6 +150,8 @@ def load_bare_tokenizer(model: ModelSection) -> "PreTrainedTokenizerBase":
     tokenizer = _load_small("tokenizer", name, pretrained_arguments(name, model.revision if own else None))
     if model.chat_template is not None:
         tokenizer.chat_template = chat_templates.load(model.chat_template, tokenizer)
+    elif isinstance(tokenizer.chat_template, str):  # a byte order mark is no part of the file that it came from
+        tokenizer.chat_template = tokenizer.chat_template.removeprefix("\ufeff")
     return tokenizer
 
 
@@ -314,11 +316,11 @@ def _rendered(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str
     from jinja2.exceptions import TemplateError
 
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        text = chat_templates.render(tokenizer, messages)
     except TemplateError as error:
         refusal = f"the chat template of {tokenizer.name_or_path} refuses a plain question and answer: {error}"
         raise ConfigError(refusal, CHAT_TEMPLATE_HINT) from error
-    if not isinstance(text, str) or messages[-1]["content"] not in text:
+    if messages[-1]["content"] not in text:
         raise ConfigError(
             f"the chat template of {tokenizer.name_or_path} does not write the assistant's reply as it is",
             CHAT_TEMPLATE_HINT,

@@ -9,6 +9,7 @@ import numpy as np
 from rmcli import output
 from rmcli.config.sections import ModelSection
 from rmcli.errors import RmcliError
+from rmcli.tokens import chat_templates
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -87,10 +88,7 @@ def _reply_header(tokenizer: "PreTrainedTokenizerBase") -> np.ndarray:
 
     messages = [{"role": "user", "content": "Hello"}]
     try:
-        texts = [
-            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=wanted)
-            for wanted in (False, True)
-        ]
+        texts = [chat_templates.render(tokenizer, messages, add_generation_prompt=wanted) for wanted in (False, True)]
     except TemplateError:
         return np.empty(0, dtype=np.int64)
     # Cut from the whole rendered text: some tokenizers write the first word of a text in another way.
