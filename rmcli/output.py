@@ -134,10 +134,13 @@ def error(message: str, hint: str | None) -> None:
     _put_talk(f"error: {' '.join(message.split())}\n" + (f"hint: {hint}\n" if hint else ""))
 
 
+_UNKNOWN = 200
+
+
 def _width(stream: TextIO) -> int:
     """Columns of the terminal, or as COLUMNS says. Off a terminal nothing is folded: a log gets whole cells."""
     if not stream.isatty() and "COLUMNS" not in os.environ:
-        return 200
+        return _UNKNOWN
     return shutil.get_terminal_size().columns
 
 
@@ -164,29 +167,53 @@ class _Paper(io.StringIO):
         return self._stream.isatty()
 
 
+def prose(text: str) -> None:
+    """A line of the answer that is read, broken at words where the width is known."""
+    width = _width(sys.stdout)
+    answer(text if width == _UNKNOWN else folded("", text))
+
+
 def table(
-    columns: Sequence[str], rows: Sequence[Sequence[Any]], *, to_answer: bool, title: str | None = None
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    *,
+    to_answer: bool,
+    title: str | None = None,
+    keep: Sequence[str] | None = None,
+    wide: bool = False,
 ) -> None:
-    """A table, on stdout as an answer or on stderr as talk."""
+    """A table, on stdout as an answer or on stderr as talk.
+
+    Where it is wider than the terminal, only the columns `keep` are shown (None: all, folded), unless `wide` is set.
+    """
     if not to_answer and _verbosity < 0:
         return
     from rich.box import SIMPLE_HEAD
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     stream = sys.stdout if to_answer else sys.stderr
+    cells = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
+    widths = [max(cell_len(text) for text in column) for column in zip(columns, *cells, strict=True)]
+    needed, width = sum(widths) + 3 * len(widths), _width(stream)
+    shown = range(len(columns))
+    if keep is not None and not wide and needed > width:
+        shown = [index for index, column in enumerate(columns) if column in keep]
     paper = _Paper(stream)
-    console = Console(file=paper, width=_width(stream), soft_wrap=False, highlight=False)
+    console = Console(file=paper, width=max(width, needed if wide else 0), soft_wrap=False, highlight=False)
     grid = Table(box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
-    for index, column in enumerate(columns):
+    for index in shown:
         numeric = all(isinstance(row[index], int | float) for row in rows)
-        grid.add_column(column, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        grid.add_row(*(Text(f"{cell:,}" if isinstance(cell, int) else str(cell)) for cell in row))
+        grid.add_column(columns[index], justify="right" if numeric else "left", overflow="fold")
+    for row in cells:
+        grid.add_row(*(Text(row[index]) for index in shown))
     console.print(grid)
     put = _put_answer if to_answer else _put_talk
     put("\n".join(line.rstrip() for line in paper.getvalue().strip("\n").splitlines()) + "\n")
+    if len(shown) < len(columns):
+        say(f"with --wide also: {', '.join(column for at, column in enumerate(columns) if at not in shown)}")
 
 
 class Progress:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rmcli import output
-from rmcli.cli.options import ConfigFiles, Json, Preset, Quiet, Settings, Verbose, reports
+from rmcli.cli.options import ConfigFiles, Json, Preset, Quiet, Settings, Verbose, Wide, reports
 from rmcli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ def config_command(
     preset: Preset = None,
     config: ConfigFiles = None,
     set_: Settings = None,
+    wide: Wide = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -38,7 +39,8 @@ def config_command(
         return
     if key is None:
         rows = [[one.name, one.default, _shown(_value(one, resolved)["value"]), one.type] for one in chosen]
-        output.table(["key", "default", f"in {resolved.name}", "type"], rows, to_answer=True)
+        columns = ["key", "default", f"in {resolved.name}", "type"]
+        output.table(columns, rows, to_answer=True, keep=columns[::2], wide=wide)
         output.say("next: rmcli config KEY")
         return
     for number, one in enumerate(chosen):

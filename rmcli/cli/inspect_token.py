@@ -15,6 +15,7 @@ from rmcli.cli.options import (
     Quiet,
     Settings,
     Verbose,
+    Wide,
     reports,
     say_next,
     show_config,
@@ -47,6 +48,7 @@ def inspect_token_command(
     config: ConfigFiles = None,
     set_: Settings = None,
     dry_run: DryRun = False,
+    wide: Wide = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -70,7 +72,7 @@ def inspect_token_command(
     if json:
         output.answer_json(report.as_dict() | ({} if written is None else {"preset": str(written.path)}))
         return
-    show(report, show_all)
+    show(report, show_all, wide)
     if written is not None:
         say_next("prepare", "--map-fn", "F", "-c", str(written.path))
     elif target is None:

@@ -1,11 +1,11 @@
 """`rmcli map-fns`."""
 
 from rmcli import output
-from rmcli.cli.options import Json, Quiet, Verbose, reports, say_next
+from rmcli.cli.options import Json, Quiet, Verbose, Wide, reports, say_next
 
 
 @reports
-def map_fns_command(json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
+def map_fns_command(wide: Wide = False, json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
     """List the map functions: what they read, and their data sets."""
     from rmcli.rows.map_fns.apply import listing
 
@@ -22,5 +22,6 @@ def map_fns_command(json: Json = False, quiet: Quiet = False, verbose: Verbose =
         ]
         for entry in entries
     ]
-    output.table(["map function", "columns", "default data set", "what it is"], rows, to_answer=True)
+    columns = ["map function", "columns", "default data set", "what it is"]
+    output.table(columns, rows, to_answer=True, keep=("map function", "what it is"), wide=wide)
     say_next("prepare", "SOURCE", "--map-fn", "NAME")

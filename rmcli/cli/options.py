@@ -26,6 +26,7 @@ DryRun = Annotated[bool, typer.Option("-n", "--dry-run", help="Show the configur
 Report = Annotated[
     Path | None, typer.Option("--report", metavar="FILE", help="Write the audit as one HTML file with plots.")
 ]
+Wide = Annotated[bool, typer.Option("--wide", help="All columns, however wide.")]
 Json = Annotated[bool, typer.Option("--json", help="The answer as JSON.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only the answer, notes and errors.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="More detail.")]

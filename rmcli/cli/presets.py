@@ -13,6 +13,7 @@ from rmcli.cli.options import (
     Quiet,
     Settings,
     Verbose,
+    Wide,
     reports,
     same_configuration,
     say_next,
@@ -40,6 +41,7 @@ def presets_command(
     config: ConfigFiles = None,
     set_: Settings = None,
     dry_run: DryRun = False,
+    wide: Wide = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -71,7 +73,7 @@ def presets_command(
         for r, about in every
     ]
     columns = ["preset", "backbone", "embedding rows", "reward token", "id", "pad", "lr", "verified"]
-    output.table(columns, rows, to_answer=True)
+    output.table(columns, rows, to_answer=True, keep=("preset", "backbone", "verified"), wide=wide)
     output.say("next: rmcli presets show NAME")
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 NUM_SHOWN = 10
+NARROW = ("rank", "id", "token", "kind", "norm", "in corpus")
 
 
 # --- the configured token ---
@@ -45,16 +46,16 @@ def compare_configured(
 # --- showing ---
 
 
-def show(report: Report, everything: bool) -> None:
+def show(report: Report, everything: bool, wide: bool = False) -> None:
     """The table, the verdict in words and the lines to paste."""
     rows = "unknown" if report.num_embedding_rows is None else f"{report.num_embedding_rows:,}"
     output.answer(f"{report.name}: {report.num_tokens:,} tokens, embedding rows {rows}")
     for missing in report.not_looked_at:
-        output.answer(f"not looked at: {missing}")
+        output.prose(f"not looked at: {missing}")
     for line in [*rows_lines(report), *corpus_lines(report)]:
-        output.answer(line)
+        output.prose(line)
     limit = len(report.candidates) if everything else NUM_SHOWN
-    _show_table(report, report.candidates[:limit])
+    _show_table(report, report.candidates[:limit], wide)
     if len(report.candidates) > limit:
         output.answer(f"{len(report.candidates) - limit:,} more with --all")
     if everything and report.ruled_out:
@@ -62,9 +63,10 @@ def show(report: Report, everything: bool) -> None:
             ["ruled out", "token", "why"],
             [[str(c.id), c.token, evidence.why_ruled_out(c)] for c in report.ruled_out],
             to_answer=True,
+            wide=wide,
         )
     for line in verdict_lines(report):
-        output.answer(line)
+        output.prose(line)
     output.answer(f"\n[model]\n{report.best.toml()}")
 
 
@@ -93,7 +95,7 @@ def corpus_lines(report: Report) -> list[str]:
     return [f"corpus {corpus.source}: {corpus.num_texts:,} {what}, {corpus.num_tokens:,} tokens{unreadable}"]
 
 
-def _show_table(report: Report, candidates: Sequence[Evidence]) -> None:
+def _show_table(report: Report, candidates: Sequence[Evidence], wide: bool) -> None:
     columns = ["rank", "id", "token", "kind", "special", "typed text"]
     columns += ["norm", "nearest"] if report.rows is not None else []
     columns += ["in corpus"] if report.corpus is not None else []
@@ -104,7 +106,8 @@ def _show_table(report: Report, candidates: Sequence[Evidence]) -> None:
         row += [_norm(c), _nearest(c)] if report.rows is not None else []
         row += ["-" if c.occurrences is None else str(c.occurrences)] if report.corpus is not None else []
         table.append(row)
-    output.table(columns, table, to_answer=True)
+    keep = ("rank", "id", "token", "kind", "typed text", "in corpus") if report.rows is None else NARROW
+    output.table(columns, table, to_answer=True, keep=keep, wide=wide)
 
 
 def _typed(candidate: Evidence) -> str:

@@ -20,6 +20,7 @@ NEW_TOKEN = "<|reward|>"
 NUM_ORDINARY_ROWS = 256
 ROWS_PER_RUN = 8  # ordinary rows come in runs of neighbours: 32 requests over a network, not 256
 NEAR_ZERO = 0.01  # of the median norm
+ORDINARY_NORM = 2  # medians at most, and as many times below at most: nearly all ordinary rows lie between
 SAME_ROW_COSINE = 0.9999  # quantization and rounding leave rows that were never trained apart this close
 
 # Names whose maker set them aside; [PADn] is how llama.cpp names a row without a token.
@@ -377,10 +378,18 @@ def why_first(best: Evidence) -> list[str]:
     elif best.same_row_as:
         said.append(f"its row is the same as those of {_short(best.same_row_as)}: never trained apart")
     elif best.norm_ratio is not None:
-        said.append(f"its row has an ordinary norm ({best.norm_ratio:.2f} of the median)")
+        said.append(_norm_words(best.norm_ratio))
     if best.typed_when_split:
         said.append("text that holds it becomes it, so prepare rejects such rows")
     return said
+
+
+def _norm_words(ratio: float) -> str:
+    """Of a row that is neither near zero nor shared: whether it looks like those of ordinary tokens."""
+    if 1 / ORDINARY_NORM <= ratio <= ORDINARY_NORM:
+        return f"its row has an ordinary norm ({ratio:.2f} of the median)"
+    than = "longer" if ratio > 1 else "shorter"
+    return f"its row is {than} than ordinary ones ({ratio:.2f} of the median norm): it may have been trained"
 
 
 def why_ruled_out(candidate: Evidence) -> str:

@@ -349,6 +349,16 @@ def test_what_is_used_or_outside_is_no_candidate():
     assert ranked(special(1, "<a>", used_by=("pad",)), special(2, "<b>", inside=False), special(3, "<c>")) == [3]
 
 
+def test_a_norm_is_called_ordinary_only_where_it_is():
+    for ratio, words in (
+        (0.6, "its row has an ordinary norm (0.60 of the median)"),
+        (1.9, "its row has an ordinary norm (1.90 of the median)"),
+        (3.35, "its row is longer than ordinary ones (3.35 of the median norm): it may have been trained"),
+        (0.2, "its row is shorter than ordinary ones (0.20 of the median norm): it may have been trained"),
+    ):
+        assert words in evidence.why_first(special(1, "<a>", norm=ratio, norm_ratio=ratio, near_zero=False))
+
+
 def test_words_that_look_reserved_are_none():
     assert [evidence._kind(token, False) for token in ("unused", "Ġreserved", "<unused0>")] == [
         None,
