@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,7 @@ def write_page(figures: Mapping[str, Any], target: OutputFile) -> None:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
+    environment.tests["figure"] = _is_figure
     width = EXCERPT_CHARACTERS
     text = environment.get_template("page.html").render(
         figures=figures,
@@ -68,6 +70,11 @@ def write_page(figures: Mapping[str, Any], target: OutputFile) -> None:
     )
     with target.open() as file:
         file.write(text)
+
+
+def _is_figure(cell: object) -> bool:
+    """Numbers, and what reads as one: 96.4%, 1.57, 15/9, a dash for none."""
+    return isinstance(cell, int | float) or bool(re.fullmatch(r"-|[\d.,]+%?(/[\d.,]+)?", str(cell)))
 
 
 def _plots(figures: Mapping[str, Any]) -> list[Any]:

@@ -47,6 +47,7 @@ def run(
     figures: Figures = {
         "folder": str(folder),
         "preset": manifest["preset"],
+        "rows": manifest.get("rows", {}),
         "rows_left_out": dict(sorted(_reject_reasons(folder).items())),
         "rows_noted": dict(_noted(manifest)),
         "excerpts": text.note,

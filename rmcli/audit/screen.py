@@ -1,50 +1,96 @@
 """The figures as tables on the screen."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rmcli import output
+from rmcli.rows.accounting import equation
 
 EXCERPT_CHARACTERS = 60
+SOURCES_IN_BRIEF = 5
 
 
 def show(figures: Mapping[str, Any], *, brief: bool) -> None:
-    """As the answer of `rmcli audit`, or in brief as talk at the end of `rmcli prepare`."""
-    to_answer = not brief
-    write = output.answer if to_answer else output.say
-    output.table(
-        ["tokens", "split", "number", "mean", "10 %", "half", "90 %", "99 %", "longest"],
-        length_rows(figures),
-        to_answer=to_answer,
-        title="lengths: so many per cent are at most as long",
-    )
+    """As the answer of `rmcli audit`, or in brief as talk at the end of `rmcli prepare`, after its account."""
     if brief:
-        shares = (f"{name} {one['prompt_share']:.1%}" for name, one in figures["splits"].items() if one["groups"])
-        write(f"prompt share of all tokens, unshared: {', '.join(shares)}")
-    else:
-        columns = ["split", "groups", "packs", "pack fill", "prompt share", "sharing ratio", "truncated"]
-        output.table(columns, split_rows(figures), to_answer=True, title="splits")
+        _show_brief(figures)
+        return
+    _show_lengths(figures, list(figures["splits"]), to_answer=True)
+    columns = ["split", "groups", "packs", "pack fill", "prompt share", "sharing ratio", "truncated"]
+    output.table(columns, split_rows(figures), to_answer=True, title="splits")
     output.table(
         ["source", "groups", "longer wins", "longer", "shorter", "same length", "ties"],
-        source_rows(figures),
-        to_answer=to_answer,
+        [[as_typed(name), *values] for name, *values in source_rows(figures)],
+        to_answer=True,
         title="does the longer answer win?",
     )
     for line in summary_lines(figures):
-        write(line)
-    if brief:
-        for line in extreme_lines(figures):
-            write(line)
-        write(f"their texts, and how conversations end: rmcli audit {figures['folder']}")
-    else:
-        _show_endings(figures)
-        _show_rows(figures)
-    if figures["findings"]:
-        write("look at:")
-        for finding in figures["findings"]:
-            write(f"  - {finding}")
-    else:
+        output.answer(line)
+    _show_endings(figures)
+    _show_rows(figures)
+    _show_findings(figures, output.answer)
+    if figures["rows"]:
+        output.answer(equation(figures["rows"]))
+
+
+def _show_brief(figures: Mapping[str, Any]) -> None:
+    """A screen at most: the training split's lengths, a line for every other figure."""
+    filled = [name for name, one in figures["splits"].items() if one["groups"]]
+    _show_lengths(figures, filled[:1], to_answer=False)
+    shares = (f"{name} {figures['splits'][name]['prompt_share']:.1%}" for name in filled)
+    output.say(f"prompt share of all tokens, unshared: {', '.join(shares)}")
+    sources = source_rows(figures)
+    for name, groups, share, *_ in sources[:SOURCES_IN_BRIEF]:
+        found = "no two of different lengths" if share == "-" else f"in {share} of the decided comparisons"
+        output.say(f"does the longer answer win? {found} ({as_typed(name)}, {groups:,} groups)")
+    if len(sources) > SOURCES_IN_BRIEF:
+        output.say(f"... and {len(sources) - SOURCES_IN_BRIEF} more sources")
+    for line in (*summary_lines(figures), *extreme_lines(figures)):
+        output.say(line)
+    output.say(f"their texts, and how conversations end: rmcli audit {figures['folder']}")
+    _show_findings(figures, output.say)
+
+
+def _show_lengths(figures: Mapping[str, Any], splits: Sequence[str], *, to_answer: bool) -> None:
+    output.table(
+        ["tokens", "split", "number", "mean", "10 %", "half", "90 %", "99 %", "longest"],
+        [row for row in length_rows(figures) if row[1] in splits],
+        to_answer=to_answer,
+        title="lengths: so many per cent are at most as long",
+    )
+
+
+def _show_findings(figures: Mapping[str, Any], write: Callable[[str], None]) -> None:
+    if not figures["findings"]:
         write("nothing in these figures calls for a look")
+        return
+    write("look at:")
+    for finding in figures["findings"]:
+        write(f"  - {finding}")
+
+
+def as_typed(source: str) -> str:
+    """A path below the current folder as it is typed there: manifests hold absolute ones."""
+    here = Path.cwd()
+    path = Path(source)
+    return str(path.relative_to(here)) if path.is_absolute() and path.is_relative_to(here) else source
+
+
+def cut_end(text: str, width: int) -> str:
+    """The beginning, at most `width` characters, to the end of a word."""
+    if len(text) <= width:
+        return text
+    whole = text[: width + 1].rpartition(" ")[0]
+    return whole if len(whole) > width // 3 else text[:width]
+
+
+def cut_start(text: str, width: int) -> str:
+    """The end, at most `width` characters, from the beginning of a word."""
+    if len(text) <= width:
+        return text
+    whole = text[-width - 1 :].partition(" ")[2]
+    return whole if len(whole) > width // 3 else text[-width:]
 
 
 def length_rows(figures: Mapping[str, Any]) -> list[list[Any]]:
@@ -129,8 +175,8 @@ def extreme_rows(entries: list[dict[str, Any]], width: int) -> list[list[Any]]:
             one["tokens"],
             one["reply_tokens"],
             f"{one['longest_reply']:,}/{one['shortest_reply']:,}",
-            one["before_reply"][-width:],
-            one["reply"][:width],
+            cut_start(one["before_reply"], width),
+            cut_end(one["reply"], width),
         ]
         for one in entries
     ]
@@ -162,8 +208,8 @@ def near_rows(figures: Mapping[str, Any], width: int) -> list[list[Any]]:
             one["eval_row_id"],
             one["train_row_id"],
             f"{one['similarity']:.2f}",
-            one["eval_prompt_end"][-width:],
-            one["train_prompt_end"][-width:],
+            cut_start(one["eval_prompt_end"], width),
+            cut_start(one["train_prompt_end"], width),
         ]
         for one in figures["near_duplicate_prompts"]["listed"]
     ]

@@ -196,7 +196,7 @@ class TokenEngine:
                     f"data.tokenizer_engine = 'gigatoken': {error}", f"install it: {install_command('fast')}"
                 ) from error
         except (RuntimeError, ValueError, TypeError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0].partition(": [")[0]  # no regexes
             tell = output.warn if wanted == "gigatoken" else output.say  # auto asked for nothing that is refused
             tell(f"gigatoken refuses this tokenizer ({reason}): encoding with transformers")
 

@@ -44,7 +44,7 @@ def test_copies_that_a_weight_makes_are_listed_once(tmp_path):
     copied = group([1, 2], [3, 4, 9], [9], row_id=0)
     other = group([7, 2], [3, 9], [9], row_id=1)
     extremes = audited(tmp_path / "set", [[copied, other], [copied], [copied]])["extremes"]
-    for name, expected in (("longest", [(0, 0), (1, 0), (0, 1), (1, 1)]), ("longest_ratio", [(0, 1), (1, 1)])):
+    for name, expected in (("longest", [(0, 0), (1, 0)]), ("longest_ratio", [(0, 1), (1, 1)])):
         assert [(entry["row_id"], entry["conversation"]) for entry in extremes[name]] == expected
 
 
@@ -348,10 +348,48 @@ def test_prepare_prints_the_audit_unless_told_not_to(cli, prepared):
     assert "duplicates by token ids: 0 groups, 0 in both splits" in result.stderr
     assert "rows left out: 1 duplicate" in result.stderr
     assert result.stdout == "out\n"
-    assert len(result.stderr.splitlines()) < 60  # one screen with what prepare itself says
+    audit = result.stderr.split("lengths: so many")[1].split("next: ")[0]
+    assert len(audit.splitlines()) < 25
     without = cli(*PREPARE, "--overwrite", "--no-audit")
     assert "does the longer answer win?" not in without.stderr
     assert "audit" not in json.loads(cli(*PREPARE, "--overwrite", "--no-audit", "--json").stdout)
+
+
+def test_a_row_stands_once_in_a_list_by_its_most_extreme_answer(tmp_path):
+    even = group([1, 2], [3, 9], [4, 9], row_id=0)
+    long_second = group([1, 3], [3, 9], [4, 5, 6, 9], row_id=1)
+    extremes = audited(tmp_path / "set", [[even, long_second]])["extremes"]
+    found = {name: [(entry["row_id"], entry["conversation"]) for entry in extremes[name]] for name in extremes}
+    assert found["longest"] == [(1, 1), (0, 0)]
+    assert found["shortest_reply"] == [(0, 0), (1, 0)]
+    assert found["longest_ratio"] == [(1, 0)]  # answers of equal lengths do not differ
+
+
+def test_the_account_is_the_last_line_and_paths_are_as_typed(cli, prepared):
+    lines = cli("audit", "out").stdout.splitlines()
+    assert lines[-1] == "rows: 41 in = 40 kept + 0 rejected + 1 duplicates + 0 not taken"
+    assert any(line.split()[:2] == ["rows.jsonl", "40"] for line in lines)
+
+
+def test_excerpts_are_cut_at_words():
+    text = "one two three four"
+    assert (screen.cut_end(text, 9), screen.cut_start(text, 9)) == ("one two", "four")
+    assert (screen.cut_end(text, 7), screen.cut_start(text, 10)) == ("one two", "three four")
+    assert (screen.cut_end(text, 18), screen.cut_start(text, 18)) == (text, text)
+    assert (screen.cut_end("x" * 30, 9), screen.cut_start("日" * 30, 9)) == ("x" * 9, "日" * 9)
+
+
+def test_the_page_is_made_for_phones_and_dark_screens(cli, prepared):
+    cli("audit", "out", "--report", "one.html")
+    text = Path("one.html").read_text()
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in text
+    assert "prefers-color-scheme: dark" in text
+    assert text.count("<table>") == text.count('<div class="wide"><table>') > 5
+    assert ".wide { overflow-x: auto; }" in text
+    figures = re.findall(r"<td( class=\"number\")?>([^<]*)</td>", text)
+    assert len(figures) > 100
+    for marked, cell in figures:
+        assert bool(marked) == bool(re.fullmatch(r"-|[\d.,]+%?(/[\d.,]+)?", cell)), cell
 
 
 def test_audit_answers_on_stdout_and_in_json(cli, prepared):

@@ -14,7 +14,7 @@ KINDS = ("longest", "longest_ratio", "shortest_reply")
 
 
 class _Extreme:
-    """The few conversations with the largest value; of equal ones the earliest rows. Copies of a row count once."""
+    """The few rows with the largest value, each by its most extreme conversation; of equal ones the earliest rows."""
 
     def __init__(self) -> None:
         self._offered = 0
@@ -23,16 +23,21 @@ class _Extreme:
     def offer(self, values: np.ndarray, row_ids: np.ndarray, describe: Callable[[int], Figures]) -> None:
         """`values` and `row_ids` (N,) of some packs; `describe(n)` is called for those that are kept."""
         worst = self._kept[0][0] if len(self._kept) == NUM_EXTREMES else -np.inf
-        for index in np.flatnonzero(values >= worst).tolist():
+        for index in np.flatnonzero((values >= worst) & (values > -np.inf)).tolist():
             key = (float(values[index]), -int(row_ids[index]), -(self._offered + index))
             if len(self._kept) < NUM_EXTREMES or key > self._kept[0][:3]:
                 self._keep((*key, describe(index)))
         self._offered += len(values)
 
     def _keep(self, entry: tuple[float, int, int, Figures]) -> None:
-        value, row, _, described = entry
-        if any((value, row, described["conversation"]) == (k[0], k[1], k[3]["conversation"]) for k in self._kept):
-            return  # another copy of a row that its source's weight repeats
+        value, row, _, _ = entry
+        same = next((kept for kept in self._kept if kept[1] == row), None)
+        if same is not None:  # its other answers, and copies that its source's weight makes
+            if value > same[0]:
+                self._kept.remove(same)
+                heapq.heapify(self._kept)
+                heapq.heappush(self._kept, entry)
+            return
         push = heapq.heappush if len(self._kept) < NUM_EXTREMES else heapq.heapreplace
         push(self._kept, entry)
 
@@ -85,11 +90,12 @@ class Extremes:
         rows = packs.row_ids[packs.group_of]
         self.kinds["longest"].offer(conversations, rows, describe)
         self.kinds["shortest_reply"].offer(-replies, rows, describe)
-        self.kinds["longest_ratio"].offer(longest / shortest, packs.row_ids, describe_shortest_of)
+        apart = np.where(longest > shortest, longest / shortest, -np.inf)  # equal lengths do not differ at all
+        self.kinds["longest_ratio"].offer(apart, packs.row_ids, describe_shortest_of)
 
     @staticmethod
     def figures(parts: Sequence["Extremes"], text: Text) -> dict[str, list[Figures]]:
-        """Ten of each kind over all splits, with the end of what came before the reply and how the reply begins."""
+        """Ten rows of each kind over all splits, with the end of what came before the reply and its beginning."""
         return {
             kind: [
                 {
