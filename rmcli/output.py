@@ -7,6 +7,8 @@ import os
 import shutil
 import sys
 import textwrap
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TextIO
@@ -67,6 +69,59 @@ def give_up(stream: TextIO) -> None:
         os.close(nowhere)
 
 
+_SHOWN_AFTER, _EVERY = 0.5, 0.25  # seconds: what is quick says nothing
+_CLEAR = "\r\x1b[2K"
+
+
+class _Status:
+    """One line below all others, drawn by a thread; every writer to the terminal clears it first."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self._text: str | None = None
+        self._since = 0.0
+        self._drawn = False
+        self._thread: threading.Thread | None = None
+
+    def set(self, text: str | None) -> None:
+        """What goes on from now; None: nothing that is shown."""
+        with self.lock:
+            self.clear()
+            self._text, self._since = text, time.monotonic()
+            if text is not None and self._thread is None:
+                self._thread = threading.Thread(target=self._draw_again_and_again, daemon=True)
+                self._thread.start()
+
+    def clear(self) -> None:
+        """Take the line away; it comes back while the same goes on."""
+        with self.lock:
+            if self._drawn:
+                self._put(_CLEAR)
+                self._drawn = False
+
+    def _draw_again_and_again(self) -> None:
+        while True:
+            time.sleep(_EVERY)
+            with self.lock:
+                if self._text is None:
+                    self._thread = None
+                    return
+                seconds = time.monotonic() - self._since
+                if seconds >= _SHOWN_AFTER:
+                    self._put(f"{_CLEAR}{self._text[:60]} ... {seconds:.0f} s")
+                    self._drawn = True
+
+    def _put(self, text: str) -> None:
+        try:
+            sys.stderr.write(text)
+            sys.stderr.flush()
+        except (OSError, ValueError):  # the terminal is gone
+            self._text = None
+
+
+_status = _Status()
+
+
 class _Stdout:
     def write(self, text: str) -> None:
         _put_answer(text, flush=False)
@@ -77,6 +132,7 @@ class _Stdout:
 
 def _put_answer(text: str, flush: bool = True) -> None:
     """Raises RmcliError where stdout takes no more, BrokenPipeError where nobody reads it."""
+    _status.clear()
     try:
         sys.stdout.write(text)
         if flush:
@@ -90,11 +146,13 @@ def _put_answer(text: str, flush: bool = True) -> None:
 
 def _put_talk(text: str) -> None:
     """Where stderr takes no more, the work goes on in silence."""
-    try:
-        sys.stderr.write(text)
-        sys.stderr.flush()
-    except OSError:
-        give_up(sys.stderr)
+    with _status.lock:
+        _status.clear()
+        try:
+            sys.stderr.write(text)
+            sys.stderr.flush()
+        except OSError:
+            give_up(sys.stderr)
 
 
 def answer(text: str) -> None:
@@ -111,6 +169,12 @@ def answer_json(value: Any, to_stderr: bool = False) -> None:
 def answer_stream() -> Lines:
     """stdout, for a command whose answer is a stream of lines."""
     return _Stdout()
+
+
+def doing(text: str | None) -> None:
+    """On a terminal, shown with the seconds it takes, from half a second on; None: nothing, or a bar shows it."""
+    if text is None or draws_bar():
+        _status.set(text)
 
 
 def say(text: str = "") -> None:
@@ -278,5 +342,6 @@ def progress(description: str, total: int | None, unit: str = "") -> Iterator[Pr
         *([SpeedColumn()] if unit else []),
         rich_progress.TimeRemainingColumn(),
     )
+    doing(None)  # a bar says it
     with rich_progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         yield Progress(bar, bar.add_task(description, total=total))

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rmcli import output
 from rmcli.audit.figures.contradictions import Contradictions
 from rmcli.audit.figures.duplicates import Duplicates
 from rmcli.audit.figures.extremes import Extremes
@@ -39,6 +40,7 @@ def run(
     that is said and excerpts are ids. `prepared_with` is that tokenizer where it is at hand. Raises RmcliError when
     the folder is no prepared data or is damaged.
     """
+    output.doing(f"auditing {folder}")
     manifest = read_manifest(folder)
     text = Text.of(model, manifest) if prepared_with is None else Text.by(prepared_with.tokenizer)
     splits = {split: Split(PackedSplit(folder, split), split, text) for split in SPLITS}

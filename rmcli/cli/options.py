@@ -38,8 +38,12 @@ def reports(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def wrapper(*arguments: Any, **options: Any) -> None:
         output.set_verbosity(options.get("verbose", False) - options.get("quiet", False))
-        with one_line_for_everything():
-            command(*arguments, **options)
+        output.doing("starting")
+        try:
+            with one_line_for_everything():
+                command(*arguments, **options)
+        finally:
+            output.doing(None)
 
     return wrapper
 

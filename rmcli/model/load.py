@@ -38,6 +38,7 @@ def load_model(
     """
     name = model.pretrained_model_name_or_path
     assert name is not None
+    output.doing(f"loading the weights of {name}")
     register()
     config = load_model_config(model)
     architectures.ensure_classifier(config)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rmcli import output
 from rmcli.backbones.internlm2.auto import AutoConfig, AutoTokenizer
 from rmcli.backbones.pretrained import check_config, from_pretrained
 from rmcli.config.presets import preset_reward_tokens, pretrained_arguments
@@ -160,6 +161,7 @@ def load_tokenizer(model: ModelSection) -> RewardTokenizer:
 
     Raises ConfigError when the token is not set, unknown, of another id, outside the embedding, or in other use.
     """
+    output.doing(f"loading the tokenizer of {model.pretrained_model_name_or_path}")
     config = load_model_config(model)
     return resolve_reward_token(load_bare_tokenizer(model), model, config.get_text_config().vocab_size, config)
 
