@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 CODE = """
 import sys, time
 from rmcli import output
@@ -51,6 +53,7 @@ def test_off_a_terminal_nothing_is_drawn():
     assert (result.stdout, result.stderr) == ("", "loaded\ndone\n")
 
 
+@pytest.mark.slow
 def test_a_command_names_what_it_loads(tiny_run, tmp_path):
     (tmp_path / "in.jsonl").write_text('{"prompt": "Sort: 2 1", "chosen": "1 2", "rejected": "2 1"}\n')
     command = [sys.executable, "-m", "rmcli", "score", str(tiny_run.model), str(tmp_path / "in.jsonl")]

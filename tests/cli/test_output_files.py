@@ -104,6 +104,7 @@ def test_stdin_is_an_input_too(folder, tiny_run):
     assert result.stderr.startswith("error: in.jsonl is stdin: it would be replaced\n")
 
 
+@pytest.mark.slow
 def test_stdout_appended_to_the_input_is_refused(folder, tiny_run):
     command = [sys.executable, "-m", "rmcli", "score", str(tiny_run.model), "in.jsonl"]
     with Path("in.jsonl").open("ab") as rows:
@@ -171,6 +172,7 @@ def test_what_a_killed_command_left_is_cleared(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [".out.txt.tmp-1", "out.txt"]
 
 
+@pytest.mark.slow
 def test_sigterm_leaves_no_temporary(folder, tiny_run):
     command = [sys.executable, "-m", "rmcli", "score", str(tiny_run.model), "-", "-o", "scores.jsonl"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
