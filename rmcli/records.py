@@ -3,14 +3,15 @@
 row -map_fn-> PreferenceGroup -encode-> TokenGroup -pack-> Pack
 """
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
 
 
 class Message(TypedDict):
-    """One turn of a conversation."""
+    """One turn of a conversation. It may have further keys, such as `reasoning_content`, for the chat template."""
 
     role: str
     content: str
@@ -23,9 +24,17 @@ Conversation = tuple[Message, ...]
 BatchKind = Literal["packed", "single", "padded"]
 
 
-def as_dicts(conversation: Conversation) -> list[dict[str, str]]:
+OWN_KEYS = frozenset({"role", "content"})  # of every message; others are a chat template's
+
+
+def as_dicts(conversation: Conversation) -> list[dict[str, Any]]:
     """The conversation as chat templates take it."""
-    return [{"role": message["role"], "content": message["content"]} for message in conversation]
+    return [dict(message) for message in conversation]
+
+
+def more_of(message: Message) -> dict[str, Any]:
+    """What a message has beside role and content."""
+    return {} if len(message) == 2 else {key: value for key, value in message.items() if key not in OWN_KEYS}
 
 
 class Comparison(NamedTuple):
@@ -53,12 +62,14 @@ class PreferenceGroup:
     """K whole conversations about one prompt and what is known of them.
 
     K = 2 with PAIR is a plain pair: conversations[0] is chosen, conversations[1] is rejected. K = 1 is a
-    conversation that is only scored.
+    conversation that is only scored. `template_arguments`: what the chat template gets beside the messages: `tools`
+    (a list), and names of its own such as `enable_thinking`.
     """
 
     conversations: tuple[Conversation, ...]
     weight: float = 1.0
     comparisons: tuple[Comparison, ...] = PAIR
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +130,8 @@ class RawRow:
 class Reject:
     """A row left out: why, where, and how its text begins.
 
-    `detail`: what the map function ran into. `repeats`: `file:line` of the row that a duplicate repeats.
+    `detail`: the field it is about, or what the map function ran into; `raised_at`: where in a user's own function.
+    `repeats`: `file:line` of the row that a duplicate repeats.
     """
 
     reason: str
@@ -128,3 +140,4 @@ class Reject:
     text: str
     detail: str | None = None
     repeats: str | None = None
+    raised_at: str | None = None

@@ -16,11 +16,12 @@ from jinja2.exceptions import TemplateError
 
 from rmcli import output
 from rmcli.errors import ConfigError
-from rmcli.records import PAIR, Comparison, Conversation, PreferenceGroup, TokenGroup
+from rmcli.records import PAIR, Comparison, Conversation, PreferenceGroup, TokenGroup, more_of
 from rmcli.tokens import chat_templates, truncation
 from rmcli.tokens.control_tokens import ControlTokens
 from rmcli.tokens.engines import EngineName, TokenEngine
 from rmcli.tokens.rendering import Renderer
+from rmcli.tokens.template_reads import TemplateReads, reads_of
 from rmcli.tokens.tokenizer import CHAT_TEMPLATE_HINT, RewardTokenizer
 
 _encode = JSONEncoder(ensure_ascii=False).encode  # json.dumps would make one for each call
@@ -90,6 +91,10 @@ class Encoder:
     def control(self) -> ControlTokens:
         return ControlTokens(self.reward.tokenizer)
 
+    @cached_property
+    def template_reads(self) -> TemplateReads:
+        return reads_of(self.reward.tokenizer)
+
     def encode(self, groups: Sequence[PreferenceGroup]) -> list[TokenGroup | str]:
         """Per group its tokens, or the reason it is left out. Row and source ids are the caller's to set."""
         texts: list[str] = []
@@ -100,7 +105,7 @@ class Encoder:
                 results.append(problem)
                 continue
             try:
-                rendered = [self.renderer.render(conversation) for conversation in group.conversations]
+                rendered = [self.renderer.render(talk, group.template_arguments) for talk in group.conversations]
             except TemplateError as error:
                 self._say_first_refusal(str(error))
                 results.append("template_error")
@@ -120,8 +125,11 @@ class Encoder:
             output.warn(f"the chat template refuses a conversation: {' '.join(error.split())}")
 
     def _problem(self, group: PreferenceGroup) -> str | None:
+        for name in group.template_arguments:
+            if name not in self.template_reads.arguments:
+                return f"unread_column {'tools' if name == 'tools' else f'chat_template_kwargs.{name}'}"
         for conversation in group.conversations:
-            if sum(len(message["content"]) for message in conversation) > self.max_characters:
+            if sum(map(len, _texts_of(conversation))) > self.max_characters:
                 return "too_long_text"
             if not conversation:
                 return "empty_conversation"
@@ -131,7 +139,7 @@ class Encoder:
                 return "no_assistant_reply"
             if not conversation[-1]["content"].strip():
                 return "empty_reply"
-            contents = [message["content"] for message in conversation]
+            contents = _texts_of(conversation)
             # Of all contents at once the answer is almost always no.
             if self.reward.stands_in("\n".join(contents)) and any(map(self.reward.stands_in, contents)):
                 return "reward_token_in_text"
@@ -143,7 +151,7 @@ class Encoder:
         return None
 
     def _has_control_token(self, conversation: Conversation) -> bool:
-        return self.control.first_in("\n".join([message["content"] for message in conversation])) is not None
+        return self.control.first_in("\n".join(_texts_of(conversation))) is not None
 
     def _noted(self, group: PreferenceGroup, rendered: Sequence[str]) -> tuple[str, ...]:
         """Which of NOTED hold for the group."""
@@ -208,8 +216,9 @@ class Encoder:
         """Every member loses the same tokens of the shared prompt, so that all still answer one prompt."""
         tokenizer = self.reward.tokenizer
         bos = str(tokenizer.bos_token or "")
+        render = lambda talk: self.renderer.render(talk, group.template_arguments)  # noqa: E731
         shared = num_shared_messages(group)
-        prompt = truncation.find_prompt(group.conversations[0], shared, bos, self.renderer.render)
+        prompt = truncation.find_prompt(group.conversations[0], shared, bos, render)
         if prompt is None:
             return None
         num_bos = int(token_ids[0][0] == tokenizer.bos_token_id)
@@ -217,6 +226,12 @@ class Encoder:
 
     def _decode(self, ids: np.ndarray) -> str:
         return str(self.reward.tokenizer.decode(ids.tolist(), clean_up_tokenization_spaces=False))
+
+
+def _texts_of(conversation: Conversation) -> list[str]:
+    """What the messages say, and what stands in their further keys."""
+    said = [message["content"] for message in conversation]
+    return said + [str(value) for message in conversation for value in more_of(message).values()]
 
 
 def _is_whole(reply: str, text: str) -> bool:
@@ -291,16 +306,19 @@ def is_held_out(prompt: Conversation, eval_fraction: float, eval_seed: int = 0) 
 def group_key(group: PreferenceGroup) -> bytes:
     """16 bytes that are equal for exact duplicates: the same texts with the same verdict."""
     texts = "\n".join(map(_as_key, group.conversations))
-    return sha256(f"{texts}\n{group.comparisons}".encode()).digest()[:16]
+    arguments = f"\n{_encode(group.template_arguments)}" if group.template_arguments else ""
+    return sha256(f"{texts}\n{group.comparisons}{arguments}".encode()).digest()[:16]
 
 
 def _is_same(one: Conversation, other: Conversation) -> bool:
-    """Whether role for role and content for content they are equal. They differ at the end when they do."""
-    return len(one) == len(other) and all(
-        a["content"] == b["content"] and a["role"] == b["role"]
-        for a, b in zip(reversed(one), reversed(other), strict=True)
-    )
+    """Whether message for message they are equal. They differ at the end when they do."""
+    return len(one) == len(other) and all(a == b for a, b in zip(reversed(one), reversed(other), strict=True))
 
 
 def _as_key(conversation: Conversation) -> str:
-    return _encode([[message["role"], message["content"]] for message in conversation])
+    return _encode(
+        [
+            [message["role"], message["content"], *([sorted(more_of(message).items())] if len(message) > 2 else [])]
+            for message in conversation
+        ]
+    )

@@ -7,7 +7,7 @@ template is rendered by `apply_chat_template`, always.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
@@ -29,26 +29,29 @@ _FOUND = re.compile("(\x0b\x0c)?\ue000([0-9]+)\ue001(\x0c\x0b)?")
 
 
 class Renderer:
-    """Renders whole conversations, without a generation prompt. Safe to use from several threads."""
+    """Renders whole conversations, without a generation prompt. Safe to use from several threads.
+
+    `template_arguments`, as a group has them, and messages with further keys are rendered by `apply_chat_template`.
+    """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self.tokenizer = tokenizer
         self.uses_skeletons = copies_contents(tokenizer.get_chat_template())
         self._skeletons: dict[tuple[str, ...], _Skeleton] = {}
 
-    def render(self, conversation: Conversation) -> str:
+    def render(self, conversation: Conversation, template_arguments: Mapping[str, Any] | None = None) -> str:
         """Raises jinja2's TemplateError where the template refuses the conversation."""
-        if not self.uses_skeletons:
-            return self.render_in_full(conversation)
+        if template_arguments or not self.uses_skeletons or any(len(message) > 2 for message in conversation):
+            return self.render_in_full(conversation, template_arguments)
         roles = tuple([message["role"] for message in conversation])
         skeleton = self._skeletons.get(roles)
         if skeleton is not None:
             return skeleton.fill(conversation)
         return self._render_first(roles, conversation)
 
-    def render_in_full(self, conversation: Conversation) -> str:
+    def render_in_full(self, conversation: Conversation, template_arguments: Mapping[str, Any] | None = None) -> str:
         """What `apply_chat_template` writes."""
-        return chat_templates.render(self.tokenizer, as_dicts(conversation))
+        return chat_templates.render(self.tokenizer, as_dicts(conversation), **(template_arguments or {}))
 
     def _render_first(self, roles: tuple[str, ...], conversation: Conversation) -> str:
         """The first conversation of these roles is rendered both ways."""
