@@ -28,11 +28,16 @@ class Interrupted(RmcliError):
 
 
 class Skip(Exception):
-    """Raised by a map function to leave a row out. The row is counted under `reason` and listed in rejects.jsonl."""
+    """Raised by a map function to leave a row out. The row is counted under `reason` and listed in rejects.jsonl.
 
-    def __init__(self, reason: str) -> None:
+    `detail` says there what it was about, such as a field; `raised_at` where in a user's own function it happened.
+    """
+
+    def __init__(self, reason: str, detail: str | None = None, raised_at: str | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.detail = detail
+        self.raised_at = raised_at
 
 
 @contextmanager

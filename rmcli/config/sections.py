@@ -173,6 +173,9 @@ class DataSection(Section):
     )
     eval_fraction: float = Field(0.05, ge=0, lt=1, description="share of prompts held out, by a hash of the prompt")
     eval_seed: int = Field(0, ge=0, description="another seed holds out other prompts")
+    allow_no_prompt: bool = Field(
+        False, description="take answers to no question: conversations in which no user says anything"
+    )
     keep_duplicates: bool = Field(False, description="keep exact duplicates of an earlier row")
     max_rejects: int | str | None = Field(
         None, description='stop when more rows are rejected: a number of rows, or a share such as "5%"'

@@ -14,7 +14,8 @@ from rmcli.packs.schema import FORMAT_VERSION
 from rmcli.packs.staging import put_back, put_back_all
 
 MANIFEST = "manifest.json"
-TEXTS = ("eval.jsonl", "rejects.jsonl")
+REJECTS = "rejects.jsonl"
+TEXTS = ("eval.jsonl", REJECTS)
 TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace"}  # file names may hold any bytes
 REQUIRED_KEYS = {"format_version", "splits", "shards", "manifest_sha256"}
 

@@ -5,6 +5,7 @@ written depends on the clock: the same input gives the same bytes. See docs/form
 """
 
 import json
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
@@ -17,7 +18,7 @@ import pyarrow as pa
 
 from rmcli import output
 from rmcli.errors import RmcliError
-from rmcli.packs.manifest import MANIFEST, TEXT, TEXTS, file_sha256, write_json, write_manifest, writing
+from rmcli.packs.manifest import MANIFEST, REJECTS, TEXT, TEXTS, file_sha256, write_json, write_manifest, writing
 from rmcli.packs.schema import FEATURES, FORMAT_VERSION, SCHEMA, SPLITS
 from rmcli.packs.staging import StagedFolder, put_back
 from rmcli.records import Pack, Reject
@@ -74,6 +75,11 @@ class PackWriter:
     def add_reject(self, reject: Reject) -> None:
         known = {key: value for key, value in asdict(reject).items() if value is not None}
         self._rejects.write(json.dumps(known, ensure_ascii=False) + "\n")
+
+    def save_rejects(self, file: Path) -> None:
+        """Copy the rejects so far to a file that stays when nothing else does. Raises OSError."""
+        self._rejects.flush()
+        shutil.copyfile(self._staged.path / REJECTS, file)
 
     def add_eval_text(self, conversations: Mapping[str, Any]) -> None:
         """One held-out pair as a canonical row, for `rmcli score`."""

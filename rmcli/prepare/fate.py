@@ -1,6 +1,7 @@
 """What becomes of a unit before it is tokenized: a group to encode, or left out: duplicate, not taken, rejected."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rmcli.config.sections import DataSection
@@ -11,6 +12,8 @@ from rmcli.records import Conversation, Message, PreferenceGroup
 from rmcli.rows.decontaminate import EvaluationPrompts
 from rmcli.rows.duplicates import Seen
 from rmcli.rows.map_fns.apply import apply
+from rmcli.rows.map_fns.cells import has_text_cells
+from rmcli.rows.map_fns.contract import Contract
 from rmcli.rows.map_fns.data_sets import canonical
 from rmcli.rows.map_fns.written_out import read_back
 from rmcli.tokens.encode import group_key, prompt_of
@@ -28,21 +31,27 @@ class Waiting:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Why a unit is no group. `repeats`: the place of the group it is a duplicate of."""
+    """Why a unit is no group. `repeats`: the place of the group it is a duplicate of; `about`: what a person is told
+    beside the reason. The others as `Reject` has them.
+    """
 
     reason: str
     detail: str | None = None
     repeats: str | None = None
+    raised_at: str | None = None
+    about: str | None = None
 
 
 DUPLICATE, NOT_TAKEN = "duplicate", "not_taken"  # fates of their own, no reasons to reject
 
 
 class Fates:
-    """Decides, unit after unit: what it finds depends on the units before."""
+    """Decides, unit after unit: what it finds depends on the units before. `contracts`: one for each source."""
 
-    def __init__(self, data: DataSection, evaluation_prompts: EvaluationPrompts) -> None:
-        self.data, self.evaluation_prompts = data, evaluation_prompts
+    def __init__(
+        self, data: DataSection, evaluation_prompts: EvaluationPrompts, contracts: Sequence[Contract]
+    ) -> None:
+        self.data, self.evaluation_prompts, self.contracts = data, evaluation_prompts, contracts
         self.seen = Seen()
 
     def of(self, unit: Unit, source: MappedSource) -> Waiting | LeftOut:
@@ -52,10 +61,13 @@ class Fates:
             return LeftOut(problem)
         values = [row.value for row in unit.rows if row.value is not None]
         takes_several = source.map_function.rows_key is not None
+        contract = self.contracts[unit.rows[0].source_id]
+        text_cells = has_text_cells(unit.rows[0].file)
         try:
-            group = apply(source.map_function, values if takes_several else values[0], unit.place)
+            rows = values if takes_several else values[0]
+            group = apply(source.map_function, rows, unit.place, contract=contract, text_cells=text_cells)
         except Skip as skip:
-            return LeftOut(skip.reason, _what_was_raised(skip))
+            return _why(skip)
         if source.section.system is not None:
             group = replace(group, conversations=_with_system(group.conversations, source.section.system))
         if self.evaluation_prompts.texts and self.evaluation_prompts.overlap(prompt_of(group)):
@@ -94,6 +106,12 @@ def _with_system(conversations: tuple[Conversation, ...], system: str) -> tuple[
 
 def system_message(system: str) -> Message:
     return Message(role="system", content=system)
+
+
+def _why(skip: Skip) -> LeftOut:
+    detail = skip.detail or _what_was_raised(skip)
+    about = skip.detail if skip.raised_at is None else " at ".join(filter(None, (detail, skip.raised_at)))
+    return LeftOut(skip.reason, detail, raised_at=skip.raised_at, about=about)
 
 
 def _what_was_raised(skip: Skip) -> str | None:

@@ -14,6 +14,8 @@ from rmcli.prepare.job import Job, MappedSource
 from rmcli.prepare.units import Unit, in_chunks, units
 from rmcli.records import PAIR, PreferenceGroup, Reject, TokenGroup
 from rmcli.rows import accounting, decontaminate, sources
+from rmcli.rows.map_fns.beside import TOOLS
+from rmcli.rows.map_fns.contract import Contract
 from rmcli.tokens import engines
 from rmcli.tokens.encode import Encoder, is_held_out, prompt_of
 
@@ -29,7 +31,9 @@ class Filling:
         self.writer, self.job, self.encoder = writer, job, encoder
         self.data = job.resolved.config.data
         self.accounts = [accounting.Account(source.section.label) for source in job.sources]
-        self.fates = Fates(self.data, evaluation_prompts)
+        keys = encoder.template_reads.message_keys
+        self.contracts = [Contract(keys, self.data.allow_no_prompt) for _ in job.sources]
+        self.fates = Fates(self.data, evaluation_prompts, self.contracts)
         self.rows_read = self.units_read = 0  # of all shards
         self.first: list[TokenGroup] = []  # the first few kept, to be shown
         self.read_back = 0  # rows with texts that were read as messages
@@ -41,8 +45,12 @@ class Filling:
         total = sources.count_rows(sections, self.data.split) if output.draws_bar() else None
         total = None if total is None else total // self.data.num_shards
         with output.progress("prepare", total, unit="rows") as progress:
-            for source_id, source in enumerate(self.job.sources):
-                self._fill_from(source_id, source, progress)
+            try:
+                for source_id, source in enumerate(self.job.sources):
+                    self._fill_from(source_id, source, progress)
+            finally:
+                for source, contract in zip(self.job.sources, self.contracts, strict=True):
+                    contract.report(source.section.label)
         accounting.check_rejects(self.accounts, self.data.max_rejects, is_finished=True)
         self.windows.pack_what_is_left()
 
@@ -113,8 +121,7 @@ class Filling:
             elif isinstance(tokens, TokenGroup) and tokens.num_tokens <= self.data.max_packed_length:
                 self._keep(unit, fate, tokens, account, source.section.system)
             else:
-                why = LeftOut(tokens) if isinstance(tokens, str) else LeftOut("longer_than_pack")
-                self._leave_out(unit, why, account)
+                self._leave_out(unit, _why_not(tokens), account)
 
     def _leave_out(self, unit: Unit, fate: LeftOut, account: accounting.Account) -> None:
         if fate.reason == NOT_TAKEN:
@@ -124,8 +131,9 @@ class Filling:
             if fate.reason == DUPLICATE:
                 account.duplicates += 1
             else:
-                account.reject(fate.reason, f"{row.file}:{row.line}")
-            self.writer.add_reject(Reject(fate.reason, row.file, row.line, row.text, fate.detail, fate.repeats))
+                account.reject(fate.reason, f"{row.file}:{row.line}", fate.about)
+            reject = Reject(fate.reason, row.file, row.line, row.text, fate.detail, fate.repeats, fate.raised_at)
+            self.writer.add_reject(reject)
 
     def _keep(
         self, unit: Unit, fate: Waiting, tokens: TokenGroup, account: accounting.Account, system: str | None
@@ -177,6 +185,13 @@ class _Windows:
         self._num_packed[split] += 1
 
 
+def _why_not(tokens: TokenGroup | str | None) -> LeftOut:
+    if not isinstance(tokens, str):
+        return LeftOut("longer_than_pack")
+    about = "the chat template does not read it" if tokens.startswith("unread_column") else None
+    return LeftOut(tokens, about, about=about)
+
+
 def _is_full(account: accounting.Account, source: SourceSection) -> bool:
     return source.max_rows is not None and account.kept >= source.max_rows
 
@@ -186,6 +201,9 @@ def _as_canonical(group: PreferenceGroup) -> dict[str, Any]:
     prompt = prompt_of(group)
     shared = len(prompt) if all(talk[: len(prompt)] == prompt for talk in group.conversations) else 0
     responses = [talk[shared:] for talk in group.conversations]
+    arguments = {name: value for name, value in group.template_arguments.items() if name != TOOLS}
+    more = {TOOLS: group.template_arguments.get(TOOLS), "chat_template_kwargs": arguments}
+    more = {name: value for name, value in more.items() if value}
     if group.comparisons == PAIR:
-        return {"prompt": prompt[:shared], "chosen": responses[0], "rejected": responses[1]}
-    return {"prompt": prompt[:shared], "responses": responses, "comparisons": group.comparisons}
+        return {"prompt": prompt[:shared], "chosen": responses[0], "rejected": responses[1], **more}
+    return {"prompt": prompt[:shared], "responses": responses, "comparisons": group.comparisons, **more}

@@ -13,6 +13,7 @@ from rmcli.errors import ConfigError, RmcliError
 from rmcli.rows import sources
 from rmcli.rows.hints import hint_of_beginning
 from rmcli.rows.map_fns.apply import find_map_function
+from rmcli.rows.map_fns.cells import has_text_cells
 from rmcli.rows.map_fns.fields import MapFunction
 from rmcli.rows.map_fns.known import AUTO, recognise
 
@@ -48,9 +49,9 @@ def build_job(resolved: Resolved, folder: Path | None) -> Job:
         named = _default_sources(resolved)
     sources.check_sources(named, data.split)
     _check_caps(named, data)
-    mapped = tuple(_with_map_function(source, data) for source in named)
+    mapped = tuple(one for source in named for one in _with_map_function(source, data))
     functions = {source.map_fn for source in mapped}
-    if data.dataset_map_fn == AUTO and len(functions) == 1:
+    if data.dataset_map_fn in (AUTO, None) and len(functions) == 1:
         own = Layer("recognised by the columns", {"data": {"dataset_map_fn": mapped[0].map_fn}})
         resolved = relayer(resolved, own)
         data = resolved.config.data
@@ -96,26 +97,49 @@ def _default_sources(resolved: Resolved) -> list[SourceSection]:
     return [section]
 
 
-def _with_map_function(source: SourceSection, data: DataSection) -> MappedSource:
+def _with_map_function(source: SourceSection, data: DataSection) -> list[MappedSource]:
+    """The source with its map function; with auto, or where none is named, one for each file if they differ."""
     spec = source.dataset_map_fn or data.dataset_map_fn
-    if spec == AUTO:
-        spec = _recognised(source, data)
-        source = source.model_copy(update={"dataset_map_fn": spec})
-    return MappedSource(sources.absolute_source(source), str(spec), find_map_function(spec))
+    if spec not in (AUTO, None):
+        return [MappedSource(sources.absolute_source(source), spec, find_map_function(spec))]
+    return [
+        MappedSource(sources.absolute_source(one), name, find_map_function(name))
+        for one, name in _recognised(source, data)
+    ]
 
 
-def _recognised(source: SourceSection, data: DataSection) -> str:
-    """The map function whose schema the source's first readable row has, said aloud."""
-    first = sources.first_row(source, data.split)
-    if first is None or first.value is None:
+def _recognised(source: SourceSection, data: DataSection) -> list[tuple[SourceSection, str]]:
+    """The map function whose schema the first readable row has, said aloud. Of a folder, of each file.
+
+    Files of one schema stay one source. Raises ConfigError for files of several under one cap.
+    """
+    named: dict[str, str] = {}
+    unreadable = []
+    for file, row in sources.first_rows(source, data.split):
+        if row is None or row.value is None:
+            unreadable.append(file)
+            continue
+        try:
+            name = recognise(row.value, has_text_cells(row.file))
+        except ConfigError as error:
+            raise ConfigError(error.message, hint_of_beginning(row.file) or error.hint) from error
+        if name not in named.values():
+            columns = ", ".join(row.value)
+            output.say(f"map function {name}, recognised by the columns {columns} of {row.file}:{row.line}")
+        named[file] = name
+    if not named:
         found = sources.found_files(source, data.split)
         about = None if found is None else hint_of_beginning(found.files[0])
         raise RmcliError(f"no readable row in {source.path}", about or "name the map function with --map-fn")
-    try:
-        name = recognise(first.value)
-    except ConfigError as error:
-        raise ConfigError(error.message, hint_of_beginning(first.file) or error.hint) from error
-    output.say(
-        f"map function {name}, recognised by the columns {', '.join(first.value)} of {first.file}:{first.line}"
-    )
-    return name
+    first, *others = dict.fromkeys(named.values())
+    if not others:
+        return [(source.model_copy(update={"dataset_map_fn": first}), first)]
+    named |= dict.fromkeys(unreadable, first)  # whichever: their rows are counted as unreadable
+    if source.max_rows is not None:
+        raise ConfigError(
+            f"max_rows = {source.max_rows} of {source.label}: its files have several schemas, "
+            f"{', '.join([first, *others])}, and become a source each",
+            "give each file with a cap of its own: --source path=FILE,max_rows=N",
+        )
+    by_file = sorted(named.items())
+    return [(source.model_copy(update={"path": file, "dataset_map_fn": name}), name) for file, name in by_file]

@@ -18,6 +18,7 @@ from rmcli.packs.schema import SPLITS
 from rmcli.packs.writer import PackWriter
 from rmcli.prepare.fill import Filling
 from rmcli.prepare.job import Job
+from rmcli.prepare.rejects import rejects_kept
 from rmcli.prepare.show import report_splits, say_start, show_tokens
 from rmcli.records import Conversation
 from rmcli.rows import accounting, decontaminate, hints, sources
@@ -61,10 +62,11 @@ def run(
     )
     with PackWriter(job.folder, overwrite) as writer:
         filling = Filling(writer, job, encoder, evaluation_prompts)
-        filling.run()
-        whole = accounting.total(filling.accounts)
-        if not whole.kept:
-            raise _nothing_kept(whole, encoder.template_says)
+        with rejects_kept(writer, Path(Path(place).name) if place and is_url(place) else job.folder):
+            filling.run()
+            whole = accounting.total(filling.accounts)
+            if not whole.kept:
+                raise _nothing_kept(whole, encoder.template_says)
         manifest = writer.finish(_manifest(job, encoder, filling.accounts))
     for number, group in enumerate(filling.first[:show], 1):
         show_tokens(f"pair {number} (input row {group.row_id})", group, reward)
@@ -151,8 +153,9 @@ def _nothing_kept(whole: accounting.Account, template_says: Mapping[str, str]) -
             f"not one of {whole.rows_in} rows was kept: {accounting.equation(whole.as_dict())}",
             "a source's weight and max_rows say how many are taken",
         )
-    reason, count = whole.reasons.most_common(1)[0]
-    return RmcliError(
-        f"not one of {whole.rows_in} rows was kept; {count} were rejected as {reason}, first {whole.first[reason]}",
+    reason, num_rows = whole.reasons.most_common(1)[0]
+    return accounting.TooManyRejected(
+        f"not one of {whole.rows_in} rows was kept; {num_rows} were rejected as {reason}, "
+        f"first {whole.first_of(reason)}",
         hints.hint(reason, whole.first[reason], template_says.get(reason)),
     )

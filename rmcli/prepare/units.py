@@ -4,9 +4,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rmcli.errors import RmcliError
+from rmcli.errors import RmcliError, Skip
 from rmcli.records import RawRow
 from rmcli.rows.map_fns.fields import MapFunction
+from rmcli.rows.map_fns.own_function import Calling
 
 MOST_ROWS_OF_A_GROUP = 1000
 CHUNK = 512  # groups rendered and tokenized at a time
@@ -61,11 +62,10 @@ def _with_key(row: RawRow, map_function: MapFunction) -> tuple[RawRow, object]:
     if map_function.rows_key is None or row.value is None:
         return row, None
     try:
-        return row, map_function.rows_key(row.value)
-    except KeyError as error:
-        return replace(row, value=None, problem=f"missing_column {error.args[0]}"), None
-    except (TypeError, AttributeError, ValueError, IndexError):
-        return replace(row, value=None, problem="wrong_type"), None
+        with Calling(map_function.rows_key, f"{row.file}:{row.line}", [row.value]):
+            return row, map_function.rows_key(row.value)
+    except Skip as skip:
+        return replace(row, value=None, problem=skip.reason), None
 
 
 def in_chunks(units: Iterator[Unit], num_shards: int = 1) -> Iterator[list[Unit]]:

@@ -14,6 +14,10 @@ ROWS_BEFORE_A_SHARE = 1000
 FATES = ("kept", "rejected", "duplicates", "not_taken")
 
 
+class TooManyRejected(RmcliError):
+    """So many rows are rejected that nothing is written."""
+
+
 @dataclass
 class Account:
     """The rows of one source. Groups are counted apart: one may take several rows and be written several times."""
@@ -25,6 +29,7 @@ class Account:
     not_taken: int = 0
     reasons: Counter[str] = field(default_factory=Counter)  # of rejected rows
     first: dict[str, str] = field(default_factory=dict)  # reason -> file:line of its first row
+    about_first: dict[str, str] = field(default_factory=dict)  # reason -> what that row's field or exception was
     groups: int = 0  # written, each copy counted
     system_added: int = 0  # groups that got the source's system message
     system_kept: int = 0  # groups that had one of their own
@@ -35,14 +40,20 @@ class Account:
     def rejected(self) -> int:
         return self.reasons.total()
 
-    def reject(self, reason: str, place: str) -> None:
+    def reject(self, reason: str, place: str, about: str | None = None) -> None:
         self.reasons[reason] += 1
+        if about is not None and reason not in self.first:
+            self.about_first[reason] = about
         self.first.setdefault(reason, place)
 
     def note(self, what: Sequence[str], place: str, num_rows: int) -> None:
         for name in what:
             self.noted[name] += num_rows
             self.first.setdefault(name, place)
+
+    def first_of(self, reason: str) -> str:
+        """`file:line`, and what the row's field or exception was."""
+        return self.first[reason] + (f" ({self.about_first[reason]})" if reason in self.about_first else "")
 
     def as_dict(self) -> dict[str, Any]:
         """As the manifest has it. Every row has met exactly one fate."""
@@ -76,6 +87,8 @@ def total(accounts: Sequence[Account]) -> Account:
             setattr(whole, name, getattr(whole, name) + getattr(account, name))
         whole.reasons += account.reasons
         whole.noted += account.noted
+        new = {reason: about for reason, about in account.about_first.items() if reason not in whole.first}
+        whole.about_first |= new
         whole.first = account.first | whole.first
     return whole
 
@@ -95,9 +108,9 @@ def check_rejects(accounts: Sequence[Account], max_rejects: int | str | None, is
         is_over = is_judged and whole.rejected > whole.rows_in * float(max_rejects.rstrip("%")) / 100
     if is_over:
         reason, count = whole.reasons.most_common(1)[0]
-        raise RmcliError(
+        raise TooManyRejected(
             f"{whole.rejected:,} of {whole.rows_in:,} rows are rejected, over max_rejects = {max_rejects}: "
-            f"{count:,} as {reason}, first {whole.first[reason]}",
+            f"{count:,} as {reason}, first {whole.first_of(reason)}",
             f"{hint(reason, whole.first[reason])}; --max-rejects sets how many may be, nothing is written",
         )
 
@@ -127,7 +140,9 @@ def report(accounts: Sequence[Account], rejects_file: str) -> None:
         output.table(columns, lines, to_answer=False)
     if whole.rejected:
         lines = [
-            [a.source, reason, count, a.first[reason]] for a in accounts for reason, count in a.reasons.most_common()
+            [a.source, reason, count, a.first_of(reason)]
+            for a in accounts
+            for reason, count in a.reasons.most_common()
         ]
         output.table(["source", "rejected because", "rows", "first"], lines, to_answer=False)
     if whole.rejected or whole.duplicates:

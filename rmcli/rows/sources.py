@@ -108,13 +108,25 @@ def found_files(source: Source, split: str | None) -> Found | None:
 
 
 def first_row(source: Source, split: str) -> RawRow | None:
-    """The first row that can be read, to recognise a schema by; None when there is none.
+    """The first row that can be read; None when there is none. Raises ConfigError for stdin."""
+    return next((row for _, row in first_rows(source, split) if row is not None), None)
+
+
+def first_rows(source: Source, split: str) -> Iterator[tuple[str, RawRow | None]]:
+    """Each file with its first row that can be read, to recognise schemas by; of what is no files, the one of all.
 
     Raises ConfigError for stdin, which cannot be read twice.
     """
-    if as_section(source).path == STDIN:
+    section = as_section(source)
+    path = section.path
+    if path == STDIN:
         raise ConfigError("the schema of stdin cannot be recognised before it is read", "name its map function")
-    return next((row for row in read_source(0, source, split) if row.value is not None), None)
+    if _is_built_in(path) or _is_hub_name(path):
+        rows = {path: read_source(0, source, split)}
+    else:
+        rows = {file: _as_rows(0, file, read_file(file)) for file in find_files(path, section.split, split).files}
+    for file, found in rows.items():
+        yield file, next((row for row in found if row.value is not None), None)
 
 
 def count_rows(sources: Sequence[Source], split: str) -> int | None:

@@ -43,6 +43,10 @@ def dialogue(draw: random.Random, number: int) -> dict:
     }
 
 
+def whole(draw: random.Random, number: int, side: str) -> list[dict]:
+    return [turn("user", f"{number} ?"), turn("assistant", f"{side} {text(draw, number)}")]
+
+
 def line_of(row: object, **options: object) -> bytes:
     return json.dumps(row, ensure_ascii=False, **options).encode("utf-8", "surrogatepass")
 
@@ -99,11 +103,24 @@ KINDS: dict[str, tuple[Callable[[random.Random, int], bytes], str]] = {
     "end-of-turn in the text": (changed(chosen=lambda d, n: f"a {{{{ x }}}} {{% raw %}} {n}"), KEPT),
     "surrogate pair": (spoiled(lambda line: line.replace(b'"chosen": "', b'"chosen": "\\ud83d\\ude00')), KEPT),
     "huge integer aside": (changed(id=10**300), KEPT),
-    "null prompt": (changed(prompt=None), KEPT),
+    "null prompt": (changed(prompt=None), "no_prompt"),
+    "null prompt, whole answers": (
+        lambda d, n: line_of({"prompt": None} | {side: whole(d, n, side) for side in ("chosen", "rejected")}),
+        KEPT,
+    ),
+    "empty prompt": (changed(prompt=" \n"), "empty_prompt"),
+    "system column": (changed(system="Be brief."), KEPT),
+    "two system messages": (
+        lambda d, n: line_of(dialogue(d, n) | {"system": "Be long."}),
+        "two_system_messages",
+    ),
+    "images": (changed(images=["a.png"]), "unread_column images"),
+    "no images": (changed(images=[], tools=None, history="", conversations=[]), KEPT),
+    "an unread key of a message": (talk({**turn("assistant", "x y"), "thinking": "hm"}), KEPT),
     "weight": (changed(weight=2.5), KEPT),
     "nested aside": (nested(50, "extra"), KEPT),
     "two user turns": (talk(turn("assistant", "yes"), turn("user", "again")), KEPT),
-    "no user turn": (changed(prompt=[], chosen="only an answer"), KEPT),
+    "no user turn": (changed(prompt=[], chosen="only an answer"), "no_prompt"),
     "cut JSON": (spoiled(lambda line: line[:-3]), "bad_json"),
     "not JSON": (lambda d, n: f"row {n}".encode(), "bad_json"),
     "trailing comma": (spoiled(lambda line: line[:-1] + b",}"), "bad_json"),
@@ -136,7 +153,11 @@ KINDS: dict[str, tuple[Callable[[random.Random, int], bytes], str]] = {
     "message without role": (talk({"content": "x"}), "wrong_type"),
     "message without content": (talk({"role": "assistant"}), "wrong_type"),
     "null content": (talk(turn("assistant", None)), "wrong_type"),
-    "content in parts": (talk(turn("assistant", [{"type": "text", "text": "x"}])), "wrong_type"),
+    "content in parts": (
+        talk(turn("assistant", [{"type": "text", "text": "x"}, {"type": "text", "text": " y"}])),
+        KEPT,
+    ),
+    "an image among parts": (talk(turn("assistant", [{"type": "image"}, "x"])), "unsupported_content"),
     "numeric role": (talk(turn(1, "x")), "wrong_type"),
     "no chosen": (without("chosen"), "missing_column chosen"),
     "no rejected": (without("rejected"), "missing_column rejected"),
@@ -183,10 +204,15 @@ def write_file(path: Path, count: int, seed: int) -> tuple[dict[int, str], int]:
 
 
 def messages_of(row: dict, side: str) -> list[dict]:
-    def listed(value: object, role: str) -> list[dict]:
-        return [turn(role, value)] if isinstance(value, str) else value or []
+    def said(content: object) -> object:
+        return "".join(part["text"] for part in content) if isinstance(content, list) else content
 
-    return listed(row.get("prompt"), "user") + listed(row[side], "assistant")
+    def listed(value: object, role: str) -> list[dict]:
+        messages = [turn(role, value)] if isinstance(value, str) else value or []
+        return [turn(message["role"], said(message["content"])) for message in messages]
+
+    opening = [turn("system", row["system"])] if "system" in row else []
+    return opening + listed(row.get("prompt"), "user") + listed(row[side], "assistant")
 
 
 def check(cli: Callable, folder: Path, count: int, seed: int) -> Counter[str]:

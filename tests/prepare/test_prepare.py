@@ -234,7 +234,8 @@ def refused(cli, tmp_path, *arguments, code: int, message: str, hint: str | None
     if hint is not None:
         assert any(line.startswith("hint: ") and hint in line for line in result.stderr.splitlines()), result.stderr
     assert result.stdout == ""
-    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+    left = ["out.rejects.jsonl"] if "was kept; " in errors[0] else []
+    assert sorted(path.name for path in tmp_path.rglob("*")) == sorted([*before, *left])
 
 
 BASE = ("rows.jsonl", "--map-fn", "canonical", *TINY, "-o", "out")
@@ -260,7 +261,7 @@ BASE = ("rows.jsonl", "--map-fn", "canonical", *TINY, "-o", "out")
             ("rows.jsonl", "--map-fn", "hh_rlhf", *TINY, "-o", "out"),
             1,
             "not one of 40 rows was kept",
-            "rmcli map-fns lists what each one reads",
+            "rmcli map-fns lists what each one reads; each row with its reason is in out.rejects.jsonl",
         ),
         (("empty.jsonl", "--map-fn", "canonical", *TINY, "-o", "out"), 1, "no rows in the sources", ""),
         (("rows.xml", "--map-fn", "canonical", *TINY), 2, "source rows.xml: not one of .jsonl", None),

@@ -486,10 +486,10 @@ def test_sharegpt_system_text_tools_and_replies_as_text():
     assert reason_of("sharegpt_ranking", row) == "unsupported_tool_call"
 
 
-def test_openai_tools_are_not_lost_in_silence():
+def test_openai_tools_go_to_the_chat_template():
     row = ROWS["openai_dpo"]
     with_tools = {**row, "input": {**row["input"], "tools": [{"type": "function"}]}}
-    assert reason_of("openai_dpo", with_tools) == "unsupported_tool_call"
+    assert apply("openai_dpo", with_tools).template_arguments == {"tools": [{"type": "function"}]}
 
 
 def test_real_instruction_rows_agree_with_the_example_of_a_users_own_file(real_data):

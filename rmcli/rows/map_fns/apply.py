@@ -5,10 +5,14 @@ canonical schema (`prompt`, `chosen`, `rejected`, or `prompt`, `responses` and t
 raises Skip(reason) to leave the row out.
 """
 
+import ast
 import hashlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Any
 
 from rmcli import output
@@ -16,9 +20,12 @@ from rmcli.errors import ConfigError, RmcliError, Skip
 from rmcli.plugins import did_you_mean, distribution_of, entry_points, load_entry_point, load_function
 from rmcli.records import PreferenceGroup
 from rmcli.rows.map_fns import comparisons
-from rmcli.rows.map_fns.data_sets import canonical
+from rmcli.rows.map_fns.cells import typed
+from rmcli.rows.map_fns.contract import OF_CONVERSATIONS, Contract, Watched
+from rmcli.rows.map_fns.data_sets import CANONICAL_COLUMNS, CANONICAL_NUMBERS, PAIR_COLUMNS, canonical
 from rmcli.rows.map_fns.fields import MapFunction, Row, as_messages, number
-from rmcli.rows.map_fns.known import AUTO, NAMED
+from rmcli.rows.map_fns.known import AUTO, NAMED, ONE_CONVERSATION
+from rmcli.rows.map_fns.own_function import place_of, result_of
 
 ENTRY_POINTS = "rmcli.map_fns"  # the group in which an installed package offers map functions
 
@@ -44,10 +51,24 @@ def find_map_function(spec: str | None) -> MapFunction:
         )
     if offered:
         return _of_plugin(offered[0])
+    if spec.endswith(".py"):
+        raise ConfigError(f"map function {spec!r} names a file and no function in it", _functions_of(spec))
     if ":" not in spec:
         known = {AUTO, *NAMED, *(point.name for point in entry_points(ENTRY_POINTS))}
         raise ConfigError(f"unknown map function {spec!r}", did_you_mean(spec, known))
     return MapFunction(load_function(spec), (), None)
+
+
+def _functions_of(file: str) -> str:
+    """A hint with what can be named in a user's file, which is read and not run."""
+    try:
+        body = ast.parse(Path(file).expanduser().read_bytes()).body
+    except OSError as error:
+        return f"{file} cannot be read: {error.strerror}"
+    except (SyntaxError, ValueError) as error:
+        return f"{file} is no Python: {error}"
+    names = [node.name for node in body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
+    return f"write {file}:FUNCTION, one of {', '.join(names)}" if names else f"{file} has no function"
 
 
 def _of_plugin(point: EntryPoint) -> MapFunction:
@@ -96,36 +117,89 @@ def source_sha256(map_function: MapFunction) -> str:
 
 
 def apply(
-    map_function: MapFunction, row: Row | Sequence[Row], where: str, *, best_first: bool = True
+    map_function: MapFunction,
+    row: Row | Sequence[Row],
+    where: str,
+    *,
+    best_first: bool = True,
+    contract: Contract | None = None,
+    text_cells: bool = False,
 ) -> PreferenceGroup:
     """Map one row, or the rows of one group, to K >= 2 conversations and their comparisons, checked.
 
-    With `best_first` the conversations stand best first where the comparisons leave one order. Raises Skip with a
-    reason when the row does not fit the function (single_response when it holds fewer than two), RmcliError with
-    `where` when a user's function is broken or gives fewer than two conversations.
+    With `best_first` the conversations stand best first where the comparisons leave one order. `contract` notes what
+    is not read. `text_cells`: the row is of a CSV. Raises Skip with a reason when the row does not fit the function
+    (single_response when it holds fewer than two), RmcliError with `where` when a user's function is broken or gives
+    fewer than two conversations.
     """
-    if map_function.rows_key is not None and not isinstance(row, Sequence):
-        row = [row]
-    try:
-        result = map_function.function(row)
-        group = result if isinstance(result, PreferenceGroup) else canonical(result)
-        conversations = tuple(as_messages(conversation) for conversation in group.conversations)
-        if len(conversations) > 1:
-            known = PreferenceGroup(conversations, _weight(group.weight), group.comparisons)
-            known = comparisons.checked(known)
-            return comparisons.best_first(known) if best_first else known
-    except KeyError as error:
-        raise Skip(f"missing_column {error.args[0]}") from error
-    except (TypeError, AttributeError, ValueError, IndexError) as error:
-        raise Skip("wrong_type") from error
-    except (NameError, AssertionError, ArithmeticError, RuntimeError, ImportError) as error:
-        raise RmcliError(f"the map function failed on {where}: {type(error).__name__}: {error}") from error
+    rows = [row] if isinstance(row, Mapping) else list(row)
+    group = mapped(map_function, rows, where, contract or Contract(), text_cells)
+    if len(group.conversations) > 1:
+        group = comparisons.checked(replace(group, weight=_weight(group.weight)))
+        return comparisons.best_first(group) if best_first else group
     if map_function in NAMED.values():
         raise Skip("single_response")
     raise RmcliError(
-        f"the map function gave {len(conversations)} conversations for {where}; a group has at least 2",
+        f"the map function {place_of(map_function.function)} gave {len(group.conversations)} conversations for "
+        f"{where}; a group has at least 2",
         "return chosen and rejected, or raise Skip(reason)",
     )
+
+
+def mapped(
+    map_function: MapFunction, rows: Sequence[Row], where: str, contract: Contract, text_cells: bool = False
+) -> PreferenceGroup:
+    """What the function makes of the rows, under the contract; nothing is known of its comparisons yet.
+
+    Raises Skip and RmcliError.
+    """
+    is_own = map_function is not ONE_CONVERSATION and map_function not in NAMED.values()
+    given: Sequence[Row] = rows
+    if not is_own:
+        if text_cells:
+            given = [typed(row, map_function.numbers, map_function.columns) for row in rows]
+    elif not map_function.columns:
+        given = [Watched(row) for row in rows]
+    if map_function.columns:
+        for row in given:
+            contract.check_columns(row, map_function.known_columns)
+    argument = given if map_function.rows_key is not None else given[0]
+    with _as_reasons(given):
+        result = result_of(map_function, argument, given, where) if is_own else map_function.function(argument)
+        if not isinstance(result, PreferenceGroup):
+            result = _from_canonical(result, given, contract, text_cells)
+        if is_own and not map_function.columns:
+            for row, watched in zip(rows, given, strict=True):
+                contract.check_columns(row, watched.looked_at if isinstance(watched, Watched) else ())
+        talks = tuple(as_messages(conversation) for conversation in result.conversations)
+        return contract.settled(replace(result, conversations=talks))
+
+
+def _from_canonical(result: Row, given: Sequence[Row], contract: Contract, text_cells: bool) -> PreferenceGroup:
+    """A dict that a user's function returned. What it passes on of a conversation must be read too."""
+    if text_cells:
+        optional = {name: result[name] for name in CANONICAL_COLUMNS if name in result and name not in PAIR_COLUMNS}
+        cells = typed(optional, CANONICAL_NUMBERS)
+        if isinstance(result, Watched):
+            result.update(cells)
+        else:
+            result = {**result, **cells}
+    if not any(result is row for row in given):
+        carried = {column: result[column] for column in OF_CONVERSATIONS if column in result}
+        contract.check_columns(carried, CANONICAL_COLUMNS)
+    return canonical(result)
+
+
+@contextmanager
+def _as_reasons(rows: Sequence[Row]) -> Iterator[None]:
+    """What reading a field of another shape raises becomes Skip; so does a null, which is named."""
+    try:
+        yield
+    except KeyError as error:
+        raise Skip(f"missing_column {error.args[0]}") from error
+    except (TypeError, AttributeError, ValueError, IndexError) as error:
+        nulls = [column for row in rows for column, value in row.items() if value is None]
+        raise Skip("wrong_type", f"{nulls[0]} is null" if nulls else None) from error
 
 
 SMALLEST_WEIGHT = 1.2e-38  # below, float32 on disk has fewer digits, then none

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, cast
 
 from rmcli.errors import Skip
-from rmcli.records import Conversation, Message, PreferenceGroup
+from rmcli.records import OWN_KEYS, Conversation, Message, PreferenceGroup
 
 Row = Mapping[str, Any]
 
@@ -14,10 +15,14 @@ Row = Mapping[str, Any]
 class MapFunction:
     """A function from a row to a preference group, and what is known of its data set.
 
-    `columns`: what it reads. `default_source`: the Hub data set that is read when none is named, `default_split` its
-    training split there. `rows_key`: consecutive rows of one file with an equal key (not None) go to the function
-    together, as a list. `schema`: for `recognise`, a test for each column that tells this data set from others; empty
-    means that it is never guessed.
+    `columns`: what a row must have. `reads`: columns that it reads where they are there. `passes_over`: columns that
+    are known to be of no use. Any other one is named (`Contract`). A user's own function without `columns` is
+    watched: what it looks at is what it reads. `numbers`: columns of numbers, which the cells of a CSV spell out.
+
+    `default_source`: the Hub data set that is read when none is named, `default_split` its training split there.
+    `rows_key`: consecutive rows of one file with an equal key (not None) go to the function together, as a list.
+    `schema`: for `recognise`, a test for each column that tells this data set from others; empty means that it is
+    never guessed.
     """
 
     function: Callable[..., Any]
@@ -27,21 +32,37 @@ class MapFunction:
     description: str = ""
     default_split: str = "train"
     schema: Mapping[str, Callable[[Any], bool]] | None = None
+    reads: tuple[str, ...] = ()
+    passes_over: tuple[str, ...] = ()
+    numbers: tuple[str, ...] = ()
+
+    @cached_property
+    def known_columns(self) -> frozenset[str]:
+        return frozenset((*self.columns, *self.reads, *self.passes_over))
 
 
 LARGEST = 3.4e38  # of float32, in which numbers are stored
 
 
-def text(value: Any) -> str:
-    """The value, if it is text that can be encoded. Raises Skip."""
+def text(value: Any, name: str = "") -> str:
+    """The value, if it is text that can be encoded. Raises Skip; `name` is what it is called there."""
     if not isinstance(value, str):
-        raise Skip("wrong_type")
+        raise Skip("wrong_type", f"{name} is {kind_of(value)}, not text" if name else None)
     if not value.isascii():
         try:
             value.encode("utf-8")
         except UnicodeEncodeError:
             raise Skip("bad_json") from None  # a lone surrogate, as JSON within a field can hold
     return value
+
+
+def kind_of(value: Any) -> str:
+    """What a person calls it: null, a list, an object, or its Python type."""
+    if value is None:
+        return "null"
+    if isinstance(value, Mapping):
+        return "an object"
+    return "a list" if isinstance(value, list | tuple) else f"a {type(value).__name__}"
 
 
 def number(value: Any, reason: str) -> float:
@@ -58,39 +79,87 @@ def choice(value: Any, allowed: Sequence[int]) -> int:
     return int(value)
 
 
-def as_messages(value: Any, role: str | None = None) -> Conversation:
-    """A message list, checked; a string becomes one message of `role`. Raises Skip("wrong_type")."""
+_TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
+_OF_TOOL_CALLS = ("tool_calls", "function_call", "tool_call_id")
+
+
+def content(value: Any, name: str = "content") -> str:
+    """What a message says: text, or a list of parts of text, which are joined.
+
+    Raises Skip: unsupported_content for a part that is no text, such as an image.
+    """
+    if not isinstance(value, list | tuple):
+        return text(value, name)
+    said = []
+    for part in value:
+        if isinstance(part, str):
+            said.append(text(part))
+        elif isinstance(part, Mapping) and part.get("type") in _TEXT_PARTS and isinstance(part.get("text"), str):
+            said.append(text(part["text"]))
+        else:
+            kind = part.get("type") if isinstance(part, Mapping) else None
+            raise Skip("unsupported_content", f"{name} has a part that is {kind or kind_of(part)}, not text")
+    return "".join(said)
+
+
+def as_messages(value: Any, role: str | None = None, name: str = "messages") -> Conversation:
+    """A message list, checked; a string becomes one message of `role`. A system message of null is left out.
+
+    Further keys of a message that are not null are kept: chat templates may read them. Raises Skip: wrong_type,
+    unsupported_content, unsupported_tool_call; `name` is what the list is called in its detail.
+    """
     if isinstance(value, str) and role is not None:
         return (Message(role=role, content=text(value)),)
     if not isinstance(value, list | tuple):
-        raise Skip("wrong_type")
+        raise Skip("wrong_type", f"{name} is {kind_of(value)}")
     messages = []
-    for item in value:
-        if not isinstance(item, Mapping) or "role" not in item or "content" not in item:
-            raise Skip("wrong_type")
-        if any(item.get(key) for key in ("tool_calls", "function_call", "tool_call_id")):
-            raise Skip("unsupported_tool_call")  # a template would write it; we would lose it
-        messages.append(Message(role=text(item["role"]), content=text(item["content"])))
+    for number, item in enumerate(value, 1):
+        where = f"message {number} of {name}"
+        if not isinstance(item, Mapping):
+            raise Skip("wrong_type", f"{where} is {kind_of(item)}")
+        for key in ("role", "content"):
+            if key not in item:
+                raise Skip("wrong_type", f"{where} has no {key}")
+        if item["role"] == "system" and item["content"] is None:
+            continue
+        messages.append(message(item["role"], item["content"], item, ("role", "content"), where))
     return tuple(messages)
 
 
-def user(content: Any) -> Conversation:
+def message(role: Any, said: Any, item: Row, own_keys: Sequence[str], where: str) -> Message:
+    """One message, with those keys of `item` that are not its own and not null. Raises Skip."""
+    if any(item.get(key) for key in _OF_TOOL_CALLS):
+        raise Skip("unsupported_tool_call")  # a template would write it; we would lose it
+    whole = Message(role=text(role, f"the role of {where}"), content=content(said, f"the content of {where}"))
+    if len(item) > len(own_keys):
+        more = {
+            key: value
+            for key, value in item.items()
+            if key not in own_keys and key not in OWN_KEYS and key not in _OF_TOOL_CALLS and value is not None
+        }
+        return cast(Message, {**whole, **more})
+    return whole
+
+
+def user(said: Any) -> Conversation:
     """One user turn."""
-    return (Message(role="user", content=text(content)),)
+    return (Message(role="user", content=text(said, "what the user says")),)
 
 
-def assistant(content: Any) -> Conversation:
+def assistant(said: Any) -> Conversation:
     """One assistant turn."""
-    return (Message(role="assistant", content=text(content)),)
+    return (Message(role="assistant", content=text(said, "a reply")),)
 
 
-def with_prompt(prompt: Conversation, reply: Any) -> Conversation:
+def with_prompt(prompt: Conversation, reply: Any, name: str = "the reply") -> Conversation:
     """The whole conversation. `reply` is text or messages, which may begin with the prompt already."""
-    messages = as_messages(reply, "assistant")
+    messages = as_messages(reply, "assistant", name)
     includes_prompt = bool(prompt) and messages[: len(prompt)] == prompt
     return messages if includes_prompt else (*prompt, *messages)
 
 
 def pair(prompt: Conversation, chosen: Any, rejected: Any) -> PreferenceGroup:
     """Two replies to one prompt, as text; the first is better."""
-    return PreferenceGroup(((*prompt, *assistant(chosen)), (*prompt, *assistant(rejected))))
+    named = ((chosen, "chosen"), (rejected, "rejected"))
+    sides = (Message(role="assistant", content=text(said, name)) for said, name in named)
+    return PreferenceGroup(tuple((*prompt, side) for side in sides))
