@@ -404,3 +404,12 @@ def test_rejects_stay_beside_the_folder_when_nothing_else_is_written(cli, tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         *("mine.py", "out.rejects-2.jsonl", "out.rejects.jsonl", "rows.jsonl")
     ]
+
+
+def test_a_null_text_is_named_too():
+    row = {"system": "", "question": "q", "chosen": "good", "rejected": "bad"}
+    for column in ("system", "question", "chosen"):
+        assert refusal("intel_orca_dpo", {**row, column: None}).detail.startswith(f"{column} is null")
+    assert (
+        refusal("canonical", {"prompt": None, "chosen": WHOLE["chosen"], "rejected": 7}).detail == "rejected is a int"
+    )

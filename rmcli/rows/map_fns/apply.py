@@ -20,6 +20,7 @@ from rmcli.errors import ConfigError, RmcliError, Skip
 from rmcli.plugins import did_you_mean, distribution_of, entry_points, load_entry_point, load_function
 from rmcli.records import PreferenceGroup
 from rmcli.rows.map_fns import comparisons
+from rmcli.rows.map_fns.beside import BESIDE, with_columns_beside
 from rmcli.rows.map_fns.cells import typed
 from rmcli.rows.map_fns.contract import OF_CONVERSATIONS, Contract, Watched
 from rmcli.rows.map_fns.data_sets import CANONICAL_COLUMNS, CANONICAL_NUMBERS, PAIR_COLUMNS, canonical
@@ -164,10 +165,12 @@ def mapped(
         for row in given:
             contract.check_columns(row, map_function.known_columns)
     argument = given if map_function.rows_key is not None else given[0]
-    with _as_reasons(given):
+    with _as_reasons(given, map_function.columns or PAIR_COLUMNS):
         result = result_of(map_function, argument, given, where) if is_own else map_function.function(argument)
         if not isinstance(result, PreferenceGroup):
             result = _from_canonical(result, given, contract, text_cells)
+        elif map_function.known_columns.issuperset(BESIDE):
+            result = with_columns_beside(given[0], result)
         if is_own and not map_function.columns:
             for row, watched in zip(rows, given, strict=True):
                 contract.check_columns(row, watched.looked_at if isinstance(watched, Watched) else ())
@@ -187,19 +190,44 @@ def _from_canonical(result: Row, given: Sequence[Row], contract: Contract, text_
     if not any(result is row for row in given):
         carried = {column: result[column] for column in OF_CONVERSATIONS if column in result}
         contract.check_columns(carried, CANONICAL_COLUMNS)
-    return canonical(result)
+    return with_columns_beside(result, canonical(result))
 
 
 @contextmanager
-def _as_reasons(rows: Sequence[Row]) -> Iterator[None]:
-    """What reading a field of another shape raises becomes Skip; so does a null, which is named."""
+def _as_reasons(rows: Sequence[Row], columns: Sequence[str]) -> Iterator[None]:
+    """What reading a field of another shape raises becomes Skip; the column that is at fault is named."""
     try:
         yield
+    except Skip as skip:
+        named = _column_of(skip, rows, columns)
+        if named is None or skip.raised_at is not None:
+            raise
+        raise named from skip.__cause__
     except KeyError as error:
         raise Skip(f"missing_column {error.args[0]}") from error
     except (TypeError, AttributeError, ValueError, IndexError) as error:
-        nulls = [column for row in rows for column, value in row.items() if value is None]
-        raise Skip("wrong_type", f"{nulls[0]} is null" if nulls else None) from error
+        raise Skip("wrong_type") from error
+
+
+def _column_of(skip: Skip, rows: Sequence[Row], columns: Sequence[str]) -> Skip | None:
+    """The same Skip about a column by name: the one whose messages are refused in the same words, or that is null."""
+    cells = [(name, row[name]) for row in rows for name in columns if name in row]
+    for name, value in cells:
+        alone = _refusal(value) if value is not None or name != "prompt" else None  # there may be none
+        if alone is not None and (alone.reason, alone.detail) == (skip.reason, skip.detail):
+            return _refusal(value, name)
+    nulls = [name for name, value in cells if value is None]
+    if skip.reason == "wrong_type" and skip.detail is None and nulls:
+        return Skip(skip.reason, f"{nulls[0]} is null")
+    return None
+
+
+def _refusal(value: Any, name: str = "messages") -> Skip | None:
+    try:
+        as_messages(value, "user", name)
+    except Skip as skip:
+        return skip
+    return None
 
 
 SMALLEST_WEIGHT = 1.2e-38  # below, float32 on disk has fewer digits, then none

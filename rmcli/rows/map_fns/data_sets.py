@@ -12,7 +12,7 @@ from typing import Any
 from rmcli.errors import Skip
 from rmcli.records import Comparison, Conversation, Message, PreferenceGroup
 from rmcli.rows.map_fns import comparisons
-from rmcli.rows.map_fns.beside import BESIDE, template_arguments, with_columns_beside
+from rmcli.rows.map_fns.beside import BESIDE, template_arguments
 from rmcli.rows.map_fns.fields import (
     Row,
     as_messages,
@@ -42,25 +42,17 @@ def canonical(row: Row) -> PreferenceGroup:
     with it, answers are whole conversations. A pair may have `label` (probability that chosen is better, default 1)
     and `margin` (how much better, default 0). Of K answers one of `ranks` (1 the best), `scores` (the highest is the
     best, differences are margins) or `comparisons` ([first, second, label, margin], the last two optional) tells
-    which is better. `weight` (default 1) is the group's in the loss. `system` and `history` stand before the prompt,
-    `tools` and `chat_template_kwargs` go to the chat template. In all of these null stands for the default.
+    which is better. `weight` (default 1) is the group's in the loss. In all of these null stands for the default.
     """
     row = read_back(row)
-    return with_columns_beside(row, _canonical(row))
-
-
-def _canonical(row: Row) -> PreferenceGroup:
-    prompt = as_messages(row["prompt"], "user", "prompt") if row.get("prompt") is not None else ()
+    prompt = as_messages(row["prompt"], "user") if row.get("prompt") is not None else ()
     weight = 1.0 if row.get("weight") is None else row["weight"]
     if row.get("responses") is not None:
         if not isinstance(row["responses"], list | tuple):
-            raise Skip("wrong_type", "responses is no list")
-        answers = tuple(
-            with_prompt(prompt, response, f"response {number}") for number, response in enumerate(row["responses"], 1)
-        )
+            raise Skip("wrong_type")
+        answers = tuple(with_prompt(prompt, response) for response in row["responses"])
         return PreferenceGroup(answers, weight, _known_of(row, len(answers)))
-    chosen, rejected = (with_prompt(prompt, row[side], side) for side in ("chosen", "rejected"))
-    conversations = (chosen, rejected)
+    conversations = (with_prompt(prompt, row["chosen"]), with_prompt(prompt, row["rejected"]))
     if row.get("label") is None and row.get("margin") is None:
         return PreferenceGroup(conversations, weight)
     label = 1.0 if row.get("label") is None else row["label"]
@@ -85,16 +77,12 @@ def whole_conversations(row: Row) -> PreferenceGroup:
 
     mlabonne/orpo-dpo-mix-40k, argilla/ultrafeedback-binarized-preferences-cleaned, Skywork's preference sets.
     """
-    return with_columns_beside(row, PreferenceGroup(_whole(row)))
-
-
-def _whole(row: Row) -> tuple[Conversation, Conversation]:
-    return as_messages(row["chosen"], name="chosen"), as_messages(row["rejected"], name="rejected")
+    return PreferenceGroup((as_messages(row["chosen"]), as_messages(row["rejected"])))
 
 
 def one_conversation(row: Row) -> PreferenceGroup:
     """`messages`, a whole conversation that is only to be scored."""
-    return with_columns_beside(row, PreferenceGroup((as_messages(row["messages"]),)))
+    return PreferenceGroup((as_messages(row["messages"]),))
 
 
 def ultrafeedback_binarized(row: Row) -> PreferenceGroup:
@@ -102,16 +90,18 @@ def ultrafeedback_binarized(row: Row) -> PreferenceGroup:
 
     The difference of the scores is the margin; equal scores, which are there, make a tie.
     """
+    conversations = (as_messages(row["chosen"]), as_messages(row["rejected"]))
     difference = number(row["score_chosen"], "bad_margin") - number(row["score_rejected"], "bad_margin")
     tie = (Comparison(0, 1, comparisons.TIE),)
-    known = tie if difference == 0 else (Comparison(0, 1, 1.0, difference),)
-    return with_columns_beside(row, PreferenceGroup(_whole(row), comparisons=known))
+    return PreferenceGroup(
+        conversations, comparisons=tie if difference == 0 else (Comparison(0, 1, 1.0, difference),)
+    )
 
 
 def intel_orca_dpo(row: Row) -> PreferenceGroup:
     """Intel/orca_dpo_pairs: strings `system`, `question`, `chosen`, `rejected`; an empty system is left out."""
     prompt = user(row["question"])
-    if row["system"] is not None and text(row["system"], "system").strip():
+    if text(row["system"]).strip():
         prompt = (Message(role="system", content=row["system"]), *prompt)
     return pair(prompt, row["chosen"], row["rejected"])
 
@@ -221,22 +211,22 @@ def arena(row: Row) -> PreferenceGroup:
 
     `winner_model_a`, `winner_model_b` and `winner_tie` are 0 or 1, one of them 1; a tie is kept as one.
     """
-    turns = _json_texts(row, "prompt")
-    answers = (_interleaved(turns, _json_texts(row, f"response_{side}")) for side in "ab")
+    turns = _json_texts(row["prompt"])
+    answers = (_interleaved(turns, _json_texts(row[f"response_{side}"])) for side in "ab")
     a_won, b_won, tied = (choice(row[f"winner_{who}"], (0, 1)) for who in ("model_a", "model_b", "tie"))
     if a_won + b_won + tied != 1:
         raise Skip("bad_label")
     return PreferenceGroup(tuple(answers), comparisons=(Comparison(0, 1, a_won + tied * comparisons.TIE),))
 
 
-def _json_texts(row: Row, column: str) -> list[str]:
+def _json_texts(value: Any) -> list[str]:
     try:
-        entries = json.loads(text(row[column], column))
+        entries = json.loads(text(value))
     except (ValueError, RecursionError):
-        raise Skip("bad_json", column) from None
+        raise Skip("bad_json") from None
     if not isinstance(entries, list):
-        raise Skip("wrong_type", f"{column} is no JSON list")
-    return [text(entry, f"entry {number} of {column}") for number, entry in enumerate(entries, 1)]
+        raise Skip("wrong_type")
+    return [text(entry, f"entry {number} of a JSON list") for number, entry in enumerate(entries, 1)]
 
 
 def _interleaved(questions: list[str], replies: list[str]) -> Conversation:
@@ -252,24 +242,25 @@ _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}
 def sharegpt_ranking(row: Row) -> PreferenceGroup:
     """LLaMA-Factory's ranking form: `conversations` of {from, value}, and the replies as such turns or as text.
 
-    A text in `system` comes first, `tools` go to the chat template. Tool calls are not built yet.
+    A text in `system` comes first. Tool calls are not built yet.
     """
     if not isinstance(row["conversations"], list | tuple):
         raise Skip("wrong_type")
-    turns = enumerate(row["conversations"], 1)
-    prompt = tuple(_sharegpt_turn(turn, f"turn {number} of conversations") for number, turn in turns)
+    prompt = tuple(_sharegpt_turn(turn) for turn in row["conversations"])
+    if row.get("system"):
+        prompt = (Message(role="system", content=text(row["system"])), *prompt)
     sides = (
-        assistant(row[side]) if isinstance(row[side], str) else (_sharegpt_turn(row[side], side),)
+        assistant(row[side]) if isinstance(row[side], str) else (_sharegpt_turn(row[side]),)
         for side in ("chosen", "rejected")
     )
-    return with_columns_beside(row, PreferenceGroup(tuple((*prompt, *side) for side in sides)))
+    return PreferenceGroup(tuple((*prompt, *side) for side in sides))
 
 
-def _sharegpt_turn(turn: Row, where: str) -> Message:
-    role = text(turn["from"], f"from of {where}")
+def _sharegpt_turn(turn: Row) -> Message:
+    role = text(turn["from"], "from")
     if role == "function_call":
         raise Skip("unsupported_tool_call")
-    return message(_SHAREGPT_ROLES.get(role, role), turn["value"], turn, ("from", "value"), where)
+    return message(_SHAREGPT_ROLES.get(role, role), turn["value"], turn, ("from", "value"), "a turn")
 
 
 def openai_dpo(row: Row) -> PreferenceGroup:
@@ -277,20 +268,16 @@ def openai_dpo(row: Row) -> PreferenceGroup:
 
     `input.tools` go to the chat template.
     """
-    prompt = as_messages(row["input"]["messages"], name="input.messages")
-    sides = (as_messages(row[side], name=side) for side in ("preferred_output", "non_preferred_output"))
+    prompt = as_messages(row["input"]["messages"])
+    sides = (as_messages(row[side]) for side in ("preferred_output", "non_preferred_output"))
     arguments = template_arguments({"tools": row["input"].get("tools")})
     return PreferenceGroup(tuple((*prompt, *side) for side in sides), template_arguments=arguments)
 
 
 def instruction(row: Row) -> PreferenceGroup:
-    """Alpaca's form with two answers: `instruction`, `input` (may be empty or missing), `chosen`, `rejected`.
-
-    LLaMA-Factory adds `system`, `history` (earlier turns, [question, answer] each) and `tools`.
-    """
-    task, context = text(row["instruction"], "instruction"), text(row.get("input") or "", "input")
-    group = pair(user(f"{task}\n\n{context}" if context else task), row["chosen"], row["rejected"])
-    return with_columns_beside(row, group)
+    """Alpaca's form with two answers: `instruction`, `input` (may be empty or missing), `chosen`, `rejected`."""
+    task, context = text(row["instruction"]), text(row.get("input") or "")
+    return pair(user(f"{task}\n\n{context}" if context else task), row["chosen"], row["rejected"])
 
 
 def reward_bench(row: Row) -> PreferenceGroup:
@@ -314,9 +301,8 @@ def _as_list(value: Any) -> Sequence[Any]:
 
 def xtuner(row: Row) -> PreferenceGroup:
     """XTuner's form: message lists, the prompt in `prompt` and only the reply in `chosen` and `rejected`."""
-    prompt = as_messages(row["prompt"], name="prompt")
-    sides = (as_messages(row[side], name=side) for side in ("chosen", "rejected"))
-    return with_columns_beside(row, PreferenceGroup(tuple((*prompt, *side) for side in sides)))
+    prompt = as_messages(row["prompt"])
+    return PreferenceGroup(tuple((*prompt, *as_messages(row[side])) for side in ("chosen", "rejected")))
 
 
 FINEGRAINED_PAIRS = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))

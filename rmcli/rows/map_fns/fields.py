@@ -143,17 +143,17 @@ def message(role: Any, said: Any, item: Row, own_keys: Sequence[str], where: str
 
 def user(said: Any) -> Conversation:
     """One user turn."""
-    return (Message(role="user", content=text(said, "what the user says")),)
+    return (Message(role="user", content=text(said)),)
 
 
 def assistant(said: Any) -> Conversation:
     """One assistant turn."""
-    return (Message(role="assistant", content=text(said, "a reply")),)
+    return (Message(role="assistant", content=text(said)),)
 
 
-def with_prompt(prompt: Conversation, reply: Any, name: str = "the reply") -> Conversation:
+def with_prompt(prompt: Conversation, reply: Any) -> Conversation:
     """The whole conversation. `reply` is text or messages, which may begin with the prompt already."""
-    messages = as_messages(reply, "assistant", name)
+    messages = as_messages(reply, "assistant")
     includes_prompt = bool(prompt) and messages[: len(prompt)] == prompt
     return messages if includes_prompt else (*prompt, *messages)
 
