@@ -3,19 +3,37 @@
 import difflib
 import importlib
 import importlib.util
+import traceback
 from collections.abc import Callable, Iterable
 from importlib.metadata import EntryPoint
 from importlib.metadata import entry_points as installed_entry_points
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from rmcli.errors import ConfigError
 
-# What a module of a user's may raise while it is imported, by a mistake in it.
-IMPORT_ERRORS = (
-    *(ImportError, SyntaxError, NameError, AttributeError, TypeError, ValueError, LookupError, OSError),
-    *(AssertionError, ArithmeticError, RuntimeError),
-)
+
+class Importing:
+    """A context in which a user's or a package's module runs: whatever it raises becomes ConfigError. Ctrl-C passes.
+
+    `message` says what was imported; the exception and, of a file of its own, the line follow.
+    """
+
+    def __init__(self, message: str, hint: str | None = None, file: Path | None = None) -> None:
+        self.message, self.hint, self.file = message, hint, file
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None or isinstance(error, KeyboardInterrupt):
+            return
+        lines = [frame.lineno for frame in traceback.extract_tb(trace) if frame.filename == str(self.file)]
+        said = f"{type(error).__name__}: {error}".rstrip(": ") + (f" ({self.file}:{lines[-1]})" if lines else "")
+        raise ConfigError(f"{self.message}: {said}", self.hint) from error
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -41,19 +59,12 @@ def load_function(spec: str) -> Callable[..., Any]:
         assert module_spec is not None  # a .py file always has a loader
         assert module_spec.loader is not None
         module = importlib.util.module_from_spec(module_spec)
-        load = module_spec.loader
-        try:
-            load.exec_module(module)
-        except IMPORT_ERRORS as error:
-            raise ConfigError(f"map function {spec!r}: {path} does not import: {error}") from error
+        with Importing(f"map function {spec!r}: {path} does not import", file=path):
+            module_spec.loader.exec_module(module)
     else:
-        try:
+        hint = "for a file, write path/to/file.py:function"
+        with Importing(f"map function {spec!r}: cannot import {module_name}", hint):
             module = importlib.import_module(module_name)
-        except IMPORT_ERRORS as error:
-            raise ConfigError(
-                f"map function {spec!r}: cannot import {module_name}: {error}",
-                "for a file, write path/to/file.py:function",
-            ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
         names = [name for name in vars(module) if callable(getattr(module, name)) and not name.startswith("_")]
@@ -76,11 +87,6 @@ def distribution_of(point: EntryPoint) -> str:
 
 def load_entry_point(point: EntryPoint, what: str) -> Any:
     """The object it names. Raises ConfigError, with the package, when it does not import."""
-    try:
+    message = f"{what} {point.name!r} of {distribution_of(point)}: {point.value} does not load"
+    with Importing(message, "mend or uninstall that package"):
         return point.load()
-    except IMPORT_ERRORS as error:
-        raise ConfigError(
-            f"{what} {point.name!r} of {distribution_of(point)}: {point.value} does not load: "
-            f"{type(error).__name__}: {error}",
-            "mend or uninstall that package",
-        ) from error

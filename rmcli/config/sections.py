@@ -133,7 +133,9 @@ class DataSection(Section):
     """What prepare reads and how it becomes packed rows."""
 
     dataset_map_fn: str | None = Field(
-        None, description="row -> pair: a named one, module:function or file.py:function"
+        None,
+        description="row -> pair: a named one, module:function or file.py:function; auto, and none with sources, "
+        "recognise one by the columns",
     )
     sources: list[SourceSection] = Field(
         [],

@@ -377,6 +377,22 @@ def test_a_file_without_a_function_offers_those_in_it_and_does_not_run_it(tmp_pa
     assert "gone.py cannot be read: No such file" in error.value.hint
 
 
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("raise Exception('own')", "Exception: own"),
+        ("raise MemoryError", "MemoryError"),
+    ],
+)
+def test_a_file_that_does_not_import_is_one_line_with_its_line(tmp_path, body, said):
+    file = tmp_path / "mine.py"
+    file.write_text(f"x = 1\n{body}\n")
+    with pytest.raises(ConfigError) as error:
+        find_map_function(f"{file}:f")
+    assert error.value.message == f"map function '{file}:f': {file} does not import: {said} ({file}:2)"
+
+
 def test_a_key_function_that_fails_is_the_functions_fault(cli, tmp_path, monkeypatch):
     def key(row: dict) -> object:
         raise OSError("no network")

@@ -37,4 +37,3 @@ def test_each_line_is_scored_with_all_of_its_conversation_or_says_why_not(cli, t
         *("unread_column tools", "unread_column images", "no_prompt", "empty_prompt")
     ]
     assert "note: not read: reasoning_content (of the messages of in.jsonl" in result.stderr
-    assert "note: not read: images, question (columns of in.jsonl)" in result.stderr
