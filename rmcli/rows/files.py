@@ -78,10 +78,10 @@ def open_bytes(name: str) -> Iterator[IO[bytes]]:
         raise RmcliError(f"{name} cannot be read: {error}") from error
 
 
-def read_lines(path: Path) -> Iterator[bytes]:
-    """The file's lines, decompressed. Raises RmcliError when it cannot be read to its end."""
+def read_lines(path: Path, limit: int = LONGEST_ROW) -> Iterator[bytes]:
+    """The file's lines, decompressed, bounded as by `bounded_lines`. Raises RmcliError when it ends too early."""
     with open_bytes(str(path)) as file:
-        yield from bounded_lines(file, LONGEST_ROW)
+        yield from bounded_lines(file, limit)
 
 
 def bounded_lines(file: IO[bytes], limit: int) -> Iterator[bytes]:

@@ -13,9 +13,11 @@ from rmcli import output
 from rmcli.errors import ConfigError, RmcliError, Skip
 from rmcli.records import PreferenceGroup
 from rmcli.rows import readers
-from rmcli.rows.files import ENDINGS, Read, is_url, open_bytes, read_lines
+from rmcli.rows.files import ENDINGS, LONGEST_ROW, Read, bounded_lines, is_url, open_bytes, read_lines
 from rmcli.rows.json_files import parse_json_line
 from rmcli.rows.map_fns.apply import apply, find_map_function
+from rmcli.rows.map_fns.cells import has_text_cells
+from rmcli.rows.map_fns.contract import Contract
 from rmcli.rows.map_fns.fields import MapFunction
 from rmcli.rows.map_fns.known import AUTO, NAMED, recognise
 
@@ -41,14 +43,15 @@ class Line:
     kept: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read(source: str, map_fn: str | None = None) -> Iterator[Line]:
+def read(source: str, map_fn: str | None, contract: Contract, max_row_bytes: int = LONGEST_ROW) -> Iterator[Line]:
     """The lines of a file, a URL or stdin ("-"), each as `map_fn` reads it, or by the names of its columns.
 
-    Raises RmcliError at once where there is nothing to read, or nothing by that map function.
+    `contract` says what a row must keep to, and notes message keys that the chat template does not read. Raises
+    RmcliError at once where there is nothing to read, or nothing by that map function.
     """
-    rows = _rows(source)
-    function, rows = _choose(map_fn, rows)
-    return (_line(row, function, source) for row in rows)
+    text_cells = has_text_cells(source)
+    function, rows = _choose(map_fn, _rows(source, max_row_bytes), text_cells)
+    return map(_Reader(source, function, contract, text_cells).line, rows)
 
 
 def count(source: str) -> int | None:
@@ -61,18 +64,20 @@ def count(source: str) -> int | None:
         return sum(1 for _ in file)
 
 
-def _rows(source: str) -> Iterator[Read]:
+def _rows(source: str, max_row_bytes: int) -> Iterator[Read]:
     if source == STDIN:
         if sys.stdin.isatty():
             output.say("reading JSON lines from stdin; Ctrl-D ends them")
-        return _rows_of_lines(sys.stdin.buffer)
+        return _rows_of_lines(bounded_lines(sys.stdin.buffer, max_row_bytes), max_row_bytes)
     path = Path(source)
     hint = "give a file (.jsonl, .json, .csv, .parquet, .arrow), or - for stdin"
     if path.is_dir():
         raise RmcliError(f"input {source} is a folder", hint)
     if not is_url(source) and not path.exists():
         raise RmcliError(f"input {source}: no such file", hint)
-    return _rows_of_lines(read_lines(Path(source))) if _in_lines(source) else readers.read_file(source)
+    if not _in_lines(source):
+        return readers.read_file(source, max_row_bytes)
+    return _rows_of_lines(read_lines(path, max_row_bytes), max_row_bytes)
 
 
 def _in_lines(source: str) -> bool:
@@ -86,20 +91,20 @@ def _in_lines(source: str) -> bool:
     return not first.removeprefix(BOM_UTF8).lstrip().startswith(b"[")
 
 
-def _rows_of_lines(lines: Iterable[bytes]) -> Iterator[Read]:
+def _rows_of_lines(lines: Iterable[bytes], limit: int) -> Iterator[Read]:
     """One row per line, whatever the line. A message list alone stands for its conversation."""
     for number, line in enumerate(lines, 1):
         data = line.removeprefix(BOM_UTF8) if number == 1 else line
         if not data.strip():
             yield Read(number, None, "empty_line", "")
             continue
-        row = parse_json_line(number, data)
+        row = parse_json_line(number, data, limit)
         if row.problem == "wrong_type" and data.lstrip().startswith(b"["):
             row = Read(number, {"messages": json.loads(data)}, None, row.text)
         yield row
 
 
-def _choose(map_fn: str | None, rows: Iterator[Read]) -> tuple[MapFunction | None, Iterator[Read]]:
+def _choose(map_fn: str | None, rows: Iterator[Read], text_cells: bool) -> tuple[MapFunction | None, Iterator[Read]]:
     """The map function, and the rows again: `auto` looks at those before the first that can be read."""
     if map_fn is None:
         return None, rows
@@ -112,7 +117,7 @@ def _choose(map_fn: str | None, rows: Iterator[Read]) -> tuple[MapFunction | Non
         rows = chain(seen, rows)
         if not seen or seen[-1].value is None:
             return None, rows
-        name = recognise(seen[-1].value)
+        name = recognise(seen[-1].value, text_cells)
         output.say(f"map function {name}, recognised by the columns {', '.join(seen[-1].value)}")
         map_fn = name
     function = find_map_function(map_fn)
@@ -124,46 +129,56 @@ def _choose(map_fn: str | None, rows: Iterator[Read]) -> tuple[MapFunction | Non
     return function, rows
 
 
-def _line(row: Read, function: MapFunction | None, source: str) -> Line:
-    if row.value is None:
-        return Line(None, row.problem or "wrong_type")
-    read_here = _READ if function is None else _READ.union(function.columns)
-    kept = {column: value for column, value in row.value.items() if column not in read_here}
-    where = f"{source}:{row.number}"
-    try:
-        if function is not None:
-            return _labelled(apply(function, row.value, where, best_first=False), kept)
-        return _by_columns(row.value, kept, where)
-    except Skip as skip:
-        return Line(None, skip.reason, kept=kept)
+@dataclass(frozen=True)
+class _Reader:
+    """How the rows of one source become lines: by a map function, or by the names of their columns."""
 
+    source: str
+    function: MapFunction | None
+    contract: Contract
+    text_cells: bool
 
-def _by_columns(row: Mapping[str, Any], kept: dict[str, Any], where: str) -> Line:
-    if "messages" in row:
-        if not isinstance(row["messages"], list | tuple):
+    def line(self, row: Read) -> Line:
+        if row.value is None:
+            return Line(None, row.problem or "wrong_type")
+        read_here = _READ if self.function is None else _READ.union(self.function.columns)
+        kept = {column: value for column, value in row.value.items() if column not in read_here}
+        where = f"{self.source}:{row.number}"
+        try:
+            if self.function is not None:
+                return _labelled(self._apply(self.function, row.value, where), kept)
+            return self._by_columns(row.value, kept, where)
+        except Skip as skip:
+            return Line(None, skip.reason, kept=kept)
+
+    def _by_columns(self, row: Mapping[str, Any], kept: dict[str, Any], where: str) -> Line:
+        if "messages" in row:
+            if not isinstance(row["messages"], list | tuple):
+                raise Skip("wrong_type")
+            whole = {column: value for column, value in row.items() if column not in ("messages", "prompt")}
+            return Line(self._unlabelled(whole, [row["messages"]], where), form="score", kept=kept)
+        if row.get("responses") is not None and all(row.get(name) is None for name in _RANKED_BY):
+            return Line(self._unlabelled(row, row["responses"], where), form="scores", kept=kept)
+        if row.get("response") is not None and row.get("responses") is None and row.get("chosen") is None:
+            return Line(self._unlabelled(row, [row["response"]], where), form="score", kept=kept)
+        return _labelled(self._apply(NAMED["canonical"], row, where), kept)
+
+    def _unlabelled(self, row: Mapping[str, Any], responses: Any, where: str) -> PreferenceGroup:
+        """Answers of which nothing is known: the canonical schema's, all of one rank and then without it.
+
+        So whatever that schema reads beside the answers is read here too, and what it refuses is refused.
+        """
+        if not isinstance(responses, Sequence) or isinstance(responses, str) or not responses:
             raise Skip("wrong_type")
-        whole = {column: value for column, value in row.items() if column not in ("messages", "prompt")}
-        return Line(_unlabelled(whole, [row["messages"]], where), form="score", kept=kept)
-    if row.get("responses") is not None and all(row.get(name) is None for name in _RANKED_BY):
-        return Line(_unlabelled(row, row["responses"], where), form="scores", kept=kept)
-    if row.get("response") is not None and row.get("responses") is None and row.get("chosen") is None:
-        return Line(_unlabelled(row, [row["response"]], where), form="score", kept=kept)
-    return _labelled(apply(NAMED["canonical"], row, where, best_first=False), kept)
+        several = list(responses) if len(responses) > 1 else [*responses, *responses]
+        ours = {column: value for column, value in row.items() if column != "response"}
+        equal = {**ours, "responses": several, "ranks": [1] * len(several)}
+        group = self._apply(NAMED["canonical"], equal, where)
+        return replace(group, conversations=group.conversations[: len(responses)], comparisons=())
+
+    def _apply(self, function: MapFunction, row: Mapping[str, Any], where: str) -> PreferenceGroup:
+        return apply(function, dict(row), where, best_first=False, contract=self.contract, text_cells=self.text_cells)
 
 
 def _labelled(group: PreferenceGroup, kept: dict[str, Any]) -> Line:
     return Line(group, form="pair" if len(group.conversations) == 2 else "scores", kept=kept)
-
-
-def _unlabelled(row: Mapping[str, Any], responses: Any, where: str) -> PreferenceGroup:
-    """Answers of which nothing is known: the canonical schema's, all of one rank and then without it.
-
-    So whatever that schema reads beside the answers is read here too, and what it refuses is refused.
-    """
-    if not isinstance(responses, Sequence) or isinstance(responses, str) or not responses:
-        raise Skip("wrong_type")
-    several = list(responses) if len(responses) > 1 else [*responses, *responses]
-    ours = {column: value for column, value in row.items() if column != "response"}
-    equal = {**ours, "responses": several, "ranks": [1] * len(several)}
-    group = apply(NAMED["canonical"], equal, where, best_first=False)
-    return replace(group, conversations=group.conversations[: len(responses)], comparisons=())

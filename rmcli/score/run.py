@@ -13,6 +13,7 @@ from rmcli.model import self_test
 from rmcli.model.backend import check_attention
 from rmcli.model.device import pick_device
 from rmcli.model.load import load_model
+from rmcli.rows.map_fns.contract import Contract
 from rmcli.score import lines
 from rmcli.score.lines import Line
 from rmcli.score.results import Summary, open_output, output_file
@@ -30,8 +31,10 @@ def run(config: Config, source: str, target: str, map_fn: str | None = None, ove
     Raises ConfigError when `target` is there already and not to be overwritten, or holds anything but scores.
     """
     results_file = output_file(source, target, overwrite)
-    given = lines.read(source, map_fn)
-    scorer = _load_scorer(config)
+    encoder = _load_encoder(config)
+    contract = Contract(encoder.template_reads.message_keys, config.data.allow_no_prompt)
+    given = lines.read(source, map_fn, contract, config.data.max_row_bytes)
+    scorer = _load_scorer(config, encoder)
     summary = Summary()
     total = lines.count(source)
     with output.progress("scoring", total, "lines") as progress, open_output(results_file) as results:
@@ -46,26 +49,30 @@ def run(config: Config, source: str, target: str, map_fn: str | None = None, ove
             kept = "their scores are written" if target == "-" else f"nothing is written to {target}"
             output.warn(f"interrupted after {summary.lines:,}{of_all} lines; {kept}")
             raise
+    contract.report_keys(source)  # columns that are not read come back with the scores
     return summary
 
 
-def _load_scorer(config: Config) -> Scorer:
-    reward = load_tokenizer(config.model)
+def _load_encoder(config: Config) -> Encoder:
     data = config.data
     encoder = Encoder(
-        reward,
+        load_tokenizer(config.model),
         data.max_length,
         data.overlong,
         max_characters=data.max_characters,
         control_tokens=data.control_tokens,
     )
     check_template(encoder)
+    return encoder
+
+
+def _load_scorer(config: Config, encoder: Encoder) -> Scorer:
     device = pick_device(config)
     model_config = load_model_config(config.model)
     check_max_length(model_config, config.data.max_length, config.model.pretrained_model_name_or_path)
     choice = choose_batches(config.model.use_varlen_attn, model_config, config.data.max_length)
     check_attention(config, model_config, choice.kind, device)
-    network: Any = load_model(config.model, reward, kind=choice.kind, device=device, for_scoring=True)
+    network: Any = load_model(config.model, encoder.reward, kind=choice.kind, device=device, for_scoring=True)
     kind = self_test.settle_batches(network, choice, config.model.dtype).kind
     return Scorer(network, encoder, config, kind)
 

@@ -78,6 +78,10 @@ class Contract:
         """Name what was not read, once."""
         if self.unread_columns:
             output.warn(f"not read: {', '.join(self.unread_columns)} (columns of {source})")
+        self.report_keys(source)
+
+    def report_keys(self, source: str) -> None:
+        """Name the message keys alone that were not read."""
         if self.unread_keys:
             output.warn(
                 f"not read: {', '.join(self.unread_keys)} (of the messages of {source}: the chat template does not "
