@@ -71,7 +71,7 @@ def run(
 def _noted(manifest: Mapping[str, Any]) -> Counter[str]:
     """Rows kept of which prepare has noted something, by what."""
     counted: Counter[str] = Counter()
-    for source in manifest["rows_by_source"]:
+    for source in manifest.get("rows_by_source", ()):
         counted.update(source.get("noted", {}))
     return counted
 

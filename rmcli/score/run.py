@@ -17,7 +17,7 @@ from rmcli.rows.map_fns.contract import Contract
 from rmcli.score import lines
 from rmcli.score.lines import Line
 from rmcli.score.results import Summary, open_output, output_file
-from rmcli.score.scorer import Scored, Scorer, check_template
+from rmcli.score.scorer import Scored, Scorer
 from rmcli.tokens.encode import Encoder
 from rmcli.tokens.tokenizer import load_model_config, load_tokenizer
 
@@ -62,7 +62,6 @@ def _load_encoder(config: Config) -> Encoder:
         max_characters=data.max_characters,
         control_tokens=data.control_tokens,
     )
-    check_template(encoder)
     return encoder
 
 

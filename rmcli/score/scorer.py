@@ -127,13 +127,6 @@ def _together(group: PreferenceGroup, sides: Sequence[TokenGroup | str]) -> Toke
     )
 
 
-def check_template(encoder: Encoder) -> None:
-    """Raise RmcliError for a chat template that writes any answer alike: it would give one score to all."""
-    asked = Message(role="user", content="Name a capital.")
-    talks = tuple((asked, Message(role="assistant", content=reply)) for reply in ("Paris", "Madrid", "Lima"))
-    _refuse_alike(talks, encoder.encode([PreferenceGroup((talk,)) for talk in talks]))
-
-
 def _refuse_alike(talks: Sequence[Conversation], sides: Sequence[TokenGroup | str]) -> None:
     """Cut conversations may be alike, and so may those that differ in white space, which templates trim."""
     whole = [

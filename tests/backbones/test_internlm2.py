@@ -677,7 +677,7 @@ def test_score_on_polar_s_comparison_with_a_reference(spm, tmp_path, cli):
     first, second = "Sort: 2 1\n1 2", "Sort: 2 1\n2 1"
     text = f"{first}<|split_token|>{second}"
     row = {"messages": [{"role": "assistant", "content": text}]}
-    result = cli("score", "polar", "-q", stdin=json.dumps(row))
+    result = cli("score", "polar", "-q", "-s", "data.allow_no_prompt=true", stdin=json.dumps(row))
     assert result.code == 0, result.stderr
     ids = [*processor.encode(first), split, *processor.encode(second), reward]
     assert json.loads(result.stdout)["score"] == pytest.approx(reference.score(ids), abs=1e-5)

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rmcli import output
+from rmcli.rows.map_fns.contract import Contract
 from rmcli.score import run as score
 from rmcli.score.lines import read
 from support.places import REPOSITORY, write_lines
@@ -60,7 +61,7 @@ def test_answers_that_share_a_prompt_share_its_tokens(monkeypatch):
     base, here = trained_model_layers(MODEL)
     config = resolve(None, base=base, options=[here]).config
     encoder = Encoder(load_tokenizer(config.model), config.data.max_length, config.data.overlong)
-    group = next(read(str(REPOSITORY / "tests" / "written_before" / "data" / "eval.jsonl"))).group
+    group = next(read(str(REPOSITORY / "tests" / "written_before" / "data" / "eval.jsonl"), None, Contract())).group
     (tokens,) = encode_apart(encoder, [group])
     (together,) = encoder.encode([group])
     assert len(tokens.prefix) == len(together.prefix) > 10
@@ -190,5 +191,5 @@ def test_on_a_terminal_without_a_file_it_says_that_it_reads_stdin(monkeypatch):
     said = []
     monkeypatch.setattr(sys, "stdin", Terminal())
     monkeypatch.setattr(output, "say", said.append)
-    assert [line.problem for line in read("-")] == [None]
+    assert [line.problem for line in read("-", None, Contract())] == [None]
     assert said == ["reading JSON lines from stdin; Ctrl-D ends them"]

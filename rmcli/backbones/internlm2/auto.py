@@ -8,7 +8,8 @@ tokenizer is a SentencePiece BPE model whose unused pieces tokenizer_config.json
 The reward models XTuner saves, InternLM's own and POLAR share this layout: the score is `v_head` at the reward token,
 config.json's `reward_token_id`, put at the end. POLAR compares with a reference: its input is the text
 `prompt + reference <|split_token|> prompt + candidate <|reward|>`. No command composes that: who scores with POLAR
-writes it himself as one message of the assistant, up to the candidate's end, under a chat template that adds nothing.
+writes it himself as one message of the assistant, up to the candidate's end, under a chat template that adds nothing,
+with `data.allow_no_prompt`.
 
 `AutoConfig`, `AutoTokenizer` and `AutoSequenceClassifier` stand where transformers' own would: they read this layout
 and pass everything else on, always with trust_remote_code=False. Heavy imports are inside functions, as in tokenizer,
