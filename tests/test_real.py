@@ -24,6 +24,7 @@ from rmcli.tokens.tokenizer import load_tokenizer
 from support.cli import run_cli
 from support.networks import single_batches
 from support.places import REPOSITORY
+from support.wide import wide_tiny
 
 MAP_FN = f"{REPOSITORY / 'examples' / 'instruction_preference.py'}:to_pair"
 
@@ -150,6 +151,7 @@ def test_hh_is_prepared_with_its_sharing_ratio(gguf, real_data, tmp_path):
 def test_each_real_file_is_accounted_for(real_data, tmp_path, name, map_fn, kept, duplicates, reasons):
     """With the tiny tokenizer, whose byte tokens make long rows: nothing may be lost to a missing token."""
     wide = ("-s", "data.max_length=60000", "-s", "data.max_packed_length=130000")
+    wide += ("-s", wide_tiny(tmp_path / "wide", 60000))
     result = run_cli(
         "prepare",
         real_data / f"{name}.jsonl.gz",
@@ -170,6 +172,8 @@ def test_each_real_file_is_accounted_for(real_data, tmp_path, name, map_fn, kept
 def test_a_k_way_model_trains_on_finegrained_qa(real_data, tmp_path):
     """375 rows: 235 strict orders, 131 with ties or cycles, 9 all equal; in all, none held out here."""
     wide = ("-s", "data.max_length=8192", "-s", "data.max_packed_length=32768", "-s", "data.eval_fraction=0.0")
+    model = ("-s", wide_tiny(tmp_path / "wide", 8192))
+    wide += model
     source = real_data / "finegrained_qa_4way.jsonl.gz"
     prepared = run_cli("prepare", source, "--map-fn", "auto", "--preset", "tiny", *wide, "-o", tmp_path / "data")
     assert prepared.code == 0, prepared.stderr
@@ -177,7 +181,16 @@ def test_a_k_way_model_trains_on_finegrained_qa(real_data, tmp_path):
     for loss_type in ("plackett_luce", "ranking", "ties"):
         keys = ("-s", f"loss.loss_type={loss_type}", "-s", "train.pairs_per_step=2", "-s", "train.max_steps=2")
         run = run_cli(
-            "train", "--preset", "tiny", "--data", tmp_path / "data", *keys, "-o", tmp_path / loss_type, "--json"
+            "train",
+            "--preset",
+            "tiny",
+            *model,
+            "--data",
+            tmp_path / "data",
+            *keys,
+            "-o",
+            tmp_path / loss_type,
+            "--json",
         )
         assert run.code == 0, run.stderr
         said = "235 groups train as lists in strict order, 131 pairwise" in run.stderr

@@ -22,6 +22,14 @@ _AT_FDCWD = -100  # from Linux' fcntl.h
 _RENAME_EXCHANGE = 2  # from linux/fs.h
 
 
+def refuse_own_folder(folder: Path) -> None:
+    """Raise ConfigError for the folder one is in, and for those above it: a rename would take it away."""
+    if folder.resolve() in (Path.cwd(), *Path.cwd().parents):
+        raise ConfigError(
+            f"{folder} is the folder you are in, or above it: it cannot be replaced", "name a new one with -o"
+        )
+
+
 class StagedFolder:
     """`path` is where to write; `publish` makes it `folder`, `discard` leaves nothing. All raise OSError."""
 
@@ -29,8 +37,7 @@ class StagedFolder:
         self.folder = (
             Path(os.path.realpath(folder)) if folder.is_symlink() else folder
         )  # a link goes on pointing there
-        if self.folder.exists() and self.folder.samefile("."):
-            raise ConfigError(f"{folder} is the folder you are in: it cannot be replaced", "name a new one with -o")
+        refuse_own_folder(folder)
         put_back(self.folder)
         self._made = [parent for parent in self.folder.absolute().parents if not parent.exists()]
         self.folder.parent.mkdir(parents=True, exist_ok=True)

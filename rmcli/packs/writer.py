@@ -20,7 +20,7 @@ from rmcli import output
 from rmcli.errors import RmcliError
 from rmcli.packs.manifest import MANIFEST, REJECTS, TEXT, TEXTS, file_sha256, write_json, write_manifest, writing
 from rmcli.packs.schema import FEATURES, FORMAT_VERSION, SCHEMA, SPLITS
-from rmcli.packs.staging import StagedFolder, put_back
+from rmcli.packs.staging import StagedFolder, put_back, refuse_own_folder
 from rmcli.records import Pack, Reject
 
 PACKS_PER_BATCH = 64
@@ -183,11 +183,7 @@ def _record_batch(packs: list[Pack]) -> pa.RecordBatch:
 
 def stage(folder: Path, overwrite: bool) -> StagedFolder:
     """A place to write what will become `folder`. Raises RmcliError when that holds something that must stay."""
-    if folder.resolve() in (Path.cwd(), *Path.cwd().parents):
-        raise RmcliError(
-            f"output folder {folder} is the one you are in, or above it: a set is put in its place as a whole",
-            "name a folder of its own with -o",
-        )
+    refuse_own_folder(folder)
     put_back(folder)
     if folder.exists() and not folder.is_dir():
         raise RmcliError(f"output {folder} is a file", "choose another folder with -o")

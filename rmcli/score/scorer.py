@@ -12,7 +12,7 @@ from rmcli.errors import RmcliError
 from rmcli.model import forward
 from rmcli.model.batch import build_batch
 from rmcli.packs import pack
-from rmcli.records import BatchKind, Conversation, Message, PreferenceGroup, TokenGroup
+from rmcli.records import BatchKind, Conversation, PreferenceGroup, TokenGroup
 from rmcli.tokens.encode import Encoder, common_prefix_length, is_ordered
 
 _EMPTY = np.empty(0, dtype=np.int32)

@@ -376,7 +376,9 @@ def why_first(best: Evidence) -> list[str]:
     if best.near_zero:
         said.append("its row is near zero (untrained): train starts it from the mean of trained rows")
     elif best.same_row_as:
-        said.append(f"its row is the same as those of {_short(best.same_row_as)}: never trained apart")
+        more = f" and {len(best.same_row_as) - 6} more" if len(best.same_row_as) > 6 else ""
+        same = ", ".join(map(str, best.same_row_as[:6]))
+        said.append(f"its row is the same as those of {same}{more}: never trained apart")
     elif best.norm_ratio is not None:
         said.append(_norm_words(best.norm_ratio))
     if best.typed_when_split:
@@ -396,12 +398,3 @@ def why_ruled_out(candidate: Evidence) -> str:
     if candidate.inside is False:
         return "outside the embedding"
     return f"used by {', '.join(candidate.used_by)}"
-
-
-def _short(ids: Sequence[int], most: int = 6) -> str:
-    listed = ", ".join(map(str, ids[:most]))
-    return listed + (f" and {len(ids) - most} more" if len(ids) > most else "")
-
-
-def as_dict(candidate: Evidence) -> dict[str, Any]:
-    return {name: getattr(candidate, name) for name in Evidence.__dataclass_fields__}

@@ -293,7 +293,7 @@ def test_granite_becomes_a_classifier_that_is_saved_and_loaded_alike(tmp_path):
 )
 def test_such_backbones_go_through_the_commands(cli, tmp_path, name, said):
     folder = tmp_path / "backbone"
-    tiny_config(name, vocab_size=384).save_pretrained(folder)
+    tiny_config(name, vocab_size=384, max_position_embeddings=256).save_pretrained(folder)
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(REPOSITORY / "presets" / "tiny" / file, folder)
     backbone = ("--preset", "tiny", "-s", f"model.pretrained_model_name_or_path={folder}")

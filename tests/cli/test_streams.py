@@ -187,7 +187,7 @@ def test_nothing_replaces_the_folder_one_is_in(cli, tmp_path):
     assert (result.code, result.stderr.splitlines()[-2:]) == (
         2,
         [
-            "error: . is the folder you are in: it cannot be replaced",
+            "error: . is the folder you are in, or above it: it cannot be replaced",
             "hint: name a new one with -o",
         ],
     )

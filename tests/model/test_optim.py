@@ -396,7 +396,7 @@ def test_gradients_are_float32_where_a_step_has_several_forwards(cli, tiny_run, 
     seen = []
     real = optim.expect_gradients
     monkeypatch.setattr(optim, "expect_gradients", lambda opt, several: (seen.append(several), real(opt, several)))
-    tiny_config("qwen3_next", vocab_size=384).save_pretrained(tmp_path / "single")
+    tiny_config("qwen3_next", vocab_size=384, max_position_embeddings=256).save_pretrained(tmp_path / "single")
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(REPOSITORY / "presets" / "tiny" / file, tmp_path / "single")
     levers = ("train.max_steps=2", "train.master_weights=split", "model.dtype=bfloat16", "train.check_memory=false")

@@ -19,6 +19,7 @@ from rmcli.rows.map_fns.apply import find_map_function
 from rmcli.rows.map_fns.known import NAMED, recognise
 from rmcli.tokens.encode import is_ordered, prompt_of
 from support.places import REPOSITORY, write_lines
+from support.wide import wide_tiny
 
 TIE = (Comparison(0, 1, 0.5),)
 
@@ -624,6 +625,7 @@ def test_groups_of_four_are_prepared_and_their_eval_text_is_canonical(cli, tmp_p
         row["passages"] = [passage[:2] for passage in row["passages"][:1]]
     write_lines(tmp_path / "rows.jsonl", rows)
     settings = ("-s", "data.eval_fraction=0.3", "-s", "data.max_length=2048", "-s", "data.max_packed_length=8192")
+    settings += ("-s", wide_tiny(tmp_path / "wide", 2048))
     result = cli("prepare", "rows.jsonl", "--map-fn", "finegrained_qa", "--preset", "tiny", "-o", "out", *settings)
     assert result.code == 0, result.stderr
     manifest = read_manifest(tmp_path / "out")
@@ -764,7 +766,7 @@ def test_the_list_has_names_columns_data_sets_and_plugins(cli, plugins):
         ("their_broken:f", "theirs 1.5"),
         ("not used, rmcli has its own", "theirs 1.5"),
     ]
-    result = cli("map-fns")
+    result = cli("map-fns", "--wide")
     for name, known in NAMED.items():
         (line,) = [line for line in result.stdout.splitlines() if line.split()[:1] == [name] and "theirs" not in line]
         assert known.columns[0] in line

@@ -148,7 +148,7 @@ def test_the_working_folder_can_be_the_run_folder_but_not_that_of_data(cli, tiny
     assert train(cli, tiny_run.data, ".", "train.max_steps=1").code == 0
     assert (tmp_path / "model" / "model.safetensors").is_file()
     result = cli("prepare", "tasks:20", "-p", "tiny", "-o", ".", "--overwrite")
-    assert (result.code, "error: output folder . is the one you are in" in result.stderr) == (1, True)
+    assert (result.code, "error: . is the folder you are in, or above it" in result.stderr) == (2, True)
 
 
 def test_score_says_what_a_checkpoint_is(cli, tiny_run):
