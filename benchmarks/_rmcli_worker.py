@@ -41,7 +41,7 @@ class GatedTrainer(Trainer):
         step = feed.step
         before = self.window.num_tokens
         skipped = super().run_step(feed)
-        loss = float(self.window.losses[-1])
+        loss = float(self.window.losses[-1][0])
         seconds = GATE.stop()
         groups = [
             group

@@ -77,7 +77,7 @@ class Timed(Trainer):
     def run_step(self, feed: Any) -> Any:
         skipped = super().run_step(feed)
         if feed.row_ids:
-            Timed.losses += (self.window.losses[-1],)
+            Timed.losses += (self.window.losses[-1][0],)
         if feed.step.number in (self.warmup, self.job.total_steps):
             if self.job.device.type == "cuda":
                 torch.cuda.synchronize()

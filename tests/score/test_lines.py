@@ -1,6 +1,7 @@
 """What `score` reads and writes back: every file that prepare reads, labelled or not, and the user's own columns."""
 
 import datetime
+import io
 import json
 import sys
 from pathlib import Path
@@ -183,7 +184,7 @@ def test_ctrl_c_says_how_far_it_came(cli, monkeypatch, tmp_path):
 
 def test_on_a_terminal_without_a_file_it_says_that_it_reads_stdin(monkeypatch):
     class Terminal:
-        buffer = iter([json.dumps(talk("a", "b")).encode()])
+        buffer = io.BytesIO(json.dumps(talk("a", "b")).encode())
 
         def isatty(self) -> bool:
             return True
