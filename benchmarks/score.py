@@ -117,6 +117,7 @@ def loaded_once(config: Config) -> Callable[[Path, Path], list[float]]:
         setattr(module, name, _once(getattr(module, name)))
 
     def run(source: Path, target: Path) -> list[float]:
+        target.unlink(missing_ok=True)  # another way's output, which rmcli would not replace
         summary = score.run(config, str(source), str(target))
         if summary.errors or summary.truncated:
             raise SystemExit(f"not all was scored: {summary.as_dict()}")

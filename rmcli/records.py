@@ -32,6 +32,11 @@ def as_dicts(conversation: Conversation) -> list[dict[str, Any]]:
     return [dict(message) for message in conversation]
 
 
+def has_more(conversation: Conversation) -> bool:
+    """Whether a message has keys beside role and content. Asked of every conversation, hence by counting."""
+    return sum(map(len, conversation)) > 2 * len(conversation)
+
+
 def more_of(message: Message) -> dict[str, Any]:
     """What a message has beside role and content."""
     return {} if len(message) == 2 else {key: value for key, value in message.items() if key not in OWN_KEYS}

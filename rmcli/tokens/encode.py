@@ -16,7 +16,7 @@ from jinja2.exceptions import TemplateError
 
 from rmcli import output
 from rmcli.errors import ConfigError
-from rmcli.records import PAIR, Comparison, Conversation, PreferenceGroup, TokenGroup, more_of
+from rmcli.records import PAIR, Comparison, Conversation, PreferenceGroup, TokenGroup, has_more, more_of
 from rmcli.tokens import chat_templates, truncation
 from rmcli.tokens.control_tokens import ControlTokens
 from rmcli.tokens.engines import EngineName, TokenEngine
@@ -100,7 +100,9 @@ class Encoder:
         texts: list[str] = []
         results: list[str | tuple[range, tuple[str, ...]]] = []  # where the group's texts stand, what is noted
         for group in groups:
-            problem = self._problem(group)
+            texts_of = [_texts_of(conversation) for conversation in group.conversations]
+            joined = ["\n".join(contents) for contents in texts_of]  # to ask all of them at once
+            problem = self._problem(group, texts_of, joined)
             if problem is not None:
                 results.append(problem)
                 continue
@@ -110,12 +112,16 @@ class Encoder:
                 self._say_first_refusal(str(error))
                 results.append("template_error")
                 continue
-            results.append((range(len(texts), len(texts) + len(rendered)), self._noted(group, rendered)))
+            results.append((range(len(texts), len(texts) + len(rendered)), self._noted(group, joined, rendered)))
             texts.extend(rendered)
         # The template has written BOS where the model wants one: no special tokens are added again.
         ids = self.engine.encode(texts)
+        # Asked of all at once: almost always the answer is no.
+        has_reward_token = bool(ids) and bool((np.concatenate(ids) == self.reward.reward_token_id).any())
         return [
-            result if isinstance(result, str) else self._group([ids[index] for index in result[0]], group, result[1])
+            result
+            if isinstance(result, str)
+            else self._group([ids[index] for index in result[0]], group, result[1], has_reward_token)
             for group, result in zip(groups, results, strict=True)
         ]
 
@@ -124,12 +130,14 @@ class Encoder:
             self.template_says["template_error"] = error
             output.warn(f"the chat template refuses a conversation: {' '.join(error.split())}")
 
-    def _problem(self, group: PreferenceGroup) -> str | None:
+    def _problem(
+        self, group: PreferenceGroup, texts_of: Sequence[Sequence[str]], joined: Sequence[str]
+    ) -> str | None:
         for name in group.template_arguments:
             if name not in self.template_reads.arguments:
                 return f"unread_column {'tools' if name == 'tools' else f'chat_template_kwargs.{name}'}"
-        for conversation in group.conversations:
-            if sum(map(len, _texts_of(conversation))) > self.max_characters:
+        for conversation, contents, text in zip(group.conversations, texts_of, joined, strict=True):
+            if len(text) > self.max_characters < sum(map(len, contents)):
                 return "too_long_text"
             if not conversation:
                 return "empty_conversation"
@@ -139,24 +147,20 @@ class Encoder:
                 return "no_assistant_reply"
             if not conversation[-1]["content"].strip():
                 return "empty_reply"
-            contents = _texts_of(conversation)
             # Of all contents at once the answer is almost always no.
-            if self.reward.stands_in("\n".join(contents)) and any(map(self.reward.stands_in, contents)):
+            if self.reward.stands_in(text) and any(map(self.reward.stands_in, contents)):
                 return "reward_token_in_text"
-            if self.control_tokens == "reject" and self._has_control_token(conversation):
+            if self.control_tokens == "reject" and self.control.first_in(text) is not None:
                 return "control_token_in_text"
         first, *others = group.conversations
         if others and all(_is_same(other, first) for other in others):
             return "chosen_equals_rejected"
         return None
 
-    def _has_control_token(self, conversation: Conversation) -> bool:
-        return self.control.first_in("\n".join(_texts_of(conversation))) is not None
-
-    def _noted(self, group: PreferenceGroup, rendered: Sequence[str]) -> tuple[str, ...]:
+    def _noted(self, group: PreferenceGroup, joined: Sequence[str], rendered: Sequence[str]) -> tuple[str, ...]:
         """Which of NOTED hold for the group."""
         noted = []
-        if any(map(self._has_control_token, group.conversations)):
+        if self.control.first_in("\n".join(joined)) is not None:
             noted.append(CONTROL_TOKENS)
         # A template that only copies contents was proven to write them whole.
         if not self.renderer.uses_skeletons and not all(
@@ -167,14 +171,18 @@ class Encoder:
         return tuple(noted)
 
     def _group(
-        self, conversations: list[np.ndarray], group: PreferenceGroup, noted: tuple[str, ...]
+        self, conversations: list[np.ndarray], group: PreferenceGroup, noted: tuple[str, ...], has_reward_token: bool
     ) -> TokenGroup | str:
         token_ids = [ids for ids in map(self.reward.finish, conversations) if ids is not None]
         if len(token_ids) < len(conversations):
             return "no_end_of_turn"
         # A reserved token anywhere but at the end came from the text; a natural one ends every turn.
         reward_id = self.reward.reward_token_id
-        if self.reward.mode == "reserved" and any((ids[:-1] == reward_id).any() for ids in token_ids):
+        if (
+            has_reward_token
+            and self.reward.mode == "reserved"
+            and any((ids[:-1] == reward_id).any() for ids in token_ids)
+        ):
             return "reward_token_in_text"
         if self.reward.tokens_without_row and any((ids >= self.reward.num_embedding_rows).any() for ids in token_ids):
             return "token_without_row"
@@ -231,7 +239,9 @@ class Encoder:
 def _texts_of(conversation: Conversation) -> list[str]:
     """What the messages say, and what stands in their further keys."""
     said = [message["content"] for message in conversation]
-    return said + [str(value) for message in conversation for value in more_of(message).values()]
+    if has_more(conversation):
+        said += [str(value) for message in conversation for value in more_of(message).values()]
+    return said
 
 
 def _is_whole(reply: str, text: str) -> bool:
@@ -243,10 +253,11 @@ def _compares_equals(token_ids: Sequence[np.ndarray], group: PreferenceGroup) ->
     """Whether one response is called better than another that is the same, token for token."""
     if len(token_ids) < 2:
         return False
-    return any(
-        not comparison.is_tie and np.array_equal(token_ids[comparison.first], token_ids[comparison.second])
-        for comparison in group.comparisons
-    )
+    for comparison in group.comparisons:
+        first, second = token_ids[comparison.first], token_ids[comparison.second]
+        if not comparison.is_tie and len(first) == len(second) and (first == second).all():
+            return True
+    return False
 
 
 def common_prefix_length(token_ids: Sequence[np.ndarray]) -> int:

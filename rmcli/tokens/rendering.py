@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, TemplateError, nodes
 
 from rmcli import output
-from rmcli.records import Conversation, as_dicts
+from rmcli.records import Conversation, as_dicts, has_more
 from rmcli.tokens import chat_templates
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Renderer:
 
     def render(self, conversation: Conversation, template_arguments: Mapping[str, Any] | None = None) -> str:
         """Raises jinja2's TemplateError where the template refuses the conversation."""
-        if template_arguments or not self.uses_skeletons or any(len(message) > 2 for message in conversation):
+        if template_arguments or not self.uses_skeletons or has_more(conversation):
             return self.render_in_full(conversation, template_arguments)
         roles = tuple([message["role"] for message in conversation])
         skeleton = self._skeletons.get(roles)

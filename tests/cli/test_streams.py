@@ -1,6 +1,7 @@
 """No stream, signal or unreadable place shows a traceback: each is one line and an exit code."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -17,7 +18,9 @@ TEXT = "日本語 😀 é"
 def came_of(commands: list[list[str]], folder: Path) -> dict[tuple[str, str], dict]:
     """What came of each command with each kind of stdout."""
     child = [sys.executable, REPOSITORY / "tests" / "support" / "stream_child.py"]
-    subprocess.run([*child, "results.json", json.dumps(commands)], cwd=folder, check=True, timeout=300)
+    # Python's own view of the environment: readline, which pytest loads, sets COLUMNS below it.
+    run = {"cwd": folder, "check": True, "timeout": 300, "env": dict(os.environ)}
+    subprocess.run([*child, "results.json", json.dumps(commands)], **run)
     found = json.loads((folder / "results.json").read_text())
     return {(" ".join(one["command"]), one["stdout"]): one for one in found}
 

@@ -20,7 +20,7 @@ def test_prepare_is_as_fast_as_the_tokenizer_allows(gguf, real_data, tmp_path):
     tokenizers = ("--gguf", gguf, "--llama3", find_tokenizer("llama3"))
     command = [sys.executable, REPOSITORY / "benchmarks" / "prepare.py", real_data / "hh_rlhf_harmless.jsonl.gz"]
     done = subprocess.run(
-        [*map(str, command), *map(str, tokenizers), "--alternations", "3", "--output", str(figures)],
+        [*map(str, command), *map(str, tokenizers), "--alternations", "5", "--output", str(figures)],
         capture_output=True,
         text=True,
         cwd=REPOSITORY,
