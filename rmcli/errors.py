@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+INTERRUPTED, TERMINATED = 130, 143  # exit codes of a command that a signal ended
+
 
 class RmcliError(Exception):
     """Something the user can mend. The command line prints `error: ...` and `hint: ...` and exits."""
@@ -21,10 +23,16 @@ class ConfigError(RmcliError):
     exit_code = 2
 
 
-class Interrupted(RmcliError):
-    """Ctrl-C, with what was kept: exit code 130."""
+class Stopped(RmcliError):
+    """A signal ended the work, with what was kept: exit code 130 for Ctrl-C, 143 for the others."""
 
-    exit_code = 130
+    def __init__(self, message: str, hint: str | None, exit_code: int) -> None:
+        super().__init__(message, hint)
+        self.exit_code = exit_code
+
+
+class Terminated(BaseException):
+    """SIGTERM or its like came: what is half-written is cleared on the way out."""
 
 
 class Skip(Exception):

@@ -11,13 +11,7 @@ from typing import NoReturn
 import typer
 
 from rmcli import output
-from rmcli.errors import RmcliError
-
-INTERRUPTED, TERMINATED = 130, 143
-
-
-class _Terminated(BaseException):
-    """SIGTERM or SIGHUP came: what is half-written is cleared on the way out."""
+from rmcli.errors import INTERRUPTED, TERMINATED, RmcliError, Terminated
 
 
 @contextmanager
@@ -35,7 +29,7 @@ def one_line_for_everything() -> Iterator[None]:
     except KeyboardInterrupt:
         output.error("interrupted", None)
         raise typer.Exit(INTERRUPTED) from None
-    except _Terminated:
+    except Terminated:
         output.error("terminated", None)
         raise typer.Exit(TERMINATED) from None
     except BrokenPipeError:  # who reads has had enough, as head has
@@ -55,8 +49,9 @@ def _signals_raise() -> Iterator[None]:
         yield
         return
     wanted = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _terminate}
-    if hasattr(signal, "SIGHUP"):
-        wanted[signal.SIGHUP] = _terminate
+    for name in ("SIGHUP", "SIGUSR1"):  # Slurm's notice before its time is up is SIGUSR1
+        if hasattr(signal, name):
+            wanted[getattr(signal, name)] = _terminate
     before = {number: signal.getsignal(number) for number in wanted}
     taken = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]
     for number in taken:
@@ -69,7 +64,7 @@ def _signals_raise() -> Iterator[None]:
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise _Terminated
+    raise Terminated
 
 
 def _in_words(error: OSError) -> str:

@@ -35,6 +35,13 @@ def train_command(
         str | None, typer.Option("--data", metavar="DIR|URL", help="Prepared data; default: the preset's own.")
     ] = None,
     out: Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR", help="Default: runs/PRESET-N.")] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the run of -o, or the newest one that ended early; begin where -o is not there yet.",
+        ),
+    ] = False,
     profile: Annotated[
         bool, typer.Option("--profile", help="Write a trace of a few steps, and where a step goes.")
     ] = False,
@@ -49,28 +56,39 @@ def train_command(
     """Train a reward model on prepared data."""
     from rmcli.config.resolve import resolve
     from rmcli.packs import remote
+    from rmcli.runs.folder import newest_unfinished
     from rmcli.train.job import build_job, describe
     from rmcli.train.launcher import check_one_process
+    from rmcli.train.resume import finished, is_run, resumed_job
     from rmcli.train.run import run
 
     check_one_process(os.environ)
-    resolved = resolve(preset, config or (), set_ or ())
-    try:
-        folder = _prepared_data(resolved, dry_run) if data is None else remote.local(data)
-    except RmcliError as error:
-        if dry_run:
-            show_config(resolved, {"missing": error.message}, json)
-        raise
-    job = build_job(resolved, folder, out)
+    earlier = (out or newest_unfinished(Path("runs"))) if resume else None
+    if earlier is not None and is_run(earlier):
+        given = None if data is None else remote.local(data)
+        job = resumed_job(earlier, given, preset, config or (), set_ or ())
+    else:
+        resolved = resolve(preset, config or (), set_ or ())
+        try:
+            folder = _prepared_data(resolved, dry_run) if data is None else remote.local(data)
+        except RmcliError as error:
+            if dry_run:
+                show_config(resolved, {"missing": error.message}, json)
+            raise
+        job = build_job(resolved, folder, out)
     if dry_run:
         show_config(job.resolved, describe(job), json)
         return
-    summary = run(job, profile, shlex.join(["rmcli", *sys.argv[1:]]))
+    summary = finished(job.run_folder) if job.is_done else None
+    if summary is not None:
+        output.say(f"{job.run_folder} is finished: all {job.total_steps} steps are done")
+    else:
+        summary = run(job, profile, shlex.join(["rmcli", *sys.argv[1:]]))
     if json:
         output.answer_json(summary)
     else:
         output.answer(summary["model"])
-    held_out = str(folder / "eval.jsonl") if "eval_pairs" in summary else "FILE"
+    held_out = str(job.data_folder / "eval.jsonl") if "eval_pairs" in summary else "FILE"
     say_next("score", summary["model"], held_out, "-o", "scores.jsonl")
 
 

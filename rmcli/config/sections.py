@@ -324,8 +324,23 @@ class TrainSection(Section):
     )
     log_every: int = Field(10, ge=1, description="steps between log lines")
     eval_steps: int | None = Field(None, ge=1, description="steps between evaluations; always one at the end")
-    save_steps: int = Field(500, ge=1, description="steps between checkpoints")
+    save_steps: int = Field(500, ge=1, description="steps between checkpoints; always one at the end")
+    save_minutes: float | None = Field(None, gt=0, description="minutes between checkpoints, besides save_steps")
     save_total_limit: int = Field(2, ge=1, description="checkpoints kept")
+    async_checkpoint: bool = Field(
+        False,
+        description="write checkpoints beside the training, from a copy in main memory; one at a time",
+    )
+    best: Literal["eval_accuracy", "eval_loss"] | None = Field(
+        None,
+        description="keep the weights of the best evaluation by this figure, too, and export them as model-best/",
+    )
+    nonfinite: Literal["stop", "skip"] = Field(
+        "stop",
+        description="a loss or gradient norm that is not finite: stop before the update, or leave the step out, "
+        "counted and said (the device is then waited for in each step)",
+    )
+    max_skipped: int = Field(10, ge=1, description="steps that nonfinite = skip leaves out at most")
 
     @model_validator(mode="after")
     def _betas_below_one(self) -> "TrainSection":

@@ -10,9 +10,11 @@ torch.optim.AdamW(fused=True) runs, so a run is bitwise the one with float32 mas
 
 8-bit states are those of arXiv 2110.02861: blocks of 256 values, each with its largest magnitude in float32, and one
 byte per value for its place in a dynamic map. Like bitsandbytes and torchao, weights of fewer than 4096 numbers keep
-float32 states. Their optimizers are not used: neither holds split masters or leaves a step out on the device.
+float32 states. Their optimizers are not used: neither holds split masters or leaves a step out on the device. Unlike
+theirs a block lies within a row of the weight (the row's last may be shorter), so that a weight cut between rows
+keeps its states as they are.
 
-Axes: N numbers of one piece of a weight.
+Axes: R rows of one piece of a weight, C numbers of a row, B blocks of a row.
 """
 
 from collections.abc import Callable, Iterable
@@ -25,9 +27,9 @@ from torch.optim.adamw import adamw
 
 BLOCK = 256  # values that share a scale
 SMALLEST = 4096  # numbers of a weight whose states are worth 8 bits
-# Numbers updated at a time: temporary float32 memory stays below a gigabyte. A multiple of BLOCK and of every vector
-# width: the kernel must see the same vectors as in one go.
-PIECE = 2**24
+PIECE = 2**24  # numbers updated at a time, about: temporary float32 memory stays below a gigabyte
+# Rows updated at a time are a multiple: the kernel must see the same vectors, of up to 64 numbers, as in one go.
+ROWS = 64
 
 
 def round_bits(master: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,21 +47,21 @@ def join_bits(weight: Tensor, low: Tensor) -> Tensor:
 # are integers alone: compiling them changes no bit. Those of 8-bit states divide.
 
 
-def _split(bits_N: Tensor) -> tuple[Tensor, Tensor]:
+def _split(bits_RC: Tensor) -> tuple[Tensor, Tensor]:
     """int32 bits of masters as int32 (upper half rounded, rest)."""
-    high_N = ((bits_N >> 15) + 1) >> 1  # (bits + 2**15) >> 16 without its overflow
-    return high_N, bits_N - (high_N << 16)
+    high_RC = ((bits_RC >> 15) + 1) >> 1  # (bits + 2**15) >> 16 without its overflow
+    return high_RC, bits_RC - (high_RC << 16)
 
 
-def _join(weight_bits_N: Tensor, low_N: Tensor) -> Tensor:
+def _join(weight_bits_RC: Tensor, low_RC: Tensor) -> Tensor:
     """Two int16 halves as int32 bits of masters."""
-    return (weight_bits_N.to(torch.int32) << 16) + low_N
+    return (weight_bits_RC.to(torch.int32) << 16) + low_RC
 
 
-def _split_into(bits_N: Tensor, weight_bits_N: Tensor, low_N: Tensor) -> None:
-    high_N, rest_N = _split(bits_N)
-    weight_bits_N.copy_(high_N)
-    low_N.copy_(rest_N)
+def _split_into(bits_RC: Tensor, weight_bits_RC: Tensor, low_RC: Tensor) -> None:
+    high_RC, rest_RC = _split(bits_RC)
+    weight_bits_RC.copy_(high_RC)
+    low_RC.copy_(rest_RC)
 
 
 @cache
@@ -104,12 +106,13 @@ class CompactAdamW(torch.optim.Optimizer):
         if split:
             parameter.data, state["master_low"] = round_bits(parameter.data.contiguous())
         assert parameter.is_contiguous()
-        eight = state_bits == 8 and parameter.numel() >= SMALLEST and parameter.numel() % BLOCK == 0
+        eight = state_bits == 8 and parameter.numel() >= SMALLEST
         for name in ("exp_avg", "exp_avg_sq"):
             dtype = torch.uint8 if eight else torch.float32
             state[name] = torch.zeros(parameter.shape, dtype=dtype, device=parameter.device)
             if eight:  # a scale of zero makes every value zero
-                state[f"{name}_scale"] = torch.zeros(parameter.numel() // BLOCK, device=parameter.device)
+                rows, numbers = _rows(parameter).shape
+                state[f"{name}_scale"] = torch.zeros(rows, -(-numbers // BLOCK), device=parameter.device)
 
     def keep_float32_gradients(self, wanted: bool) -> None:
         """Whether `.grad` of a bfloat16 weight is float32: exact sums of several contributions, 2 bytes more each."""
@@ -150,8 +153,10 @@ class CompactAdamW(torch.optim.Optimizer):
                     continue
                 state = self.state[parameter]
                 step = state["step"]
-                for start in range(0, parameter.numel(), PIECE):
-                    step = self._update(parameter, state, group, slice(start, start + PIECE))
+                rows, numbers = _rows(parameter).shape
+                at_a_time = max(PIECE // (numbers * ROWS), 1) * ROWS
+                for start in range(0, rows, at_a_time):
+                    step = self._update(parameter, state, group, slice(start, start + at_a_time))
                 state["step"] = step
 
     def _update(
@@ -159,22 +164,22 @@ class CompactAdamW(torch.optim.Optimizer):
     ) -> Tensor:
         """Update one piece; returns the number of the step that it has taken."""
         assert parameter.grad is not None
-        weight_N = parameter.detach().view(-1)[piece]
-        low_N = state["master_low"].view(-1)[piece] if "master_low" in state else None
-        master_N = weight_N
-        if low_N is not None:
-            master_N = self._made(_join)(weight_N.view(torch.int16), low_N).view(torch.float32)
-        gradient_N = parameter.grad.reshape(-1)[piece].float()
+        weight_RC = _rows(parameter.detach())[piece]
+        low_RC = _rows(state["master_low"])[piece] if "master_low" in state else None
+        master_RC = weight_RC
+        if low_RC is not None:
+            master_RC = self._made(_join)(weight_RC.view(torch.int16), low_RC).view(torch.float32)
+        gradient_RC = _rows(parameter.grad.contiguous())[piece].float()
         if self.gradient_factor is not None:
-            gradient_N = gradient_N * self.gradient_factor
+            gradient_RC = gradient_RC * self.gradient_factor
         first, second = (_State(state, name, piece, self._made) for name in ("exp_avg", "exp_avg_sq"))
-        first_N, second_N = first.read(), second.read()
+        first_RC, second_RC = first.read(), second.read()
         step = state["step"].clone()
         adamw(
-            [master_N],
-            [gradient_N],
-            [first_N],
-            [second_N],
+            [master_RC],
+            [gradient_RC],
+            [first_RC],
+            [second_RC],
             [],
             [step],
             fused=True,
@@ -187,11 +192,11 @@ class CompactAdamW(torch.optim.Optimizer):
             amsgrad=False,
             maximize=False,
         )
-        if low_N is not None:
+        if low_RC is not None:
             # A step that is left out leaves the master, and so both its halves, as they were.
-            self._made(_split_into)(master_N.view(torch.int32), weight_N.view(torch.int16), low_N)
-        first.write(first_N, self.found_inf)
-        second.write(second_N, self.found_inf)
+            self._made(_split_into)(master_RC.view(torch.int32), weight_RC.view(torch.int16), low_RC)
+        first.write(first_RC, self.found_inf)
+        second.write(second_RC, self.found_inf)
         return step
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -208,51 +213,67 @@ class _State:
 
     def __init__(self, state: dict[str, Tensor], name: str, piece: slice, made: Callable[..., Any]) -> None:
         self.signed, self.made = name == "exp_avg", made
-        self.values_N = state[name].view(-1)[piece]
+        self.values_RC = _rows(state[name])[piece]
         scale = state.get(f"{name}_scale")
-        self.scale = None if scale is None else scale[piece.start // BLOCK : piece.stop // BLOCK]
+        self.scale_RB = None if scale is None else scale[piece]
 
     def read(self) -> Tensor:
-        if self.scale is None:
-            return self.values_N
-        return self.made(_decode)(self.values_N, self.scale, dynamic_map(self.signed, self.scale.device))
+        if self.scale_RB is None:
+            return self.values_RC
+        return self.made(_decode)(self.values_RC, self.scale_RB, dynamic_map(self.signed, self.scale_RB.device))
 
-    def write(self, new_N: Tensor, found_inf: Tensor | None) -> None:
-        if self.scale is not None:
-            midpoints = _midpoints(self.signed, self.scale.device)
-            self.made(_encode_into)(new_N, midpoints, found_inf, self.values_N, self.scale)
-
-
-def quantize(values_N: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
-    """Float32 numbers as (uint8 places in the dynamic map, one float32 scale per 256)."""
-    return _encode(values_N, _midpoints(signed, values_N.device))
+    def write(self, new_RC: Tensor, found_inf: Tensor | None) -> None:
+        if self.scale_RB is not None:
+            midpoints = _midpoints(self.signed, self.scale_RB.device)
+            self.made(_encode_into)(new_RC, midpoints, found_inf, self.values_RC, self.scale_RB)
 
 
-def dequantize(codes_N: Tensor, scale: Tensor, signed: bool) -> Tensor:
+def _rows(tensor: Tensor) -> Tensor:
+    """A contiguous tensor as (R, C), C its last axis; a vector or a number is one row."""
+    return tensor.view(-1, tensor.shape[-1] if tensor.ndim else 1)
+
+
+def quantize(values_RC: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
+    """Float32 numbers as (R, C) uint8 places in the dynamic map and (R, B) float32 scales, one for 256 of a row."""
+    return _encode(values_RC, _midpoints(signed, values_RC.device))
+
+
+def dequantize(codes_RC: Tensor, scale_RB: Tensor, signed: bool) -> Tensor:
     """The float32 numbers that `quantize` stands for."""
-    return _decode(codes_N, scale, dynamic_map(signed, codes_N.device))
+    return _decode(codes_RC, scale_RB, dynamic_map(signed, codes_RC.device))
 
 
-def _encode(values_N: Tensor, midpoints: Tensor) -> tuple[Tensor, Tensor]:
-    blocks = values_N.view(-1, BLOCK)
-    scale = blocks.abs().amax(dim=1)
-    scaled = blocks / scale.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(1)
+def _encode(values_RC: Tensor, midpoints: Tensor) -> tuple[Tensor, Tensor]:
+    rows, numbers = values_RC.shape
+    blocks = _filled(values_RC).view(rows, -1, BLOCK)
+    scale_RB = blocks.abs().amax(dim=2)
+    scaled = blocks / scale_RB.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(2)
     codes = torch.bucketize(scaled, midpoints, out_int32=True, right=True)
-    return codes.to(torch.uint8).view(-1), scale
+    return codes.to(torch.uint8).view(rows, -1)[:, :numbers], scale_RB
 
 
-def _encode_into(new_N: Tensor, midpoints: Tensor, found_inf: Tensor | None, codes_N: Tensor, scale: Tensor) -> None:
-    new_codes_N, new_scale = _encode(new_N, midpoints)
+def _encode_into(
+    new_RC: Tensor, midpoints: Tensor, found_inf: Tensor | None, codes_RC: Tensor, scale_RB: Tensor
+) -> None:
+    new_codes_RC, new_scale_RB = _encode(new_RC, midpoints)
     if found_inf is not None:
         # Reading and writing back is not the identity: the map ends at 1.0, but not at -1.0.
-        new_codes_N = torch.where(found_inf.bool(), codes_N, new_codes_N)
-        new_scale = torch.where(found_inf.bool(), scale, new_scale)
-    codes_N.copy_(new_codes_N)
-    scale.copy_(new_scale)
+        new_codes_RC = torch.where(found_inf.bool(), codes_RC, new_codes_RC)
+        new_scale_RB = torch.where(found_inf.bool(), scale_RB, new_scale_RB)
+    codes_RC.copy_(new_codes_RC)
+    scale_RB.copy_(new_scale_RB)
 
 
-def _decode(codes_N: Tensor, scale: Tensor, values: Tensor) -> Tensor:
-    return (values[codes_N.int()].view(-1, BLOCK) * scale.unsqueeze(1)).view(-1)
+def _decode(codes_RC: Tensor, scale_RB: Tensor, values: Tensor) -> Tensor:
+    rows, numbers = codes_RC.shape
+    blocks = _filled(values[codes_RC.int()]).view(rows, -1, BLOCK)
+    return (blocks * scale_RB.unsqueeze(2)).view(rows, -1)[:, :numbers].contiguous()
+
+
+def _filled(values_RC: Tensor) -> Tensor:
+    """Every row filled up with zeros to whole blocks; a zero changes no largest magnitude."""
+    missing = -values_RC.shape[1] % BLOCK
+    return nn.functional.pad(values_RC, (0, missing)) if missing else values_RC
 
 
 @cache

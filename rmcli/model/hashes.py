@@ -1,5 +1,6 @@
-"""What an exported model folder proves itself by: `rmcli.sha256`, in the form that `sha256sum -c` reads."""
+"""What a model folder or a checkpoint proves itself by: `rmcli.sha256`, in the form that `sha256sum -c` reads."""
 
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
@@ -37,39 +38,48 @@ def verify(folder: Path) -> None:
     A folder without hashes is of an earlier export or of another tool: that is said. Without rmcli.toml a folder
     still says what it is in config.json.
     """
-    path = folder / HASHES_FILE
-    if not path.is_file():
+    if not (folder / HASHES_FILE).is_file():
         output.say(f"{folder} has no {HASHES_FILE}: nothing proves that its files are as they were exported")
         return
-    said = _read(path)
-    insist = f"export it again or copy it whole; --no-verify scores with the files as they are ({folder})"
-    here = set(_files(folder))
-    missing = sorted(said.keys() - here - {CONFIG_FILE})
-    if missing:
-        raise RmcliError(f"model {folder}: {missing[0]} of the export is missing", insist)
-    for name in sorted(here - said.keys()):
-        if any(fnmatch(name, pattern) for pattern in _READ_BY_LOADERS):
-            raise RmcliError(f"model {folder}: {name} is not of the export ({HASHES_FILE} does not list it)", insist)
-    for name, digest in _hash(folder, sorted(said.keys() & here)).items():
-        if digest != said[name]:
-            raise RmcliError(
-                f"model {folder}: {name} was changed since the export: sha256 {digest[:12]}, {HASHES_FILE} says "
-                f"{said[name][:12]}",
-                insist,
-            )
+    fault = first_fault(folder, may_be_missing=(CONFIG_FILE,), may_be_added=_read_by_no_loader)
+    if fault is not None:
+        raise RmcliError(
+            f"model {folder}: {fault}",
+            f"export it again or copy it whole; --no-verify scores with the files as they are ({folder})",
+        )
 
 
-def _read(path: Path) -> dict[str, str]:
-    """Name to hash. Raises RmcliError for a line of another form."""
-    said = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+def first_fault(
+    folder: Path,
+    may_be_missing: Collection[str] = (),
+    may_be_added: Callable[[str], bool] = lambda name: False,
+) -> str | None:
+    """What is not as `write_hashes` saw it, with both hashes; None where all is."""
+    said: dict[str, str] = {}
+    try:
+        text = (folder / HASHES_FILE).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return f"{HASHES_FILE} is missing"
+    for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
         digest, _, name = line.partition("  ")
         if len(digest) != 64 or not name:
-            raise RmcliError(
-                f"{path}, line {number}: not of the form `sha256  file`", "--no-verify scores all the same"
-            )
+            return f"{HASHES_FILE}, line {number}: not of the form `sha256  file`"
         said[name] = digest
-    return said
+    here = set(_files(folder))
+    missing = sorted(said.keys() - here - set(may_be_missing))
+    if missing:
+        return f"{missing[0]}, which {HASHES_FILE} lists, is missing"
+    added = sorted(name for name in here - said.keys() if not may_be_added(name))
+    if added:
+        return f"{added[0]} was added ({HASHES_FILE} does not list it)"
+    for name, digest in _hash(folder, sorted(said.keys() & here)).items():
+        if digest != said[name]:
+            return f"{name} was changed: sha256 {digest[:12]}, {HASHES_FILE} says {said[name][:12]}"
+    return None
+
+
+def _read_by_no_loader(name: str) -> bool:
+    return not any(fnmatch(name, pattern) for pattern in _READ_BY_LOADERS)
 
 
 def _files(folder: Path) -> list[str]:

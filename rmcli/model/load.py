@@ -68,6 +68,20 @@ def load_model(
     return network.to(device).eval()  # pyright: ignore[reportArgumentType] (transformers wraps torch's `to`)
 
 
+def rebuild_network(model: ModelSection, seed: int, kind: BatchKind, device: torch.device | str) -> PreTrainedModel:
+    """The network that `RUN/backbone` describes, its weights still to be filled; `model` names that folder."""
+    name = model.pretrained_model_name_or_path
+    assert name is not None
+    register()
+    config = load_model_config(model)
+    architectures.ensure_classifier(config)
+    network = _random_network(config, name, seed, device)
+    forget_padding(network)
+    if kind == "packed":
+        _run_packed(network, model)
+    return network.to(device).eval()  # pyright: ignore[reportArgumentType] (transformers wraps torch's `to`)
+
+
 def _random_network(config: PreTrainedConfig, name: str, seed: int, device: torch.device | str) -> Any:
     config.num_labels = 1
     torch.manual_seed(seed)

@@ -20,7 +20,8 @@ from rmcli.records import Conversation, Message, as_dicts
 from rmcli.tokens import chat_templates
 from rmcli.tokens.tokenizer import RewardTokenizer
 
-OF_CHECKPOINT = ".metadata"  # what torch writes beside the tensors of a checkpoint
+# What is no tensor in a checkpoint; in one of an earlier rmcli, which was pickled.
+OF_CHECKPOINT, OF_OLD_CHECKPOINT = "checkpoint.json", ".metadata"
 
 # What the exported template is compared on; a template may refuse some (no system role, say), not all.
 _USER, _ASSISTANT = {"role": "user", "content": " What is 2 + 2?"}, {"role": "assistant", "content": "4\n"}
@@ -122,7 +123,7 @@ def check(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not folder.is_dir():
         raise ConfigError(f"model {folder}: no such folder", "give the model/ folder of a run")
-    if (folder / OF_CHECKPOINT).is_file():
+    if any((folder / name).is_file() for name in (OF_CHECKPOINT, OF_OLD_CHECKPOINT)):
         shipped = folder.absolute().parent.parent / "model"
         raise ConfigError(
             f"model {folder} is a checkpoint (weights, optimizer and step), not a model folder",

@@ -25,9 +25,15 @@ def save_tokenizer(reward: RewardTokenizer, chat_template: str, folder: Path) ->
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(reward.pad_token_id)
     tokenizer.truncation_side = "left"  # a cut reward token would be no score at all
     tokenizer.init_kwargs["truncation_side"] = "left"  # what is written is taken from there
-    tokenizer.init_kwargs.pop("auto_map", None)
     if tokenizer("a")["input_ids"] != tokenizer("a", add_special_tokens=False)["input_ids"]:
         _add_nothing(tokenizer)
+    write_tokenizer(tokenizer, folder)
+    _prove(reward, folder)
+
+
+def write_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write a tokenizer so that it loads as it is here, and without code of its own."""
+    tokenizer.init_kwargs.pop("auto_map", None)
     tokenizer.save_pretrained(folder)
     if getattr(tokenizer, "backend_tokenizer", None) is not None:
         # tokenizer.json says it all. A class of its own, such as Llama's, would build another from parts of it, as
@@ -35,7 +41,6 @@ def save_tokenizer(reward: RewardTokenizer, chat_template: str, folder: Path) ->
         path = folder / "tokenizer_config.json"
         values = read_json(path) | {"tokenizer_class": "PreTrainedTokenizerFast"}
         path.write_text(json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-    _prove(reward, folder)
 
 
 def _prove(reward: RewardTokenizer, folder: Path) -> None:

@@ -1,16 +1,20 @@
 """The run folder: its name, made this run's own in one step, and what a killed run left in it."""
 
+import os
+import shlex
 import shutil
 from pathlib import Path
 
 from rmcli import output
 from rmcli.errors import RmcliError
 from rmcli.output_files import is_another
-from rmcli.runs import checkpoint, record
+from rmcli.packs.staging import sync
+from rmcli.runs import backbone, checkpoint, lock, record
 from rmcli.runs.metrics_file import METRICS_FILE
 
-MODEL, CONFIG_FILE = "model", "resolved.toml"
-_ENDED_EARLY = {METRICS_FILE, CONFIG_FILE, record.FILE}  # what a run holds before its first step
+MODEL, BEST_MODEL, CONFIG_FILE = "model", "model-best", "resolved.toml"
+# What a run holds before its first step.
+_ENDED_EARLY = {METRICS_FILE, CONFIG_FILE, record.FILE, lock.FILE, backbone.FOLDER}
 
 
 def next_run_folder(root: Path, name: str) -> Path:
@@ -47,7 +51,7 @@ def claim(folder: Path) -> Path:
         if folder.is_dir():
             _clear(folder)
             if any(folder.iterdir()):
-                raise RmcliError(f"run folder {folder} is not empty{_holds(folder)}", "choose another with -o")
+                raise RmcliError(f"run folder {folder} is not empty{_holds(folder)}", _way_out(folder))
         folder.mkdir(parents=True, exist_ok=True)
         (folder / METRICS_FILE).open("x").close()
     except FileExistsError as error:
@@ -77,10 +81,70 @@ def _clear(folder: Path) -> None:
         output.warn(f"removed from {folder} what a killed run left half written: {names}")
     inside = {path.name for path in folder.iterdir()}
     began = inside <= _ENDED_EARLY and METRICS_FILE in inside and not (folder / METRICS_FILE).stat().st_size
-    if told is not None and began:
+    if began and (told is not None or inside <= {METRICS_FILE, lock.FILE}):
         for name in inside:
-            (folder / name).unlink()
+            _remove(folder / name)
         output.warn(f"the run in {folder} ended before its first step: its folder is used again")
+
+
+def reopen(folder: Path, past: Path | None) -> None:
+    """Make an earlier start's folder, which this process holds, as it was at the checkpoint `past`; None: empty.
+
+    What a killed process left half written goes, and what came after the checkpoint; named, each. Files that are no
+    run's stay. Raises OSError.
+    """
+    half = [*folder.glob("*.tmp-*"), *(folder / checkpoint.FOLDER).glob("*.tmp-*")]
+    if past is None:
+        names = (METRICS_FILE, CONFIG_FILE, record.FILE, backbone.FOLDER, checkpoint.FOLDER)
+        later = [folder / name for name in names if (folder / name).exists()]
+    else:
+        both = [
+            path for kind in (checkpoint.STEP, checkpoint.BEST) for path in checkpoint.list_checkpoints(folder, kind)
+        ]
+        later = [path for path in both if checkpoint.step_of(path) > checkpoint.step_of(past)]
+    for path in (*half, *later):
+        _remove(path)
+    if half or (later and past is not None):
+        names = ", ".join(str(path.relative_to(folder)) for path in (*half, *later))
+        output.say(f"removed from {folder} what a run that ended early left unfinished: {names}")
+
+
+def write_config(folder: Path, toml: str) -> None:
+    """`resolved.toml`, whole or not at all. Raises OSError."""
+    temporary = folder / f"{CONFIG_FILE}.tmp-{os.getpid()}"
+    try:
+        temporary.write_text(toml, encoding="utf-8")
+        sync(temporary)
+        temporary.replace(folder / CONFIG_FILE)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def resume_command(folder: Path) -> str:
+    return shlex.join(["rmcli", "train", "--resume", "-o", str(folder)])
+
+
+def newest_unfinished(root: Path) -> Path:
+    """The run under `root` that was started last of those that have not finished and are not going on.
+
+    Raises RmcliError where there is none.
+    """
+    told = {folder: record.read(folder) for folder in root.iterdir()} if root.is_dir() else {}
+    unfinished = {
+        folder: one["started"]
+        for folder, one in told.items()
+        if one is not None and one["result"].get("status") != record.FINISHED and not record.may_be_running(one)
+    }
+    if not unfinished:
+        raise RmcliError(f"no run in {root}/ has ended early", "name one: rmcli train --resume -o RUN")
+    return max(unfinished, key=lambda folder: unfinished[folder])
+
+
+def _way_out(folder: Path) -> str:
+    told = record.read(folder)
+    if told is None or told["result"].get("status") == record.FINISHED or record.may_be_running(told):
+        return "choose another with -o"
+    return f"go on with it: {resume_command(folder)}, or choose another with -o"
 
 
 def _is_held(path: Path) -> bool:

@@ -1,10 +1,29 @@
 """metrics.jsonl: one JSON object a line, for each log line and each evaluation of a run."""
 
 import json
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TextIO
 
+from rmcli import output
+
 METRICS_FILE = "metrics.jsonl"
+
+
+def open_metrics(run_folder: Path, kept: int | None) -> TextIO:
+    """To write on. Of a run that goes on the first `kept` bytes stay: later steps come again. Raises OSError."""
+    path = run_folder / METRICS_FILE
+    if kept is None:
+        return path.open("w", encoding="utf-8")
+    there = path.stat().st_size if path.exists() else 0
+    if there < kept:
+        output.warn(
+            f"{path} has {there:,} bytes, and had {kept:,} at the checkpoint: lines of earlier steps are lost"
+        )
+    else:
+        os.truncate(path, kept)
+    return path.open("a", encoding="utf-8")
 
 
 def add_metrics(file: TextIO, values: Mapping[str, Any]) -> None:

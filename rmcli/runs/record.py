@@ -27,28 +27,48 @@ def begin(folder: Path, facts: Mapping[str, Any]) -> None:
         {
             **facts,
             "started": _now(),
-            "process": {"id": os.getpid(), "host": socket.gethostname()},
-            "versions": {
-                "rmcli": __version__,
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-                "python": platform.python_version(),
-            },
+            "process": _process(),
+            "versions": versions(),
             "result": {"status": RUNNING},
         },
     )
 
 
+def go_on(folder: Path, facts: Mapping[str, Any]) -> None:
+    """A run that goes on: `facts` of this start join those of earlier ones under `resumed`. Raises OSError."""
+    told = read(folder) or {}
+    told.pop("ended", None)
+    resumed = [*told.get("resumed", []), {"at": _now(), **facts, "versions": versions()}]
+    _write(folder, {**told, "resumed": resumed, "process": _process(), "result": {"status": RUNNING}})
+
+
+def versions() -> dict[str, str]:
+    """Of what computes a run."""
+    return {
+        "rmcli": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _process() -> dict[str, Any]:
+    return {"id": os.getpid(), "host": socket.gethostname()}
+
+
 def end(folder: Path, status: str, values: Mapping[str, Any]) -> None:
     """How the run of this folder ended: its last figures, or its error. Raises OSError."""
     told = read(folder) or {}
-    result = {name: _json_value(value) for name, value in values.items()}
-    _write(folder, {**told, "ended": _now(), "result": {"status": status, **result}})
+    _write(folder, {**told, "ended": _now(), "result": {"status": status, **json_values(values)}})
 
 
-def _json_value(value: Any) -> Any:
-    """JSON has no numbers that are not finite."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def json_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has no numbers that are not finite: none instead."""
+
+    def finite(value: Any) -> Any:
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return {name: finite(value) for name, value in values.items()}
 
 
 def read(folder: Path) -> dict[str, Any] | None:

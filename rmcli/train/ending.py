@@ -7,9 +7,11 @@ from typing import Any
 import torch
 
 from rmcli import output
-from rmcli.errors import Interrupted, RmcliError
+from rmcli.errors import INTERRUPTED, TERMINATED, RmcliError, Stopped, Terminated
 from rmcli.runs import checkpoint, record
+from rmcli.runs.folder import resume_command
 from rmcli.train.job import Job
+from rmcli.train.signals import Stop
 
 # How torch's own errors begin or read where memory is short: they are RuntimeErrors on a CPU.
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
@@ -18,11 +20,9 @@ _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate mem
 @contextmanager
 def recorded(job: Job, command: str | None) -> Iterator[dict[str, Any]]:
     """run.json from begin to end. What is put into the mapping that is given are the figures of a finished run."""
-    data = {"folder": str(job.data_folder.absolute()), "manifest_sha256": job.manifest["manifest_sha256"]}
-    facts = {"command": command, "preset": job.resolved.name, "data": data, "device": _device_name(job.device)}
     figures: dict[str, Any] = {}
     try:
-        record.begin(job.run_folder, facts)
+        _begin(job, command)
         with _memory_explained(job):
             yield figures
         record.end(job.run_folder, record.FINISHED, figures)
@@ -30,13 +30,34 @@ def recorded(job: Job, command: str | None) -> Iterator[dict[str, Any]]:
         _end(job, record.FAILED, {"error": str(error)})
         message = f"cannot write into {job.run_folder}: {error.strerror or error}"
         raise RmcliError(message + _kept(job), _way_on(job, "is the disk full?")) from error
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated) as error:
         _end(job, record.INTERRUPTED, {})
-        raise Interrupted(f"interrupted{_kept(job) or '; no checkpoint yet'}", _way_on(job, None)) from None
+        is_ctrl_c = isinstance(error, KeyboardInterrupt)
+        message = f"{'interrupted' if is_ctrl_c else 'terminated'}{_kept(job) or '; no checkpoint yet'}"
+        raise Stopped(message, _way_on(job, None), INTERRUPTED if is_ctrl_c else TERMINATED) from None
+    except Stopped:
+        _end(job, record.INTERRUPTED, {})
+        raise
     except RmcliError as error:
         _end(job, record.FAILED, {"error": error.message})
         error.message, error.hint = error.message + _kept(job), _way_on(job, error.hint)
         raise
+
+
+def stopped(job: Job, stop: Stop, step: int) -> Stopped:
+    """After the step in which a signal came; its checkpoint is written."""
+    assert stop.signal is not None
+    message = f"stopped by {stop.signal.name} after step {step} of {job.total_steps}{_kept(job)}"
+    return Stopped(message, _way_on(job, None), stop.exit_code)
+
+
+def _begin(job: Job, command: str | None) -> None:
+    if job.past is not None:
+        record.go_on(job.run_folder, {"command": command, "step": job.past.step, "device": _device_name(job.device)})
+        return
+    data = {"folder": str(job.data_folder.absolute()), "manifest_sha256": job.manifest["manifest_sha256"]}
+    facts = {"command": command, "preset": job.resolved.name, "data": data, "device": _device_name(job.device)}
+    record.begin(job.run_folder, facts)
 
 
 def _device_name(device: torch.device) -> str:
@@ -59,8 +80,8 @@ def _kept(job: Job) -> str:
 def _way_on(job: Job, hint: str | None) -> str | None:
     if not checkpoint.list_checkpoints(job.run_folder):
         return hint
-    use = "a checkpoint holds weights, optimizer and step: docs/runs.md makes a model folder of it"
-    return use if hint is None else f"{hint} {use}"
+    way = f"go on with: {resume_command(job.run_folder)}"
+    return way if hint is None else f"{hint} {way}"
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from rmcli.backbones.architectures import BatchChoice, choose_batches
 from rmcli.backbones.context import check_max_length
 from rmcli.config.layers import Resolved
 from rmcli.config.no_effect import without_effect
-from rmcli.config.sections import Config
+from rmcli.config.sections import Config, ModelSection
 from rmcli.errors import ConfigError, RmcliError
 from rmcli.model import flops, model_folder
 from rmcli.model.backend import check_attention
@@ -21,9 +21,11 @@ from rmcli.model.kernels import check_compilable, check_kernels
 from rmcli.model.memory import MemoryEstimate, estimate_memory, free_memory
 from rmcli.packs.manifest import read_manifest
 from rmcli.packs.reader import PackedSplit
+from rmcli.runs import backbone
 from rmcli.runs.folder import next_run_folder
 from rmcli.tokens.tokenizer import CHAT_TEMPLATE_HINT, RewardTokenizer, load_model_config, load_tokenizer
 from rmcli.train.checks import Use, adopt_data_settings, check_master_weights, check_same_tokens, count_use
+from rmcli.train.past import Past, check_length, check_same_run
 from rmcli.train.plan import PackSizes, has_several_forwards, largest_forward, num_steps
 
 GIB = 2**30
@@ -47,10 +49,17 @@ class Job:
     batch_choice: BatchChoice
     use: Use
     device: torch.device
+    past: Past | None = None  # the checkpoint that the run goes on from
+    goes_on: bool = False  # in a folder that an earlier start made, from its checkpoint where it has one
 
     @property
     def config(self) -> Config:
         return self.resolved.config
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all its steps are behind it."""
+        return self.past is not None and self.past.step >= self.total_steps
 
     @property
     def peak_flops(self) -> float | None:
@@ -65,8 +74,14 @@ class Job:
         return self.batch_choice.kind != "padded"
 
 
-def build_job(resolved: Resolved, data_folder: Path, run_folder: Path | None) -> Job:
-    """Read the data and check it against the configuration; load no weights and write nothing."""
+def build_job(
+    resolved: Resolved,
+    data_folder: Path,
+    run_folder: Path | None,
+    past: Past | None = None,
+    goes_on: bool = False,
+) -> Job:
+    """Read the data and check it against the configuration and a past; load no weights and write nothing."""
     manifest = read_manifest(data_folder)
     resolved = adopt_data_settings(resolved, manifest, data_folder)
     for said in without_effect(resolved, "model", "loss", "train"):
@@ -74,14 +89,15 @@ def build_job(resolved: Resolved, data_folder: Path, run_folder: Path | None) ->
     config = resolved.config
     device = pick_device(config)
     check_master_weights(config, device)
-    model_config = load_model_config(config.model)
+    model = _where_it_lies(config.model, run_folder, past)
+    model_config = load_model_config(model)
     check_max_length(model_config, config.data.max_length, config.model.pretrained_model_name_or_path)
     batch_choice = choose_batches(config.model.use_varlen_attn, model_config, config.data.max_length)
     check_attention(config, model_config, batch_choice.kind, device)
     check_kernels(config.train.kernels, batch_choice.kind, config.model.attention, device)
     if config.train.kernels == "compile":
         check_compilable(config, model_config)
-    reward = load_tokenizer(config.model)
+    reward = load_tokenizer(model)
     if reward.tokenizer.chat_template is None:
         raise ConfigError(
             f"the tokenizer of {config.model.pretrained_model_name_or_path} has no chat template", CHAT_TEMPLATE_HINT
@@ -92,6 +108,16 @@ def build_job(resolved: Resolved, data_folder: Path, run_folder: Path | None) ->
         raise RmcliError(f"{data_folder} has no training pairs", "lower data.eval_fraction, or prepare more rows")
     sizes = PackSizes([train_split.group_tokens(row) for row in range(len(train_split))])
     model_folder.exported_template(reward)  # what could not be exported is not trained
+    total_steps = num_steps(sizes, config.train, batch_choice.kind != "padded")
+    eval_split = PackedSplit(data_folder, "eval")
+    if config.train.best is not None and not len(eval_split):
+        raise ConfigError(
+            f"train.best = {config.train.best!r}, but {data_folder} has no pairs held out",
+            "prepare with data.eval_fraction above 0, or leave train.best out",
+        )
+    if past is not None:
+        check_same_run(past, resolved, manifest, reward)
+        check_length(past, total_steps, config.train)
     return Job(
         resolved=resolved,
         data_folder=data_folder,
@@ -100,9 +126,9 @@ def build_job(resolved: Resolved, data_folder: Path, run_folder: Path | None) ->
         manifest=manifest,
         reward=reward,
         train_split=train_split,
-        eval_split=PackedSplit(data_folder, "eval"),
+        eval_split=eval_split,
         sizes=sizes,
-        total_steps=num_steps(sizes, config.train, batch_choice.kind != "padded"),
+        total_steps=total_steps,
         memory=estimate_memory(
             config,
             model_config,
@@ -112,7 +138,14 @@ def build_job(resolved: Resolved, data_folder: Path, run_folder: Path | None) ->
         batch_choice=batch_choice,
         use=count_use(train_split, config.loss.loss_type),
         device=device,
+        past=past,
+        goes_on=goes_on,
     )
+
+
+def _where_it_lies(model: ModelSection, run_folder: Path | None, past: Past | None) -> ModelSection:
+    """What to load config and tokenizer from: a run that goes on keeps its own, and asks no hub."""
+    return model if past is None or run_folder is None else backbone.section(run_folder, model)
 
 
 def describe(job: Job) -> dict[str, Any]:

@@ -1,13 +1,16 @@
 """The loop: plan -> forwards of this step -> backward -> clip -> step -> log -> evaluate -> checkpoint."""
 
+import copy
 import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-from torch import Tensor
 
 from rmcli import output
 from rmcli.errors import RmcliError
@@ -17,13 +20,19 @@ from rmcli.model.forward import scores
 from rmcli.model.losses import objective
 from rmcli.model.network import flop_counter
 from rmcli.records import BatchKind
-from rmcli.runs import checkpoint
+from rmcli.runs import checkpoint, record, state
 from rmcli.runs.metrics_file import add_metrics
+from rmcli.train import generators, window_state
+from rmcli.train.ending import stopped
 from rmcli.train.evaluate import evaluate
 from rmcli.train.feed import Feeder, StepFeed, ahead, shape_of_all
 from rmcli.train.job import Job
-from rmcli.train.plan import plan
+from rmcli.train.nonfinite import Skipped, count_skipped, stop_if_skipped
+from rmcli.train.past import Past, identity, machine
+from rmcli.train.plan import Step, plan
 from rmcli.train.profile import profiled
+from rmcli.train.saver import Saver
+from rmcli.train.signals import stop_on_signals
 from rmcli.train.window import Window, log
 
 
@@ -43,6 +52,12 @@ class Trainer:
             shape=self._batch_shape(),
         )
         self.window = Window(job.peak_flops)
+        self.saver = Saver(job.config.train.async_checkpoint)
+        self.step = 0  # done
+        self.num_skipped = 0
+        self.best: dict[str, Any] | None = None  # step and value of the best evaluation
+        self.summary: dict[str, Any] = {}  # the last log line and the last evaluation
+        self._saved_at = time.monotonic()
 
     def _batch_shape(self) -> BatchShape | None:
         """What rows are filled up to, so that layers are compiled once; None where they are not compiled."""
@@ -52,53 +67,82 @@ class Trainer:
         return shape_of_all((forward for step in steps for forward in step.forwards[0]), self.job.train_split)
 
     def fit(self, metrics_file: TextIO, profile_folder: Path | None = None) -> dict[str, Any]:
-        """All steps. Returns the last log line joined with the last evaluation."""
+        """All steps that are not behind it. Returns the last log line joined with the last evaluation."""
         train, total = self.config.train, self.job.total_steps
         packed, limit = self.job.plans_packs, self.config.data.max_packed_length
-        unread: _Skipped | None = None  # the flag of the last step, read one step later
-        summary: dict[str, Any] = {}
-        steps = plan(self.job.sizes, train, packed, limit)
+        unread: Skipped | None = None  # the flag of the last step, read one step later
+        steps = (step for step in plan(self.job.sizes, train, packed, limit) if step.number > self.step)
         with (
             output.progress("train", total) as progress,
             _no_garbage_collection(),
             profiled(profile_folder, self.job.device, total) as profiler,
+            stop_on_signals() as stop,
+            closing(self.saver),
         ):
+            progress.advance(self.step)
             for feed in ahead(self.feeder.build, steps):
-                step = feed.step
-                share = optim.schedule(step.number, total, train.warmup_ratio, train.min_lr_ratio)
+                number = feed.step.number
+                share = optim.schedule(number, total, train.warmup_ratio, train.min_lr_ratio)
                 optim.set_rates(self.optimizer, share)
-                skipped = self.run_step(feed)
-                _stop_if_skipped(unread)
+                skipped = self.run_or_skip(feed)
+                stop_if_skipped(unread, self.job.manifest)
                 unread = skipped
+                self.step = number
                 if profiler is not None:
                     profiler.step()
                 progress.advance()
-                last = step.number == total
-                if step.number % train.log_every == 0 or step.number == 1 or last:
-                    _stop_if_skipped(unread)
-                    summary = {
-                        "step": step.number,
-                        "epoch": step.epoch,
-                        "lr": train.lr * share,
-                        **self.window.result(),
-                    }
-                    self.window = Window(self.job.peak_flops)
-                    gc.collect()
-                    log(progress, metrics_file, summary)
-                if last or (train.eval_steps and step.number % train.eval_steps == 0):
-                    summary |= self.evaluate_and_log(step.number, metrics_file, progress)
+                last = number == total
+                is_logged = number % train.log_every == 0 or number == 1 or last
+                is_evaluated = last or (bool(train.eval_steps) and number % train.eval_steps == 0)
+                is_saved = last or stop.is_wanted or number % train.save_steps == 0 or self._is_time_to_save()
+                if is_logged or is_saved:
+                    stop_if_skipped(unread, self.job.manifest)
+                    unread = None
+                if is_logged:
+                    self.log(feed.step, share, metrics_file, progress)
+                if is_evaluated:
+                    self.evaluate_and_log(number, metrics_file, progress)
+                if is_saved:
+                    self.save(metrics_file, last)
+                if is_evaluated or is_saved:
                     self.window.restart_clock()
-                if last or step.number % train.save_steps == 0:
-                    self.save(step.number, last)
-                    self.window.restart_clock()
-        return summary
+                self.saver.check()
+                if stop.is_wanted:
+                    self.saver.wait()
+                    raise stopped(self.job, stop, number)
+            self._wait_for_the_last()
+        return self.summary
 
-    def run_step(self, feed: StepFeed) -> "_Skipped":
+    def log(self, step: Step, share: float, metrics_file: TextIO, progress: output.Progress) -> None:
+        """One line about the steps since the last one."""
+        values = {"step": step.number, "epoch": step.epoch, "lr": self.config.train.lr * share}
+        values |= self.window.result()
+        if self.config.train.nonfinite == "skip":
+            values["skipped_steps"] = self.num_skipped
+        self.summary = {**self.summary, **values}
+        self.window = Window(self.job.peak_flops)
+        gc.collect()
+        log(progress, metrics_file, values)
+
+    def run_or_skip(self, feed: StepFeed) -> Skipped:
+        """A step; with `nonfinite = skip` one that is not finite leaves no trace but its count."""
+        if self.config.train.nonfinite == "stop":
+            return self.run_step(feed)
+        before = copy.deepcopy(self.window.metrics)
+        skipped = self.run_step(feed)
+        if skipped.read():
+            self.window.take_back(before)
+            most = self.config.train.max_skipped
+            self.num_skipped = count_skipped(skipped, self.num_skipped, most, self.job.manifest)
+            return Skipped(feed.step.number, torch.zeros(()), ())
+        return skipped
+
+    def run_step(self, feed: StepFeed) -> Skipped:
         """One optimizer step over all forwards of this rank. Nothing in it waits for the device."""
         self.network.train()
         loss, pair_loss, all_penalty = (torch.zeros((), device=self.job.device) for _ in range(3))
         if not feed.row_ids:
-            return _Skipped(feed.step.number, loss, ())  # nothing to learn from in this step
+            return Skipped(feed.step.number, loss, ())  # nothing to learn from in this step
         # Conversations run one by one are several forwards, too, though their backward is one.
         optim.expect_gradients(self.optimizer, several=len(feed.forwards) > 1 or self.kind == "single")
         for forward in feed.forwards:
@@ -113,30 +157,89 @@ class Trainer:
             self.window.metrics.add(scores_S, forward.targets.better, forward.targets.worse)
         norm, skipped = optim.clip_and_step(self.network, self.optimizer, self.config.train.max_norm, loss)
         self.window.add_step(feed, loss, pair_loss, all_penalty, norm)
-        return _Skipped(feed.step.number, skipped, feed.row_ids)
+        return Skipped(feed.step.number, skipped, feed.row_ids)
 
-    def save(self, step: int, last: bool) -> None:
+    def save(self, metrics_file: TextIO, last: bool) -> None:
         """A checkpoint. That of the last step stands before the model is exported, which may fail."""
-        state = checkpoint.state_of(self.network, self.optimizer, step)
+        os.fsync(metrics_file.fileno())
+        tensors = state.tensors_of(self.network, self.optimizer) | generators.states(self.job.device)
+        facts = self.facts(os.fstat(metrics_file.fileno()).st_size)
+        folder, step, keep = self.job.run_folder, self.step, self.config.train.save_total_limit
+        self._saved_at = time.monotonic()
         try:
-            path = checkpoint.save(self.job.run_folder, step, state, self.config.train.save_total_limit)
+            self.saver.save(tensors, lambda tensors: checkpoint.save(folder, step, tensors, facts, keep))
         except RmcliError as error:
-            if not last:
-                raise
-            output.warn(f"{error.message}; the model, which needs a third of its room, is written all the same")
-        else:
-            output.detail(f"checkpoint {path}")
+            self._go_on_without(error, last)
 
-    def evaluate_and_log(self, step: int, metrics_file: TextIO, progress: output.Progress) -> dict[str, Any]:
+    def _wait_for_the_last(self) -> None:
+        try:
+            self.saver.wait()
+        except RmcliError as error:
+            self._go_on_without(error, last=True)
+
+    def _go_on_without(self, error: RmcliError, last: bool) -> None:
+        if not last:
+            raise error
+        output.warn(f"{error.message}; the model, which needs a third of its room, is written all the same")
+
+    def _is_time_to_save(self) -> bool:
+        minutes = self.config.train.save_minutes
+        return minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
+
+    def facts(self, metrics_bytes: int) -> dict[str, Any]:
+        """What a checkpoint holds that is no tensor."""
+        shape = self.feeder.shape
+        return {
+            "step": self.step,
+            "total_steps": self.job.total_steps,
+            "name": self.job.resolved.name,
+            "config": self.config.model_dump(),
+            "identity": identity(self.job.manifest, self.job.reward),
+            "machine": machine(self.job.device),
+            "rows": self.kind,
+            "metrics_bytes": metrics_bytes,
+            "window": window_state.to_numbers(self.window),
+            "summary": record.json_values(self.summary),
+            "best": self.best,
+            "skipped": self.num_skipped,
+            "shape": None if shape is None else asdict(shape),
+        }
+
+    def go_on(self, past: Past) -> None:
+        """Take over what a checkpoint holds besides the weights; the generators last: nothing may draw from here."""
+        facts = past.facts
+        self.step, self.num_skipped, self.best = past.step, facts["skipped"], facts["best"]
+        self.summary = dict(facts["summary"])
+        window_state.fill(self.window, facts["window"], self.job.device)
+        if facts["shape"] is not None and self.feeder.shape is not None:
+            self.feeder.shape = BatchShape(**facts["shape"])
+        state.read_optimizer(past.checkpoint, self.network, self.optimizer)
+        generators.restore(past.checkpoint, self.job.device)
+
+    def evaluate_and_log(self, step: int, metrics_file: TextIO, progress: output.Progress) -> None:
         pad_token_id = self.job.reward.pad_token_id
         result = evaluate(self.network, self.job.eval_split, self.config, pad_token_id, self.kind)
-        if result:
-            add_metrics(metrics_file, {"step": step, **result})
-            progress.note(
-                f"step {step}: held-out accuracy {result['eval_accuracy']:.3f}, loss {result['eval_loss']:.4f}, "
-                f"margin {result['eval_margin']:.3f}, {result['eval_pairs']} pairs"
-            )
-        return result
+        if not result:
+            return
+        self.summary |= result
+        add_metrics(metrics_file, {"step": step, **result})
+        progress.note(
+            f"step {step}: held-out accuracy {result['eval_accuracy']:.3f}, loss {result['eval_loss']:.4f}, "
+            f"margin {result['eval_margin']:.3f}, {result['eval_pairs']} pairs"
+        )
+        self._keep_if_best(step, result)
+
+    def _keep_if_best(self, step: int, result: Mapping[str, float]) -> None:
+        figure = self.config.train.best
+        if figure is None:
+            return
+        value = result[figure]
+        sign = 1 if figure == "eval_accuracy" else -1
+        if self.best is None or sign * value > sign * self.best["value"]:
+            self.best = {"step": step, "value": value}
+            self.saver.wait()
+            facts = {"step": step, "name": self.job.resolved.name, "best": self.best}
+            checkpoint.save_best(self.job.run_folder, step, state.weights_of(self.network, self.optimizer), facts)
 
 
 @contextmanager
@@ -155,32 +258,3 @@ def _no_garbage_collection() -> Iterator[None]:
         gc.unfreeze()
         if was_enabled:
             gc.enable()
-
-
-class _Skipped:
-    """Whether a step's update was left out, to be read one step later.
-
-    The flag is on its way to the host when the step is queued: reading it waits for its own step, not for the next.
-    """
-
-    def __init__(self, step: int, flag: Tensor, row_ids: tuple[int, ...]) -> None:
-        self.step, self.row_ids = step, row_ids
-        self._flag, self._copied = flag, None
-        if flag.is_cuda:
-            self._flag = torch.empty((), dtype=flag.dtype, pin_memory=True).copy_(flag, non_blocking=True)
-            self._copied = torch.cuda.Event()
-            self._copied.record()
-
-    def read(self) -> bool:
-        if self._copied is not None:
-            self._copied.synchronize()
-        return bool(self._flag)
-
-
-def _stop_if_skipped(unread: _Skipped | None) -> None:
-    if unread is not None and unread.read():
-        rows = ", ".join(map(str, unread.row_ids[:8])) + (", ..." if len(unread.row_ids) > 8 else "")
-        raise RmcliError(
-            f"loss or gradient of step {unread.step} is not finite (input rows {rows}); the weights were not changed",
-            "lower train.lr, or look at these rows",
-        )

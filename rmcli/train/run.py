@@ -12,11 +12,13 @@ from rmcli import output
 from rmcli.backbones import architectures
 from rmcli.errors import RmcliError
 from rmcli.model import kernels, model_folder, optim, self_test
-from rmcli.model.load import load_model
+from rmcli.model.load import load_model, rebuild_network
 from rmcli.model.network import score_head, whole_row_layers
 from rmcli.model.recompute import checkpoint_activations
-from rmcli.runs.folder import CONFIG_FILE, MODEL, claim, claim_next
-from rmcli.runs.metrics_file import METRICS_FILE
+from rmcli.runs import backbone, checkpoint, lock
+from rmcli.runs.folder import BEST_MODEL, MODEL, claim, claim_next, reopen, write_config
+from rmcli.runs.metrics_file import open_metrics
+from rmcli.runs.state import read_weights
 from rmcli.train.collapse import collapse_warning
 from rmcli.train.determinism import deterministic
 from rmcli.train.ending import recorded
@@ -34,25 +36,31 @@ def run(job: Job, with_profile: bool = False, command: str | None = None) -> dic
         _say_plan(describe(job))
         _say_use(job)
         check_memory(job)
-        if job.run_folder_is_named:
-            claim(job.run_folder)
-        else:
-            job = replace(job, run_folder=claim_next(job.run_folder.parent, job.resolved.name))
-        with recorded(job, command) as figures:
-            figures |= _train(job, with_profile)
+        job = _claimed(job)
+        with lock.held(job.run_folder):
+            if job.goes_on:
+                reopen(job.run_folder, None if job.past is None else job.past.checkpoint)
+            with recorded(job, command) as figures:
+                figures |= _train(job, with_profile)
     if (warning := collapse_warning(figures)) is not None:
         output.warn(warning)
     return figures
 
 
+def _claimed(job: Job) -> Job:
+    if job.goes_on:
+        return job
+    if job.run_folder_is_named:
+        claim(job.run_folder)
+        return job
+    return replace(job, run_folder=claim_next(job.run_folder.parent, job.resolved.name))
+
+
 def _train(job: Job, with_profile: bool) -> dict[str, Any]:
     config = job.config
-    toml = job.resolved.toml()
-    (job.run_folder / CONFIG_FILE).write_text(toml, encoding="utf-8")
+    write_config(job.run_folder, job.resolved.toml())
     set_seed(config.train.seed)
-    network: Any = load_model(config.model, job.reward, config.train.seed, job.batch_choice.kind, job.device)
-    if architectures.loads_only_here(network.config):
-        output.warn(f"transformers has no {type(network).__name__}: the model folder will load in rmcli only")
+    network = _network(job)
     expected = self_test.expect(network, job.batch_choice, config.model.dtype, config.train.seed)
     if config.train.kernels == "liger":
         kernels.use_liger(network)
@@ -64,18 +72,45 @@ def _train(job: Job, with_profile: bool) -> dict[str, Any]:
     if config.train.kernels == "compile":
         kernels.compile_layers(whole_row_layers(network))
     trainer = Trainer(job, network, optimizer, kind)
+    if job.past is not None:
+        trainer.go_on(job.past)
     with (
-        (job.run_folder / METRICS_FILE).open("w", encoding="utf-8") as metrics_file,
+        open_metrics(job.run_folder, job.past and job.past.facts["metrics_bytes"]) as metrics_file,
         kernels.explained() if config.train.kernels == "compile" else nullcontext(),
     ):
         summary = trainer.fit(metrics_file, job.run_folder / "profile" if with_profile else None)
     optim.restore_float32(optimizer)
-    folder = job.run_folder / MODEL
+    shipped = {"model": _export(job, network, MODEL)}
+    if trainer.best is not None:
+        read_weights(job.run_folder / checkpoint.FOLDER / f"{checkpoint.BEST}{trainer.best['step']}", network)
+        shipped["model_best"] = _export(job, network, BEST_MODEL)
+    return {**summary, **shipped, "run": str(job.run_folder)}
+
+
+def _network(job: Job) -> Any:
+    """From its model, and what a later start needs of that is kept; or from the run's own checkpoint."""
+    config, kind = job.config, job.batch_choice.kind
+    if job.past is None:
+        network = load_model(config.model, job.reward, config.train.seed, kind, job.device)
+        backbone.keep(job.run_folder, network, job.reward)
+    else:
+        output.say(f"going on from {job.past.checkpoint}, after step {job.past.step} of {job.total_steps}")
+        own = backbone.section(job.run_folder, config.model)
+        network = rebuild_network(own, config.train.seed, kind, job.device)
+        network.config.name_or_path = str(config.model.pretrained_model_name_or_path)
+        read_weights(job.past.checkpoint, network)
+    if architectures.loads_only_here(network.config):
+        output.warn(f"transformers has no {type(network).__name__}: the model folder will load in rmcli only")
+    return network
+
+
+def _export(job: Job, network: Any, name: str) -> str:
+    folder = job.run_folder / name
     try:
-        model_folder.export(network, job.reward, toml, folder)
+        model_folder.export(network, job.reward, job.resolved.toml(), folder)
     except SafetensorError as error:
         raise RmcliError(f"cannot write {folder}: {error}", "is the disk full?") from error
-    return {**summary, "model": str(folder), "run": str(job.run_folder)}
+    return str(folder)
 
 
 def _say_plan(numbers: Mapping[str, Any]) -> None:

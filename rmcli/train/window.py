@@ -39,6 +39,12 @@ class Window:
         self.seconds += time.perf_counter() - self.started
         self.restart_clock()
 
+    def take_back(self, metrics: PairMetrics) -> None:
+        """The last step was left out: its scores, loss and norm are no part of the line. `metrics`: before it."""
+        self.metrics = metrics
+        self.losses.pop()
+        self.norms.pop()
+
     def result(self) -> dict[str, Any]:
         seconds = self.seconds + time.perf_counter() - self.started
         return {

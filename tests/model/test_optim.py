@@ -292,14 +292,36 @@ def test_a_number_is_stored_as_the_nearest_value_of_its_block(signed):
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(16 * 256, generator=generator) * torch.rand(16 * 256, generator=generator) ** 4
     values = (values if signed else values.square()) * 1e-6  # far below 1: blocks have scales of their own
-    codes, scale = quantize(values, signed)
-    assert (codes.dtype, codes.shape, scale.shape) == (torch.uint8, (4096,), (16,))
-    assert torch.equal(scale, values.view(16, 256).abs().amax(1))
+    codes, scale = quantize(values[None], signed)
+    assert (codes.dtype, codes.shape, scale.shape) == (torch.uint8, (1, 4096), (1, 16))
+    assert torch.equal(scale[0], values.view(16, 256).abs().amax(1))
+    scale = scale[0]
     scaled = values.view(16, 256).double() / scale.double()[:, None]
     distance = (scaled[..., None] - dynamic_map(signed, CPU).double()).abs()
-    stored = (dequantize(codes, scale, signed).view(16, 256).double() / scale.double()[:, None] - scaled).abs()
+    stored = (dequantize(codes, scale[None], signed).view(16, 256).double() / scale.double()[:, None] - scaled).abs()
     assert float((stored - distance.amin(-1)).max()) < 1e-6
-    assert torch.equal(dequantize(*quantize(torch.zeros(256), signed), signed), torch.zeros(256))
+    assert torch.equal(dequantize(*quantize(torch.zeros(1, 256), signed), signed), torch.zeros(1, 256))
+
+
+@pytest.mark.parametrize("numbers", [100, 256, 576])
+def test_a_block_ends_with_its_row_so_that_a_cut_between_rows_changes_no_state(numbers):
+    """The states of a weight cut between rows, as over ranks, are the whole one's, cut; also on from there."""
+    generator = torch.Generator().manual_seed(0)
+    whole = torch.nn.Parameter(torch.randn(96, numbers, generator=generator))
+    halves = [torch.nn.Parameter(whole[:32].detach().clone()), torch.nn.Parameter(whole[32:].detach().clone())]
+    group = {"split": False, "state_bits": 8}
+    one, two = (CompactAdamW([{"params": p, **group}], lr=1e-2, betas=(0.9, 0.95)) for p in ([whole], halves))
+    for _ in range(3):
+        whole.grad = torch.randn(whole.shape, generator=generator)
+        halves[0].grad, halves[1].grad = whole.grad[:32].clone(), whole.grad[32:].clone()
+        one.step()
+        two.step()
+    assert one.state[whole]["exp_avg_scale"].shape == (96, -(-numbers // 256))
+    for name in ("exp_avg", "exp_avg_sq"):
+        for value in (name, f"{name}_scale"):
+            cut = [two.state[half][value] for half in halves if f"{name}_scale" in two.state[half]]
+            assert same_bits(torch.cat(cut), one.state[whole][value][96 - sum(map(len, cut)) :])
+    assert same_bits(torch.cat([half.detach() for half in halves])[32:], whole.detach()[32:])
 
 
 @pytest.mark.parametrize(
@@ -332,7 +354,7 @@ def test_a_step_left_out_changes_no_bit_of_8_bit_states(master_weights):
     backward(network, 0)
     optim.clip_and_step(network, optimizer, 1.0, torch.zeros(()))
     quantized = [state for state in optimizer.state.values() if state["exp_avg"].dtype == torch.uint8]
-    assert len(quantized) == 9  # the MLPs, 64 x 80
+    assert len(quantized) == 10  # the MLPs, 64 x 80, and the embedding
     assert all(int((state["exp_avg"] != 0).sum()) for state in quantized)
     before = copy.deepcopy(checkpoint.state_of(network, optimizer, 0))
     backward(network, 1, float("nan"))

@@ -1,0 +1,44 @@
+"""`rmcli train --resume`: which run goes on, with what, and from where."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rmcli.config.resolve import read_config_file, resolve
+from rmcli.errors import ConfigError, RmcliError
+from rmcli.runs import checkpoint, record
+from rmcli.runs.folder import CONFIG_FILE
+from rmcli.train.job import Job, build_job
+from rmcli.train.past import Past, data_of
+
+
+def is_run(folder: Path) -> bool:
+    """Whether an earlier start has come as far as to say what the run is."""
+    return record.read(folder) is not None and (folder / CONFIG_FILE).is_file()
+
+
+def resumed_job(
+    folder: Path, data: Path | None, preset: str | None, files: Sequence[Path], settings: Sequence[str]
+) -> Job:
+    """The run of this folder, with its own configuration and data but for what is given and may change.
+
+    Without a checkpoint it begins again. Raises ConfigError for what would make it another run.
+    """
+    base = replace(read_config_file(folder / CONFIG_FILE), explicit=False)
+    name = str(base.values["name"])
+    if preset is not None and preset != name:
+        raise ConfigError(f"preset {preset}, but {folder} is a run of {name}", "leave --preset out to go on with it")
+    resolved = replace(resolve(None, files, settings, base=base), name=name)
+    path = checkpoint.latest(folder)
+    if path is None and finished(folder) is not None:
+        raise RmcliError(f"{folder} is finished and has no checkpoint to go on from", "start a new run")
+    past = None if path is None else Past(path, checkpoint.open_facts(path))
+    return build_job(resolved, data or data_of(folder), folder, past, goes_on=True)
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """The figures of a run that has ended as it should; None of any other."""
+    told = record.read(folder)
+    result = {} if told is None else told["result"]
+    return result if result.get("status") == record.FINISHED else None
