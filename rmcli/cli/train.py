@@ -56,7 +56,7 @@ def train_command(
     """Train a reward model on prepared data."""
     from rmcli.config.resolve import resolve
     from rmcli.packs import remote
-    from rmcli.runs.folder import newest_unfinished
+    from rmcli.runs.folder import clear_unborn, newest_unfinished
     from rmcli.train.job import build_job, describe
     from rmcli.train.launcher import check_one_process
     from rmcli.train.resume import finished, is_run, resumed_job
@@ -68,6 +68,8 @@ def train_command(
         given = None if data is None else remote.local(data)
         job = resumed_job(earlier, given, preset, config or (), set_ or ())
     else:
+        if earlier is not None and not dry_run:
+            clear_unborn(earlier)
         resolved = resolve(preset, config or (), set_ or ())
         try:
             folder = _prepared_data(resolved, dry_run) if data is None else remote.local(data)

@@ -199,14 +199,6 @@ class CompactAdamW(torch.optim.Optimizer):
         second.write(second_RC, self.found_inf)
         return step
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, but every state keeps its own type: torch would cast low bits and states to the weight's."""
-        super().load_state_dict({**state_dict, "state": {}})
-        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
-        for index, values in state_dict["state"].items():
-            parameter = parameters[index]
-            self.state[parameter] = {name: value.to(parameter.device, copy=True) for name, value in values.items()}
-
 
 class _State:
     """One piece of a state: float32 in place, or 8 bits that are read and written back. `made`: see CompactAdamW."""

@@ -81,7 +81,7 @@ def _clear(folder: Path) -> None:
         output.warn(f"removed from {folder} what a killed run left half written: {names}")
     inside = {path.name for path in folder.iterdir()}
     began = inside <= _ENDED_EARLY and METRICS_FILE in inside and not (folder / METRICS_FILE).stat().st_size
-    if began and (told is not None or inside <= {METRICS_FILE, lock.FILE}):
+    if told is not None and began:
         for name in inside:
             _remove(folder / name)
         output.warn(f"the run in {folder} ended before its first step: its folder is used again")
@@ -107,6 +107,14 @@ def reopen(folder: Path, past: Path | None) -> None:
     if half or (later and past is not None):
         names = ", ".join(str(path.relative_to(folder)) for path in (*half, *later))
         output.say(f"removed from {folder} what a run that ended early left unfinished: {names}")
+
+
+def clear_unborn(folder: Path) -> None:
+    """Remove what a start that was killed before it said what the run is has left in its folder. Raises OSError."""
+    inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if inside and inside <= {METRICS_FILE, lock.FILE} and not (folder / METRICS_FILE).stat().st_size:
+        with lock.held(folder):
+            (folder / METRICS_FILE).unlink()
 
 
 def write_config(folder: Path, toml: str) -> None:

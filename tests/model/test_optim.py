@@ -16,7 +16,7 @@ from rmcli.config.sections import TrainSection
 from rmcli.model import batch, compact_adamw, forward, optim
 from rmcli.model.compact_adamw import CompactAdamW, dequantize, dynamic_map, join_bits, quantize, round_bits
 from rmcli.model.memory import estimate_memory
-from rmcli.runs import checkpoint
+from rmcli.runs import checkpoint, state
 from support.networks import random_group, tiny_model
 from support.places import REPOSITORY
 from support.tiny_backbones import tiny_config
@@ -239,32 +239,29 @@ def test_gradients_of_several_forwards_add_up_in_float32():
         optimizer.zero_grad()
 
 
-@pytest.mark.parametrize("settings", [{"master_weights": "split"}, {"optimizer": "adamw_8bit"}])
+@pytest.mark.parametrize("settings", [{}, {"master_weights": "split"}, {"optimizer": "adamw_8bit"}])
 def test_a_checkpoint_continues_bit_by_bit(tmp_path, settings):
     train = TrainSection.model_validate({"lr": 1e-3} | settings)
-
-    def fresh(seed):
-        network = tiny_model("llama", seed, hidden_size=64)
-        return network, optim.build_optimizer(network, network.score, train)
 
     def step(network, optimizer, number):
         backward(network, number)
         optim.clip_and_step(network, optimizer, 1.0, torch.zeros(()))
 
-    network, optimizer = fresh(0)
+    network = tiny_model("llama", hidden_size=64)
+    optimizer = optim.build_optimizer(network, network.score, train)
     for number in range(2):
         step(network, optimizer, number)
-    saved = checkpoint.save(tmp_path, 2, checkpoint.state_of(network, optimizer, 2), keep=1)
+    saved = checkpoint.save(tmp_path, 2, state.tensors_of(network, optimizer), {}, keep=1)
     step(network, optimizer, 2)
 
-    again, its_optimizer = fresh(1)
-    state = checkpoint.state_of(again, its_optimizer, 0)
-    checkpoint.load(saved, state)
-    again.load_state_dict(state["model"])
-    its_optimizer.load_state_dict(state["optimizer"])
+    again = tiny_model("llama", 1, hidden_size=64)
+    state.read_weights(saved, again)
+    its_optimizer = optim.build_optimizer(again, again.score, train)
+    state.read_optimizer(saved, again, its_optimizer)
     step(again, its_optimizer, 2)
     assert all(map(same_bits, network.parameters(), again.parameters()))
-    for first, second in zip(optimizer.state.values(), its_optimizer.state.values(), strict=True):
+    for one, other in zip(network.parameters(), again.parameters(), strict=True):
+        first, second = optimizer.state[one], its_optimizer.state[other]
         assert first.keys() == second.keys()
         assert all(same_bits(first[name], second[name]) for name in first)
 
@@ -353,17 +350,16 @@ def test_a_step_left_out_changes_no_bit_of_8_bit_states(master_weights):
     optim.expect_gradients(optimizer, several=False)
     backward(network, 0)
     optim.clip_and_step(network, optimizer, 1.0, torch.zeros(()))
-    quantized = [state for state in optimizer.state.values() if state["exp_avg"].dtype == torch.uint8]
+    quantized = [held for held in optimizer.state.values() if held["exp_avg"].dtype == torch.uint8]
     assert len(quantized) == 10  # the MLPs, 64 x 80, and the embedding
-    assert all(int((state["exp_avg"] != 0).sum()) for state in quantized)
-    before = copy.deepcopy(checkpoint.state_of(network, optimizer, 0))
+    assert all(int((held["exp_avg"] != 0).sum()) for held in quantized)
+    before = copy.deepcopy(state.tensors_of(network, optimizer))
     backward(network, 1, float("nan"))
     _, skipped = optim.clip_and_step(network, optimizer, 1.0, torch.zeros(()))
     assert float(skipped) == 1.0
-    after = checkpoint.state_of(network, optimizer, 0)
-    assert all(same_bits(before["model"][name], value) for name, value in after["model"].items())
-    for index, state in after["optimizer"]["state"].items():
-        assert all(same_bits(before["optimizer"]["state"][index][name], value) for name, value in state.items())
+    after = state.tensors_of(network, optimizer)
+    assert before.keys() == after.keys()
+    assert all(same_bits(before[name], value) for name, value in after.items())
 
 
 def losses_of(settings: dict) -> list[float]:

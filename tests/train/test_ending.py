@@ -1,6 +1,7 @@
 """How a run ends: what is kept when it ends early, what run.json tells, and a warning where it learned nothing."""
 
 import json
+import re
 import stat
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from rmcli.runs.rescue import export_checkpoint
 from rmcli.train.collapse import collapse_warning
 from rmcli.train.loop import Trainer
 
-WAY_ON = "a checkpoint holds weights, optimizer and step: docs/runs.md makes a model folder of it"
+WAY_ON = "go on with: rmcli train --resume -o run"
 
 
 def train(cli, data: Path, out: str, *settings: str):
@@ -63,16 +64,27 @@ def test_rescue_refuses_what_is_no_checkpoint(tiny_run, tmp_path):
         export_checkpoint(tiny_run.model, tmp_path / "model")
     with pytest.raises(RmcliError, match="exists"):
         export_checkpoint(tiny_run.run / "checkpoints" / "step-120", tmp_path)
+    (tmp_path / "checkpoints" / "step-1").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step-1" / ".metadata").write_bytes(b"pickled")
+    (tmp_path / "resolved.toml").write_text("")
+    with pytest.raises(RmcliError, match="is of an earlier rmcli, in a format that can run code: it is not read"):
+        export_checkpoint(tmp_path / "checkpoints" / "step-1", tmp_path / "model")
 
 
 def test_without_room_for_the_last_checkpoint_the_model_is_written(cli, tiny_run, monkeypatch):
     def full(*_, **__):
         raise RuntimeError("No space left on device")
 
-    monkeypatch.setattr("rmcli.runs.checkpoint.save_state", full)
+    monkeypatch.setattr("rmcli.runs.tensors.save_state", full)
     result = train(cli, tiny_run.data, "run", "train.max_steps=2")
     assert result.code == 0, result.stderr
-    assert "note: cannot write checkpoint run/checkpoints/step-2: No space left on device; the model" in result.stderr
+    told = re.search(
+        r"note: cannot write checkpoint run/checkpoints/step-2 of ([\d,]+) bytes: No space", result.stderr
+    )
+    assert told is not None, result.stderr
+    size = int(told[1].replace(",", ""))
+    assert 2.9 < size / Path("run/model/model.safetensors").stat().st_size < 3.1  # weights and two states
+    assert list(Path("run/checkpoints").iterdir()) == []
     assert Path("run/model/model.safetensors").is_file()
 
 

@@ -23,7 +23,7 @@ from rmcli.model.recompute import checkpoint_activations
 from rmcli.packs.manifest import read_manifest, write_manifest
 from rmcli.packs.reader import PackedSplit
 from rmcli.rows import tasks
-from rmcli.runs import checkpoint
+from rmcli.runs import checkpoint, state
 from rmcli.tokens import tokenizer
 from rmcli.train.feed import STEPS_AHEAD, ahead
 from rmcli.train.job import build_job
@@ -113,6 +113,7 @@ def test_activation_checkpointing_is_switched_on_and_changes_nothing(cli, tiny_r
 
 def test_the_run_folder(tiny_run):
     assert sorted(path.name for path in tiny_run.run.iterdir()) == [
+        "backbone",
         "checkpoints",
         "metrics.jsonl",
         "model",
@@ -224,15 +225,15 @@ def test_shuffled_labels_stay_at_chance(cli, tmp_path):
 def test_checkpoints_are_renamed_when_complete_and_limited(tiny_run, cli, tmp_path):
     names = [path.name for path in checkpoint.list_checkpoints(tiny_run.run)]
     assert names == ["step-100", "step-120"]  # of 50, 100 and the last one
-    assert sorted(path.name for path in (tiny_run.run / "checkpoints").iterdir()) == sorted(names)
+    assert sorted(path.name for path in (tiny_run.run / "checkpoints").iterdir()) == ["latest", *sorted(names)]
+    assert checkpoint.latest(tiny_run.run) == tiny_run.run / "checkpoints" / "step-120"
     limits = ("train.max_steps=4", "train.save_steps=1", "train.save_total_limit=2")
     trained(cli, tiny_run.data, "run", *limits)
     assert [path.name for path in checkpoint.list_checkpoints(tmp_path / "run")] == ["step-3", "step-4"]
     config = resolve("tiny").config
     job = build_job(resolve("tiny"), tiny_run.data, tmp_path / "other")
     network = load_model(config.model, job.reward)
-    state = checkpoint.state_of(network, optim.build_optimizer(network, network.score, config.train), 0)
-    checkpoint.load(tmp_path / "run" / "checkpoints" / "step-4", state)
+    state.read_weights(tmp_path / "run" / "checkpoints" / "step-4", network)
     saved = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "model").state_dict()
     assert all(torch.equal(saved[name], value) for name, value in network.state_dict().items())
 
@@ -241,9 +242,10 @@ def test_a_checkpoint_that_cannot_be_written_is_one_line(cli, tiny_run, tmp_path
     def full(*_, **__):
         raise RuntimeError("write failed\nNo space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_state", full)
+    monkeypatch.setattr("rmcli.runs.tensors.save_state", full)
     result = trained(cli, tiny_run.data, "run", "train.max_steps=2", "train.save_steps=1", code=1)
-    assert "error: cannot write checkpoint run/checkpoints/step-1: No space left on device" in result.stderr
+    assert "error: cannot write checkpoint run/checkpoints/step-1 of " in result.stderr
+    assert " bytes: No space left on device\nhint: is the disk full?\n" in result.stderr
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
 
 
@@ -313,7 +315,8 @@ def test_a_run_whose_loss_is_not_finite_stops_and_names_step_and_rows(cli, tiny_
 
     monkeypatch.setattr("rmcli.train.loop.scores", broken)
     result = trained(cli, tiny_run.data, "run", "train.max_steps=10", "train.pairs_per_step=4", code=1)
-    assert "error: loss or gradient of step 3 is not finite (input rows " in result.stderr
+    assert "error: loss or gradient of step 3 is not finite (rows " in result.stderr
+    assert " of tasks:6000, " in result.stderr
     assert len(calls) == 4  # read one step later
     assert not Path("run/model").exists()
 
