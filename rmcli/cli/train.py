@@ -49,7 +49,8 @@ def train_command(
     """Train a reward model on prepared data."""
     from rmcli.config.resolve import resolve
     from rmcli.packs import remote
-    from rmcli.train.job import build_job, describe
+    from rmcli.train.describe import describe
+    from rmcli.train.job import build_job
     from rmcli.train.launcher import check_one_process
     from rmcli.train.run import run
 

@@ -22,6 +22,7 @@ from rmcli.runs.metrics_file import add_metrics
 from rmcli.train.evaluate import evaluate
 from rmcli.train.feed import Feeder, StepFeed, ahead, shape_of_all
 from rmcli.train.job import Job
+from rmcli.train.out_of_memory import memory_explained
 from rmcli.train.plan import plan
 from rmcli.train.profile import profiled
 from rmcli.train.window import Window, log
@@ -102,11 +103,13 @@ class Trainer:
         # Conversations run one by one are several forwards, too, though their backward is one.
         optim.expect_gradients(self.optimizer, several=len(feed.forwards) > 1 or self.kind == "single")
         for forward in feed.forwards:
-            scores_S = scores(self.network, forward.batch, self.config.model.dtype)
-            preference_loss, penalty = objective(
-                scores_S, forward.targets, self.config.loss, feed.total_weight, feed.total_scores
-            )
-            (preference_loss + penalty).backward()
+            here = f" in step {feed.step.number}, at a forward of {forward.batch.num_tokens:,} tokens"
+            with memory_explained(self.job, here):
+                scores_S = scores(self.network, forward.batch, self.config.model.dtype)
+                preference_loss, penalty = objective(
+                    scores_S, forward.targets, self.config.loss, feed.total_weight, feed.total_scores
+                )
+                (preference_loss + penalty).backward()
             loss += (preference_loss + penalty).detach()
             pair_loss += preference_loss.detach()
             all_penalty += penalty.detach()

@@ -18,9 +18,10 @@ from rmcli.model.recompute import checkpoint_activations
 from rmcli.runs.folder import CONFIG_FILE, MODEL, claim, claim_next
 from rmcli.runs.metrics_file import METRICS_FILE
 from rmcli.train.collapse import collapse_warning
+from rmcli.train.describe import describe
 from rmcli.train.determinism import deterministic
 from rmcli.train.ending import recorded
-from rmcli.train.job import Job, describe
+from rmcli.train.job import Job
 from rmcli.train.loop import Trainer
 from rmcli.train.memory import check_memory
 
