@@ -3,6 +3,7 @@
 from typing import Any
 
 from rmcli.model.memory import MemoryEstimate, free_memory
+from rmcli.train.disk import DiskNeed, free_disk, need_of
 from rmcli.train.job import GIB, Job
 from rmcli.train.memory import what_fits
 from rmcli.train.plan import num_steps
@@ -28,6 +29,8 @@ def describe(job: Job) -> dict[str, Any]:
         **_memory(job.memory),
         "memory_have_gib": round(have / GIB, 2),
         "memory_fits": what_fits(job, have),
+        **_disk(need_of(job)),
+        "disk_have_gib": round(free_disk(job.run_folder) / GIB, 2),
     }
 
 
@@ -38,4 +41,14 @@ def _memory(memory: MemoryEstimate) -> dict[str, Any]:
         "tokens_per_forward": memory.tokens,
         **{f"memory_{part}_gib": round(getattr(memory, part) / GIB, 3) for part in parts},
         "memory_need_gib": round(memory.total / GIB, 2),
+    }
+
+
+def _disk(need: DiskNeed) -> dict[str, Any]:
+    """What the run writes: so many checkpoints at a time, and the model folder."""
+    return {
+        "checkpoints_at_once": need.at_once,
+        "disk_checkpoint_gib": round(need.one / GIB, 3),
+        "disk_model_gib": round(need.model / GIB, 3),
+        "disk_need_gib": round(need.total / GIB, 2),
     }

@@ -6,11 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from accelerate.utils import set_seed
-from safetensors import SafetensorError
 
 from rmcli import output
 from rmcli.backbones import architectures
-from rmcli.errors import RmcliError
 from rmcli.model import kernels, model_folder, optim, self_test
 from rmcli.model.load import load_model
 from rmcli.model.network import score_head, whole_row_layers
@@ -20,6 +18,7 @@ from rmcli.runs.metrics_file import METRICS_FILE
 from rmcli.train.collapse import collapse_warning
 from rmcli.train.describe import describe
 from rmcli.train.determinism import deterministic
+from rmcli.train.disk import check_disk
 from rmcli.train.ending import recorded
 from rmcli.train.job import Job
 from rmcli.train.loop import Trainer
@@ -35,6 +34,7 @@ def run(job: Job, with_profile: bool = False, command: str | None = None) -> dic
         _say_plan(describe(job))
         _say_use(job)
         check_memory(job)
+        check_disk(job)
         if job.run_folder_is_named:
             claim(job.run_folder)
         else:
@@ -72,10 +72,7 @@ def _train(job: Job, with_profile: bool) -> dict[str, Any]:
         summary = trainer.fit(metrics_file, job.run_folder / "profile" if with_profile else None)
     optim.restore_float32(optimizer)
     folder = job.run_folder / MODEL
-    try:
-        model_folder.export(network, job.reward, toml, folder)
-    except SafetensorError as error:
-        raise RmcliError(f"cannot write {folder}: {error}", "is the disk full?") from error
+    model_folder.export(network, job.reward, toml, folder)
     return {**summary, "model": str(folder), "run": str(job.run_folder)}
 
 
