@@ -57,7 +57,8 @@ def train_command(
     from rmcli.config.resolve import resolve
     from rmcli.packs import remote
     from rmcli.runs.folder import clear_unborn, newest_unfinished
-    from rmcli.train.job import build_job, describe
+    from rmcli.train.describe import describe
+    from rmcli.train.job import build_job
     from rmcli.train.launcher import check_one_process
     from rmcli.train.resume import finished, is_run, resumed_job
     from rmcli.train.run import run

@@ -10,57 +10,134 @@ from rmcli.backbones import architectures
 from rmcli.backbones.pretrained import explaining_sizes
 from rmcli.config.sections import Config, TrainSection
 from rmcli.model import limits
+from rmcli.model.compact_adamw import BLOCK, PIECE, SMALLEST
 from rmcli.model.device import is_reduced, pick_device
+from rmcli.records import BatchKind
+
+# Measured on a CPU beside all that is counted: the libraries' own buffers and code, once they compute.
+_OF_THE_PROCESS = 24 * 2**20
+_UPDATE_COPIES = 7  # float32 copies of one piece that CompactAdamW holds at a time
+
+
+@dataclass(frozen=True)
+class NetworkSizes:
+    """What the estimate knows of a network: how many numbers, in which weights and layers."""
+
+    num_parameters: int
+    weight_sizes: tuple[int, ...]  # numbers of each weight
+    layers: int
+    whole_layers: int  # those that run on every token: all, or all but a trimmed last one
+    hidden_size: int
+    intermediate_size: int
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes one training step needs, by what for."""
+    """Bytes one training step needs, by what for. `tokens` are those of its largest forward.
 
-    num_parameters: int
+    `update` is what the optimizer holds beside its states while it works, when the activations are gone. On a CPU
+    gradients and activations count in full: what a forward frees mostly stays with the process.
+    """
+
+    sizes: NetworkSizes
+    several_forwards: bool
+    weights: int
+    gradients: int
     states: int
-    activations: int
+    activations_per_token: int
+    tokens: int
+    update: int
+    process: int
+
+    @property
+    def num_parameters(self) -> int:
+        return self.sizes.num_parameters
+
+    @property
+    def activations(self) -> int:
+        return self.activations_per_token * self.tokens
+
+    @property
+    def held(self) -> int:
+        """Of weights, gradients and optimizer states, whatever the forward is."""
+        return self.weights + self.gradients + self.states
+
+    @property
+    def other(self) -> int:
+        return self.process + max(0, self.update - self.activations)
 
     @property
     def total(self) -> int:
-        return self.states + self.activations
+        return self.held + self.activations + self.other
 
 
-def bytes_per_parameter(train: TrainSection, reduced: bool, several_forwards: bool) -> int:
-    """Of weights, gradients and AdamW's two states, by `train.master_weights` and `train.optimizer`."""
-    states = 2 if train.optimizer == "adamw_8bit" else 8
-    if train.master_weights == "split":
-        return 2 + 2 + (4 if several_forwards else 2) + states  # gradients of several forwards are float32 sums
-    return 4 + (2 if reduced else 0) + 4 + states  # autocast keeps a bf16 copy of the weights
-
-
-def estimate_memory(
-    config: Config, model_config: PreTrainedConfig, tokens_per_forward: int, several_forwards: bool = True
-) -> MemoryEstimate:
-    """From the config alone: bytes_per_parameter and activations.
-
-    Activations per token and layer, in numbers: about 10 of the hidden size, 5 of the MLP's, and the projections.
-    With full activation checkpointing one hidden state per layer is kept, with selective what matmuls and attention
-    give (about 5 of the hidden size, 2 of the MLP's); in both one whole layer at a time.
-    """
+def sizes_of(config: Config, model_config: PreTrainedConfig, kind: BatchKind = "packed") -> NetworkSizes:
+    """From the config alone: the network is made without its numbers."""
     text = model_config.get_text_config()
     architectures.ensure_classifier(model_config)
     model_config.num_labels = 1
     with torch.device("meta"), explaining_sizes(str(config.model.pretrained_model_name_or_path)):
         network: Any = AutoModelForSequenceClassification.from_config(model_config, trust_remote_code=False)
-    num_parameters = sum(parameter.numel() for parameter in network.parameters())
-    reduced = is_reduced(config.model.dtype, pick_device(config))
-    bytes_per_number = 2 if reduced else 4
-    intermediate_size = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
-    per_layer = 10 * text.hidden_size + 5 * intermediate_size
-    layers = text.num_hidden_layers
-    per_token = {
-        "none": layers * per_layer,
-        "selective": layers * (5 * text.hidden_size + 2 * intermediate_size) + per_layer,
-        "full": layers * text.hidden_size + per_layer,
-    }[config.train.activation_checkpointing]
-    states = num_parameters * bytes_per_parameter(config.train, reduced, several_forwards)
-    return MemoryEstimate(num_parameters, states, tokens_per_forward * per_token * bytes_per_number)
+    weight_sizes = tuple(parameter.numel() for parameter in network.parameters())
+    trims = kind == "packed" and config.model.trim_last_layer and architectures.trims_last_layer(model_config)
+    return NetworkSizes(
+        num_parameters=sum(weight_sizes),
+        weight_sizes=weight_sizes,
+        layers=text.num_hidden_layers,
+        whole_layers=text.num_hidden_layers - trims,
+        hidden_size=text.hidden_size,
+        intermediate_size=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
+    )
+
+
+def estimate_memory(
+    config: Config, model_config: PreTrainedConfig, tokens_per_forward: int, several_forwards: bool = True
+) -> MemoryEstimate:
+    """Of a step whose largest forward is a packed row of so many tokens."""
+    return estimate(sizes_of(config, model_config), config, tokens_per_forward, several_forwards)
+
+
+def estimate(sizes: NetworkSizes, config: Config, tokens: int, several_forwards: bool) -> MemoryEstimate:
+    """Of a step whose largest forward has so many tokens; `several_forwards`: whether it adds up gradients."""
+    train, device = config.train, pick_device(config)
+    reduced = is_reduced(config.model.dtype, device)
+    split = train.master_weights == "split"
+    plain = not split and train.optimizer == "adamw"
+    return MemoryEstimate(
+        sizes=sizes,
+        several_forwards=several_forwards,
+        weights=sizes.num_parameters * (2 if split else 4 + (2 if reduced else 0)),  # autocast keeps a bf16 copy
+        gradients=sizes.num_parameters * (2 if split and not several_forwards else 4),  # sums of several are float32
+        states=state_bytes(sizes, train),
+        activations_per_token=_activation_numbers(sizes, train) * (2 if reduced else 4),
+        tokens=tokens,
+        update=0 if plain else 4 * _UPDATE_COPIES * min(PIECE, max(sizes.weight_sizes)),
+        process=0 if device.type == "cuda" else _OF_THE_PROCESS,
+    )
+
+
+def state_bytes(sizes: NetworkSizes, train: TrainSection) -> int:
+    """AdamW's two states, and the low halves of split masters, in memory and in a checkpoint."""
+    low = 2 * sizes.num_parameters if train.master_weights == "split" else 0
+    if train.optimizer == "adamw":
+        return 8 * sizes.num_parameters + low
+    return sum(2 * (n + 4 * -(-n // BLOCK)) if n >= SMALLEST else 8 * n for n in sizes.weight_sizes) + low
+
+
+def _activation_numbers(sizes: NetworkSizes, train: TrainSection) -> int:
+    """Per token: about 10 of the hidden size and 5 of the MLP's in each layer that runs on every token.
+
+    One layer's worth more is what its backward holds meanwhile. With full activation checkpointing one hidden state
+    per layer is kept, with selective what matmuls and attention give (about 5 of the hidden size, 2 of the MLP's); in
+    both, one whole layer at a time is there again.
+    """
+    per_layer = 10 * sizes.hidden_size + 5 * sizes.intermediate_size
+    kept = {
+        "none": sizes.whole_layers * per_layer,
+        "selective": sizes.whole_layers * (5 * sizes.hidden_size + 2 * sizes.intermediate_size) + per_layer,
+        "full": sizes.layers * sizes.hidden_size + per_layer,
+    }
+    return kept[train.activation_checkpointing] + per_layer
 
 
 def free_memory(device: torch.device) -> int:

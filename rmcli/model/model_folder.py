@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from jinja2.exceptions import TemplateError
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from rmcli.backbones.internlm2.auto import REWARD_ARCHITECTURE
@@ -99,7 +100,7 @@ def export(network: PreTrainedModel, reward: RewardTokenizer, toml: str, folder:
     """Write `folder` beside and rename it. `toml` is the resolved configuration.
 
     Loads with AutoModelForSequenceClassification; the tokenizer's chat template ends with the reward token. The files
-    are proven by the hashes in rmcli.sha256.
+    are proven by the hashes in rmcli.sha256. Raises RmcliError, and leaves nothing, where it cannot be written.
     """
     temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
     template = exported_template(reward)
@@ -114,6 +115,12 @@ def export(network: PreTrainedModel, reward: RewardTokenizer, toml: str, folder:
         if folder.exists():
             shutil.rmtree(folder)
         temporary.rename(folder)
+    except (OSError, SafetensorError) as error:
+        weights = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise RmcliError(
+            f"cannot write {folder}: {reason} (its weights have {weights:,} bytes)", "is the disk full?"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -3,10 +3,12 @@
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 from rmcli import output
+from rmcli.errors import RmcliError
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -27,6 +29,16 @@ def open_metrics(run_folder: Path, kept: int | None) -> TextIO:
 
 
 def add_metrics(file: TextIO, values: Mapping[str, Any]) -> None:
-    """One line, on disk as far as the process can tell."""
-    file.write(json.dumps(values) + "\n")
-    file.flush()
+    """One line, on disk as far as the process can tell. Raises RmcliError, with no half line left, if it is not."""
+    line = (json.dumps(values) + "\n").encode()
+    before = os.fstat(file.fileno()).st_size
+    try:
+        rest = memoryview(line)
+        while rest:  # past the file object, whose buffer would be written again when it is closed
+            rest = rest[os.write(file.fileno(), rest) :]
+    except OSError as error:
+        with suppress(OSError):
+            os.ftruncate(file.fileno(), before)
+            os.lseek(file.fileno(), before, os.SEEK_SET)
+        reason = error.strerror or error
+        raise RmcliError(f"cannot write {file.name}: {reason} ({len(line)} bytes)", "is the disk full?") from error

@@ -11,10 +11,8 @@ from rmcli.errors import INTERRUPTED, TERMINATED, RmcliError, Stopped, Terminate
 from rmcli.runs import checkpoint, record
 from rmcli.runs.folder import resume_command
 from rmcli.train.job import Job
+from rmcli.train.out_of_memory import memory_explained
 from rmcli.train.signals import Stop
-
-# How torch's own errors begin or read where memory is short: they are RuntimeErrors on a CPU.
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
 
 
 @contextmanager
@@ -23,7 +21,7 @@ def recorded(job: Job, command: str | None) -> Iterator[dict[str, Any]]:
     figures: dict[str, Any] = {}
     try:
         _begin(job, command)
-        with _memory_explained(job):
+        with memory_explained(job):
             yield figures
         record.end(job.run_folder, record.FINISHED, figures)
     except OSError as error:
@@ -82,20 +80,3 @@ def _way_on(job: Job, hint: str | None) -> str | None:
         return hint
     way = f"go on with: {resume_command(job.run_folder)}"
     return way if hint is None else f"{hint} {way}"
-
-
-@contextmanager
-def _memory_explained(job: Job) -> Iterator[None]:
-    """Memory that runs short after the estimate has let the run begin is one line, too."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        said = " ".join(str(error).split())
-        short = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not short and not any(words in said.lower() for words in _OUT_OF_MEMORY):
-            raise
-        raise RmcliError(
-            f"out of memory on {job.device}: {said[:200] or 'an object could not be made'}",
-            "fewer tokens per forward (data.max_packed_length when preparing) or "
-            "-s train.activation_checkpointing=full need less",
-        ) from error

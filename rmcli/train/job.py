@@ -18,7 +18,7 @@ from rmcli.model import flops, model_folder
 from rmcli.model.backend import check_attention
 from rmcli.model.device import pick_device
 from rmcli.model.kernels import check_compilable, check_kernels
-from rmcli.model.memory import MemoryEstimate, estimate_memory, free_memory
+from rmcli.model.memory import MemoryEstimate, estimate, sizes_of
 from rmcli.packs.manifest import read_manifest
 from rmcli.packs.reader import PackedSplit
 from rmcli.runs import backbone
@@ -129,11 +129,11 @@ def build_job(
         eval_split=eval_split,
         sizes=sizes,
         total_steps=total_steps,
-        memory=estimate_memory(
+        memory=estimate(
+            sizes_of(config, model_config, batch_choice.kind),
             config,
-            model_config,
             largest_forward(config, sizes, batch_choice.kind),
-            config.train.master_weights == "split" and has_several_forwards(config, sizes, batch_choice.kind),
+            has_several_forwards(config, sizes, batch_choice.kind),
         ),
         batch_choice=batch_choice,
         use=count_use(train_split, config.loss.loss_type),
@@ -146,24 +146,3 @@ def build_job(
 def _where_it_lies(model: ModelSection, run_folder: Path | None, past: Past | None) -> ModelSection:
     """What to load config and tokenizer from: a run that goes on keeps its own, and asks no hub."""
     return model if past is None or run_folder is None else backbone.section(run_folder, model)
-
-
-def describe(job: Job) -> dict[str, Any]:
-    """The plan in numbers, for --dry-run and the first lines of a run."""
-    one_epoch = job.config.train.model_copy(update={"max_epochs": 1, "max_steps": None})
-    steps_per_epoch = num_steps(job.sizes, one_epoch, job.plans_packs)
-    return {
-        "data": str(job.data_folder),
-        "run": str(job.run_folder),
-        "device": str(job.device),
-        "rows": job.batch_choice.kind,
-        "packs": len(job.train_split),
-        "pairs": job.sizes.num_groups,
-        "eval_pairs": sum(job.eval_split.groups_per_pack),
-        "epochs": job.config.train.max_epochs,
-        "steps": job.total_steps,
-        "pairs_per_step": job.config.train.pairs_per_step or round(job.sizes.num_groups / steps_per_epoch, 1),
-        "parameters": job.memory.num_parameters,
-        "memory_need_gib": round(job.memory.total / GIB, 2),
-        "memory_have_gib": round(free_memory(job.device) / GIB, 2),
-    }

@@ -28,6 +28,7 @@ from rmcli.train.evaluate import evaluate
 from rmcli.train.feed import Feeder, StepFeed, ahead, shape_of_all
 from rmcli.train.job import Job
 from rmcli.train.nonfinite import Skipped, count_skipped, stop_if_skipped
+from rmcli.train.out_of_memory import memory_explained
 from rmcli.train.past import Past, identity, machine
 from rmcli.train.plan import Step, plan
 from rmcli.train.profile import profiled
@@ -146,11 +147,13 @@ class Trainer:
         # Conversations run one by one are several forwards, too, though their backward is one.
         optim.expect_gradients(self.optimizer, several=len(feed.forwards) > 1 or self.kind == "single")
         for forward in feed.forwards:
-            scores_S = scores(self.network, forward.batch, self.config.model.dtype)
-            preference_loss, penalty = objective(
-                scores_S, forward.targets, self.config.loss, feed.total_weight, feed.total_scores
-            )
-            (preference_loss + penalty).backward()
+            here = f" in step {feed.step.number}, at a forward of {forward.batch.num_tokens:,} tokens"
+            with memory_explained(self.job, here):
+                scores_S = scores(self.network, forward.batch, self.config.model.dtype)
+                preference_loss, penalty = objective(
+                    scores_S, forward.targets, self.config.loss, feed.total_weight, feed.total_scores
+                )
+                (preference_loss + penalty).backward()
             loss += (preference_loss + penalty).detach()
             pair_loss += preference_loss.detach()
             all_penalty += penalty.detach()

@@ -6,11 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from accelerate.utils import set_seed
-from safetensors import SafetensorError
 
 from rmcli import output
 from rmcli.backbones import architectures
-from rmcli.errors import RmcliError
 from rmcli.model import kernels, model_folder, optim, self_test
 from rmcli.model.load import load_model, rebuild_network
 from rmcli.model.network import score_head, whole_row_layers
@@ -20,9 +18,11 @@ from rmcli.runs.folder import BEST_MODEL, MODEL, claim, claim_next, reopen, writ
 from rmcli.runs.metrics_file import open_metrics
 from rmcli.runs.state import read_weights
 from rmcli.train.collapse import collapse_warning
+from rmcli.train.describe import describe
 from rmcli.train.determinism import deterministic
+from rmcli.train.disk import check_disk
 from rmcli.train.ending import recorded
-from rmcli.train.job import Job, describe
+from rmcli.train.job import Job
 from rmcli.train.loop import Trainer
 from rmcli.train.memory import check_memory
 
@@ -36,6 +36,7 @@ def run(job: Job, with_profile: bool = False, command: str | None = None) -> dic
         _say_plan(describe(job))
         _say_use(job)
         check_memory(job)
+        check_disk(job)
         job = _claimed(job)
         with lock.held(job.run_folder):
             if job.goes_on:
@@ -106,10 +107,7 @@ def _network(job: Job) -> Any:
 
 def _export(job: Job, network: Any, name: str) -> str:
     folder = job.run_folder / name
-    try:
-        model_folder.export(network, job.reward, job.resolved.toml(), folder)
-    except SafetensorError as error:
-        raise RmcliError(f"cannot write {folder}: {error}", "is the disk full?") from error
+    model_folder.export(network, job.reward, job.resolved.toml(), folder)
     return str(folder)
 
 

@@ -103,25 +103,6 @@ def test_an_error_in_a_later_step_names_the_last_checkpoint(cli, tiny_run, monke
     assert told("run")["result"] == {"status": "failed", "error": "a fault"}
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried"),
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
-        MemoryError(),
-    ],
-)
-def test_memory_that_runs_short_is_one_line(cli, tiny_run, monkeypatch, error):
-    def failing(self, feed):
-        raise error
-
-    monkeypatch.setattr(Trainer, "run_step", failing)
-    result = train(cli, tiny_run.data, "run", "train.max_steps=2")
-    assert result.code == 1
-    assert "error: out of memory on cpu: " in result.stderr
-    assert "train.activation_checkpointing=full need less" in result.stderr
-
-
 def test_ctrl_c_names_what_was_kept(cli, tiny_run, monkeypatch):
     whole = Trainer.run_step
 

@@ -489,11 +489,11 @@ def test_bad_folders(cli, tiny_run, tmp_path):
 
 
 def test_memory_is_compared_before_loading(cli, tiny_run, monkeypatch):
-    monkeypatch.setattr("rmcli.train.memory.free_memory", lambda device: 10 * 2**20)
+    monkeypatch.setattr("rmcli.train.memory.free_memory", lambda device: 45 * 2**20)
     result = trained(cli, tiny_run.data, "run", code=1)
     assert "error: not enough memory on cpu: need about " in result.stderr
-    assert "have 0.0 GiB" in result.stderr
-    assert "hint: what would fit: fewer tokens per forward" in result.stderr
+    assert "have 45 MiB" in result.stderr
+    assert "hint: what would fit: data.max_packed_length up to 9" in result.stderr
     assert not Path("run").exists()
     trained(cli, tiny_run.data, "run", "train.check_memory=false", "train.max_steps=1")
 
@@ -511,7 +511,7 @@ def test_the_memory_of_an_8b_model_is_known_from_its_config():
     )
     estimate = estimate_memory(resolve("llama3-8b").config, llama_3_8b, 16384)
     assert estimate.num_parameters == 7_504_928_768  # 8.03 billion less the LM head
-    assert estimate.states == 16 * estimate.num_parameters
+    assert estimate.held == 16 * estimate.num_parameters
 
 
 @pytest.mark.parametrize(

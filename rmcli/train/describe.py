@@ -1,0 +1,54 @@
+"""The plan of a training run in numbers: what --dry-run shows, and the first lines of a run say."""
+
+from typing import Any
+
+from rmcli.model.memory import MemoryEstimate, free_memory
+from rmcli.train.disk import DiskNeed, free_disk, need_of
+from rmcli.train.job import GIB, Job
+from rmcli.train.memory import what_fits
+from rmcli.train.plan import num_steps
+
+
+def describe(job: Job) -> dict[str, Any]:
+    """The plan in numbers, for --dry-run and the first lines of a run."""
+    one_epoch = job.config.train.model_copy(update={"max_epochs": 1, "max_steps": None})
+    steps_per_epoch = num_steps(job.sizes, one_epoch, job.plans_packs)
+    have = free_memory(job.device)
+    return {
+        "data": str(job.data_folder),
+        "run": str(job.run_folder),
+        "device": str(job.device),
+        "rows": job.batch_choice.kind,
+        "packs": len(job.train_split),
+        "pairs": job.sizes.num_groups,
+        "eval_pairs": sum(job.eval_split.groups_per_pack),
+        "epochs": job.config.train.max_epochs,
+        "steps": job.total_steps,
+        "pairs_per_step": job.config.train.pairs_per_step or round(job.sizes.num_groups / steps_per_epoch, 1),
+        "parameters": job.memory.num_parameters,
+        **_memory(job.memory),
+        "memory_have_gib": round(have / GIB, 2),
+        "memory_fits": what_fits(job, have),
+        **_disk(need_of(job)),
+        "disk_have_gib": round(free_disk(job.run_folder) / GIB, 2),
+    }
+
+
+def _memory(memory: MemoryEstimate) -> dict[str, Any]:
+    """What a step needs, by what for; `other` is what the update and the process itself hold beside it."""
+    parts = ("weights", "gradients", "states", "activations", "other")
+    return {
+        "tokens_per_forward": memory.tokens,
+        **{f"memory_{part}_gib": round(getattr(memory, part) / GIB, 3) for part in parts},
+        "memory_need_gib": round(memory.total / GIB, 2),
+    }
+
+
+def _disk(need: DiskNeed) -> dict[str, Any]:
+    """What the run writes: so many checkpoints at a time, and the model folder."""
+    return {
+        "checkpoints_at_once": need.at_once,
+        "disk_checkpoint_gib": round(need.one / GIB, 3),
+        "disk_model_gib": round(need.model / GIB, 3),
+        "disk_need_gib": round(need.total / GIB, 2),
+    }
