@@ -17,6 +17,7 @@ from rmcli.model.network import score_head, whole_row_layers
 from rmcli.model.recompute import checkpoint_activations
 from rmcli.runs.folder import CONFIG_FILE, MODEL, claim, claim_next
 from rmcli.runs.metrics_file import METRICS_FILE
+from rmcli.train import proofs
 from rmcli.train.collapse import collapse_warning
 from rmcli.train.determinism import deterministic
 from rmcli.train.ending import recorded
@@ -59,6 +60,7 @@ def _train(job: Job, with_profile: bool) -> dict[str, Any]:
     # Split weights become bfloat16 here: the second half of the self-test runs on them.
     optimizer = optim.build_optimizer(network, score_head(network), config.train)
     kind = self_test.settle_batches(network, job.batch_choice, config.model.dtype, config.train.seed, expected).kind
+    proofs.prove(job, network, optimizer, kind)
     if config.train.activation_checkpointing != "none":
         checkpoint_activations(network, config.train.activation_checkpointing)
     if config.train.kernels == "compile":
