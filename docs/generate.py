@@ -18,7 +18,18 @@ from rmcli.config.sections import SECTIONS, About, Section, SourceSection
 
 FOLDER = Path(__file__).parent
 sys.path.append(str(FOLDER.parent / "tests"))
-COMMANDS = ("prepare", "audit", "train", "score", "map-fns", "inspect-token", "presets", "presets show", "config")
+COMMANDS = (
+    "prepare",
+    "audit",
+    "train",
+    "score",
+    "map-fns",
+    "inspect-token",
+    "presets",
+    "presets show",
+    "config",
+    "doctor",
+)
 
 
 def cli_page() -> str:

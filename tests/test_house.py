@@ -19,7 +19,7 @@ from support.places import REPOSITORY
 
 PACKAGE = REPOSITORY / "rmcli"
 # From top to bottom. A folder imports only folders below its own; a command's folder imports no other command's.
-COMMANDS = {"prepare", "audit", "train", "score", "inspect_token"}
+COMMANDS = {"prepare", "audit", "train", "score", "inspect_token", "doctor"}
 FLOORS = [
     {"__main__"},
     {"cli"},
@@ -170,7 +170,7 @@ def test_importing_the_command_line_loads_nothing_heavy():
 
 def test_help_names_every_command_and_option(cli):
     root = cli("--help").stdout
-    for command in ("prepare", "audit", "train", "score", "map-fns", "inspect-token", "presets"):
+    for command in ("prepare", "audit", "train", "score", "map-fns", "inspect-token", "presets", "config", "doctor"):
         assert command in root
     names = ("prepare", "audit", "train", "score", "inspect-token", "presets", "presets show")
     for command in map(str.split, names):

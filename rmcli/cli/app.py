@@ -11,6 +11,7 @@ import typer
 from rmcli import __version__, output
 from rmcli.cli.audit import audit_command
 from rmcli.cli.config import config_command
+from rmcli.cli.doctor import doctor_command
 from rmcli.cli.ending import one_line_for_everything
 from rmcli.cli.inspect_token import inspect_token_command
 from rmcli.cli.map_fns import map_fns_command
@@ -53,6 +54,7 @@ EXAMPLES = {
         "rmcli inspect-token ./my-model --write-preset my-model",
     ),
     "config": ("rmcli config", "rmcli config train.lr", "rmcli config loss -p tiny"),
+    "doctor": ("rmcli doctor", "rmcli doctor --json"),
 }
 for name, command in {
     "prepare": prepare_command,
@@ -62,6 +64,7 @@ for name, command in {
     "map-fns": map_fns_command,
     "inspect-token": inspect_token_command,
     "config": config_command,
+    "doctor": doctor_command,
 }.items():
     examples = "\b\nExamples:\n" + "\n".join(f"  {line}" for line in EXAMPLES[name])
     app.command(name, cls=Command, epilog=examples)(command)

@@ -17,6 +17,7 @@ from rmcli.runs import backbone, checkpoint, lock
 from rmcli.runs.folder import BEST_MODEL, MODEL, claim, claim_next, reopen, write_config
 from rmcli.runs.metrics_file import open_metrics
 from rmcli.runs.state import read_weights
+from rmcli.train import proofs
 from rmcli.train.collapse import collapse_warning
 from rmcli.train.describe import describe
 from rmcli.train.determinism import deterministic
@@ -68,6 +69,7 @@ def _train(job: Job, with_profile: bool) -> dict[str, Any]:
     # Split weights become bfloat16 here: the second half of the self-test runs on them.
     optimizer = optim.build_optimizer(network, score_head(network), config.train)
     kind = self_test.settle_batches(network, job.batch_choice, config.model.dtype, config.train.seed, expected).kind
+    proofs.prove(job, network, optimizer, kind)
     if config.train.activation_checkpointing != "none":
         checkpoint_activations(network, config.train.activation_checkpointing)
     if config.train.kernels == "compile":

@@ -22,6 +22,7 @@ from rmcli.model.attention.layout import (
     PackedLayout,
     ScoresWanted,
 )
+from rmcli.model.attention.needs import NEEDS_CUDA, NEEDS_REDUCED
 
 # transformers builds no mask for an attention name its mask table does not know: all masking happens here.
 ATTENTION_NAME = "rmcli_shared_prefix"
@@ -33,8 +34,6 @@ BACKENDS: dict[str, Callable[[Call], Tensor]] = {
     "sdpa": by_segment.attend,
     "flex": flex.attend,
 }
-NEEDS_CUDA = ("varlen", "flash", "flex")
-NEEDS_REDUCED = ("varlen", "flash")
 
 
 def check_backend(backend: str, device: torch.device, is_reduced: bool) -> None:
