@@ -28,6 +28,8 @@ from rmcli.rows.map_fns.known import NAMED, recognise
 from rmcli.tokens.encode import NOTED, Encoder, prompt_of
 from rmcli.tokens.tokenizer import RewardTokenizer, load_model_config, load_tokenizer
 
+NO_ROWS = "no rows in the sources", "check the files"
+
 
 def run(
     job: Job,
@@ -43,23 +45,9 @@ def run(
 
     Raises RmcliError when not a single row is kept; nothing is written then.
     """
-    job = replace(job, resolved=within_positions(job.resolved, load_model_config(job.resolved.config.model)))
-    config = job.resolved.config
-    data = config.data
-    reward = reward or load_tokenizer(config.model)
-    encoder = Encoder(
-        reward,
-        data.max_length,
-        data.overlong,
-        data.pairs,
-        data.tokenizer_engine,
-        max_characters=data.max_characters,
-        control_tokens=data.control_tokens,
-    )
-    say_start(job, reward)
-    evaluation_prompts = decontaminate.read_prompts(
-        {file: sources.read_evaluation_rows(file, data.split) for file in data.decontaminate}, _known_prompt
-    )
+    reward = reward or load_tokenizer(job.resolved.config.model)
+    job, encoder, evaluation_prompts = begin(job, reward)
+    data = job.resolved.config.data
     with PackWriter(job.folder, overwrite) as writer:
         filling = Filling(writer, job, encoder, evaluation_prompts)
         with rejects_kept(writer, Path(Path(place).name) if place and is_url(place) else job.folder):
@@ -84,6 +72,30 @@ def run(
         )
     report_splits(manifest)
     return manifest
+
+
+def begin(job: Job, reward: RewardTokenizer) -> tuple[Job, Encoder, decontaminate.EvaluationPrompts]:
+    """What is there before the first row is read: the job within the model's positions, the encoder, and the prompts
+    to leave out. Says what is about to happen.
+    """
+    job = replace(job, resolved=within_positions(job.resolved, load_model_config(job.resolved.config.model)))
+    data = job.resolved.config.data
+    encoder = Encoder(
+        reward,
+        data.max_length,
+        data.overlong,
+        data.pairs,
+        data.tokenizer_engine,
+        max_characters=data.max_characters,
+        control_tokens=data.control_tokens,
+    )
+    for source in job.sources:
+        source_sha256(source.map_function)  # the manifest will want it: what has none fails before the work
+    say_start(job, reward)
+    evaluation_prompts = decontaminate.read_prompts(
+        {file: sources.read_evaluation_rows(file, data.split) for file in data.decontaminate}, _known_prompt
+    )
+    return job, encoder, evaluation_prompts
 
 
 def _known_prompt(row: Mapping[str, Any]) -> Conversation | None:
@@ -147,7 +159,7 @@ def _manifest(job: Job, encoder: Encoder, accounts: list[accounting.Account]) ->
 
 def _nothing_kept(whole: accounting.Account, template_says: Mapping[str, str]) -> RmcliError:
     if not whole.rows_in:
-        return RmcliError("no rows in the sources", "check the files")
+        return RmcliError(*NO_ROWS)
     if not whole.reasons:
         return RmcliError(
             f"not one of {whole.rows_in} rows was kept: {accounting.equation(whole.as_dict())}",

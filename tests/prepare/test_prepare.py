@@ -168,7 +168,7 @@ def test_json_and_quiet(cli, tmp_path):
 def test_a_hub_data_set_is_read_by_name_and_split(cli, tmp_path, monkeypatch):
     asked = []
 
-    def load_dataset(name, split):
+    def load_dataset(name, split, streaming=False):
         asked.append((name, split))
         return datasets.Dataset.from_list(GOOD)
 

@@ -217,10 +217,11 @@ def test_files_of_a_folder_are_recognised_one_by_one(cli, tmp_path):
 
 def test_without_a_map_function_the_columns_say_which(cli, tmp_path):
     write_lines(tmp_path / "rows.jsonl", [{**INSTRUCTION, "instruction": f"i {n}"} for n in range(8)])
-    plan = json.loads(cli("prepare", "rows.jsonl", "--preset", "llama3-8b", "-n", "--json").stdout)
+    no_map_fn = ("--preset", "tiny", "-s", "data.dataset_map_fn=none")
+    plan = json.loads(cli("prepare", "rows.jsonl", *no_map_fn, "-n", "--json").stdout)
     assert plan["config"]["data"]["dataset_map_fn"] == "instruction"
     write_lines(tmp_path / "rows.jsonl", [{"text": "x"}])
-    result = cli("prepare", "rows.jsonl", "--preset", "llama3-8b", "-n")
+    result = cli("prepare", "rows.jsonl", *no_map_fn, "-n")
     assert "error: no map function fits the columns text" in result.stderr
 
 
