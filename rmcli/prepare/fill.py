@@ -38,6 +38,7 @@ class Filling:
         self.first: list[TokenGroup] = []  # the first few kept, to be shown
         self.read_back = 0  # rows with texts that were read as messages
         self.without_order = 0  # groups that data.pairs cannot choose from
+        self.lists = 0  # groups of more than two answers
         self.windows = _Windows(writer, self.data)
 
     def run(self) -> None:
@@ -148,6 +149,7 @@ class Filling:
             added = any(conversation[0] == system_message(system) for conversation in group.conversations)
             account.system_added += added
             account.system_kept += not added
+        self.lists += len(tokens.responses) > 2
         if self.data.pairs != "all" and not tokens.ordered:
             self.without_order += 1
         if len(self.first) < FIRST_KEPT:

@@ -9,6 +9,7 @@ from typing import Any
 
 from rmcli import output
 from rmcli.backbones.context import within_positions
+from rmcli.config.no_effect import in_vain
 from rmcli.config.sections import DataSection
 from rmcli.errors import RmcliError, Skip
 from rmcli.packs import remote
@@ -71,6 +72,13 @@ def run(
             "comparisons"
         )
     report_splits(manifest)
+    held_out = manifest["splits"]["eval"]["num_groups"]
+    no_effect = {
+        "data.pairs": None if filling.lists else "no group has more than two answers",
+        "data.eval_fraction": None if held_out else f"none of {whole.kept:,} rows is held out: they are too few",
+    }
+    for said in in_vain(job.resolved, no_effect):
+        output.warn(said)
     return manifest
 
 

@@ -11,7 +11,7 @@ from rmcli import output
 from rmcli.backbones.architectures import BatchChoice, choose_batches
 from rmcli.backbones.context import check_max_length
 from rmcli.config.layers import Resolved
-from rmcli.config.no_effect import without_effect
+from rmcli.config.no_effect import in_vain, without_effect
 from rmcli.config.sections import Config
 from rmcli.errors import ConfigError, RmcliError
 from rmcli.model import flops, model_folder
@@ -23,7 +23,7 @@ from rmcli.packs.manifest import read_manifest
 from rmcli.packs.reader import PackedSplit
 from rmcli.runs.folder import next_run_folder
 from rmcli.tokens.tokenizer import CHAT_TEMPLATE_HINT, RewardTokenizer, load_model_config, load_tokenizer
-from rmcli.train.checks import Use, adopt_data_settings, check_master_weights, check_same_tokens, count_use
+from rmcli.train.checks import Use, adopt_data_settings, check_master_weights, check_same_tokens, count_use, has_use
 from rmcli.train.plan import PackSizes, has_several_forwards, largest_forward, num_steps
 
 GIB = 2**30
@@ -92,6 +92,10 @@ def build_job(resolved: Resolved, data_folder: Path, run_folder: Path | None) ->
         raise RmcliError(f"{data_folder} has no training pairs", "lower data.eval_fraction, or prepare more rows")
     sizes = PackSizes([train_split.group_tokens(row) for row in range(len(train_split))])
     model_folder.exported_template(reward)  # what could not be exported is not trained
+    eval_split = PackedSplit(data_folder, "eval")
+    total_steps = num_steps(sizes, config.train, batch_choice.kind != "padded")
+    for said in in_vain(resolved, _without_effect_here(config, sizes, batch_choice, total_steps, eval_split)):
+        output.warn(said)
     return Job(
         resolved=resolved,
         data_folder=data_folder,
@@ -100,9 +104,9 @@ def build_job(resolved: Resolved, data_folder: Path, run_folder: Path | None) ->
         manifest=manifest,
         reward=reward,
         train_split=train_split,
-        eval_split=PackedSplit(data_folder, "eval"),
+        eval_split=eval_split,
         sizes=sizes,
-        total_steps=num_steps(sizes, config.train, batch_choice.kind != "padded"),
+        total_steps=total_steps,
         memory=estimate_memory(
             config,
             model_config,
@@ -113,6 +117,30 @@ def build_job(resolved: Resolved, data_folder: Path, run_folder: Path | None) ->
         use=count_use(train_split, config.loss.loss_type),
         device=device,
     )
+
+
+def _without_effect_here(
+    config: Config, sizes: PackSizes, batch_choice: BatchChoice, total_steps: int, eval_split: PackedSplit
+) -> dict[str, str | None]:
+    """Settings that change nothing with this data: key -> why, None where it does."""
+    train = config.train
+    uncapped = num_steps(sizes, train.model_copy(update={"max_steps": None}), batch_choice.kind != "padded")
+    never = "no pair is held out that this loss can be told on (data.eval_fraction)"
+    only_at_end = f"the run has {total_steps:,} steps, and is evaluated at its end in any case"
+    return {
+        "train.max_steps": (
+            f"train.max_epochs = {train.max_epochs} gives {uncapped:,} steps"
+            if (train.max_steps or 0) > uncapped
+            else None
+        ),
+        "train.eval_steps": (
+            never
+            if not has_use(eval_split, config.loss.loss_type)
+            else only_at_end
+            if (train.eval_steps or 0) >= total_steps
+            else None
+        ),
+    }
 
 
 def describe(job: Job) -> dict[str, Any]:
