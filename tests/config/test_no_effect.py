@@ -93,8 +93,8 @@ def test_evaluations_of_nothing_are_named(cli, nothing_held_out):
     result = cli(*arguments, "-s", "train.eval_steps=2")
     assert result.code == 0
     assert result.stderr == (
-        "note: train.eval_steps = 2 (--set train.eval_steps) has no effect: no pair is held out that this loss can be "
-        "told on (data.eval_fraction)\n"
+        "note: train.eval_steps = 2 (--set train.eval_steps) has no effect: no pair is held out that this loss can "
+        "be told on (data.eval_fraction)\n"
     )
 
 
@@ -119,8 +119,8 @@ def test_prepare_names_what_its_rows_leave_without_effect(cli, tmp_path):
     assert result.code == 0, result.stderr
     assert result.stderr.splitlines() == [
         "note: data.pairs = 'adjacent' (command line) has no effect: no group has more than two answers",
-        "note: data.eval_fraction = 0.0001 (--set data.eval_fraction) has no effect: none of 5 rows is held out: they "
-        "are too few",
+        "note: data.eval_fraction = 0.0001 (--set data.eval_fraction) has no effect: none of 5 rows is held out: "
+        "they are too few",
     ]
     rows = [{"prompt": f"q {n}", "responses": ["a", "b", "c"], "ranks": [1, 2, 3]} for n in range(9)]
     write_lines(tmp_path / "rows.jsonl", rows)
