@@ -116,6 +116,7 @@ def prepare_command(
     from rmcli.config.resolve import parse_source, resolve
     from rmcli.prepare.job import build_job
     from rmcli.prepare.run import folder_for, run
+    from rmcli.prepare.show import report_account
     from rmcli.rows.files import is_url
     from rmcli.tokens.tokenizer import load_tokenizer
 
@@ -154,6 +155,7 @@ def prepare_command(
         manifest = run(local, overwrite, show, place=target, reward=reward)
         num_threads = resolved.config.data.num_proc
         audited = _audit_prepared(folder, target, resolved.config.model, with_audit, page, reward, num_threads)
+    report_account(manifest)
     if json:
         output.answer_json({"folder": target, **manifest, **audited})
     else:
@@ -210,6 +212,7 @@ def _merge(
     from rmcli.config.sections import ModelSection
     from rmcli.packs import remote
     from rmcli.prepare.run import folder_for, merge_parts
+    from rmcli.prepare.show import report_account
 
     if not parts or out is None:
         raise ConfigError("--merge joins prepared folders into a new one", "rmcli prepare --merge DIR... -o DIR")
@@ -220,6 +223,7 @@ def _merge(
         if with_audit or page is not None:
             model = ModelSection(**manifest["config"]["model"])
             audited = _audit_prepared(folder, out, model, with_audit, page)
+    report_account(manifest)
     if as_json:
         output.answer_json({"folder": out, **manifest, **audited})
     else:

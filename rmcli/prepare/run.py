@@ -56,7 +56,7 @@ def run(
             whole = accounting.total(filling.accounts)
             if not whole.kept:
                 raise _nothing_kept(whole, encoder.template_says)
-        manifest = writer.finish(_manifest(job, encoder, filling.accounts))
+        manifest = writer.finish(_manifest(job, encoder, filling))
     for number, group in enumerate(filling.first[:show], 1):
         show_tokens(f"pair {number} (input row {group.row_id})", group, reward)
     accounting.report(filling.accounts, f"{place or job.folder}/rejects.jsonl")
@@ -137,12 +137,11 @@ def folder_for(place: str, overwrite: bool) -> Iterator[Path]:
 def merge_parts(parts: Sequence[Path], folder: Path, overwrite: bool = False) -> dict[str, Any]:
     """Join parts prepared with --shard into `folder`. Returns the manifest."""
     manifest = merge(parts, folder, overwrite)
-    output.say(accounting.equation(manifest["rows"]))
     report_splits(manifest)
     return manifest
 
 
-def _manifest(job: Job, encoder: Encoder, accounts: list[accounting.Account]) -> dict[str, Any]:
+def _manifest(job: Job, encoder: Encoder, filling: Filling) -> dict[str, Any]:
     config = job.resolved.config
     reward = encoder.reward
     return {
@@ -156,8 +155,11 @@ def _manifest(job: Job, encoder: Encoder, accounts: list[accounting.Account]) ->
         **reward.fingerprint(),
         "tokenizer_engine": f"{encoder.engine.name} {encoder.engine.version}",
         "shard": config.data.shard,
-        "rows": accounting.total(accounts).as_dict(),
-        "rows_by_source": [account.as_source_dict() for account in accounts],
+        "rows": accounting.total(filling.accounts).as_dict(),
+        "rows_by_source": [
+            {**account.as_source_dict(), **contract.as_dict()}
+            for account, contract in zip(filling.accounts, filling.contracts, strict=True)
+        ],
         # num_proc changes nothing in the data, and the shard is no part of what all shards share.
         "config": config.model_dump(
             include={"model": True, "data": set(DataSection.model_fields) - {"num_proc", "shard"}}

@@ -77,6 +77,11 @@ class Contract:
         if asked is not None and not asked["content"].strip():
             raise Skip("empty_prompt")
 
+    def as_dict(self) -> dict[str, list[str]]:
+        """What was not read, as the manifest has it; nothing where all was."""
+        found = {"columns_not_read": sorted(self.unread_columns), "message_keys_not_read": sorted(self.unread_keys)}
+        return {what: names for what, names in found.items() if names}
+
     def report(self, source: str) -> None:
         """Name what was not read, once."""
         if self.unread_columns:
