@@ -67,12 +67,11 @@ class Trainer:
                 step = feed.step
                 share = optim.schedule(step.number, total, train.warmup_ratio, train.min_lr_ratio)
                 optim.set_rates(self.optimizer, share)
-                skipped = self.run_step(feed)
+                skipped = self.run_step(feed, progress)
                 _stop_if_skipped(unread)
                 unread = skipped
                 if profiler is not None:
                     profiler.step()
-                progress.advance()
                 last = step.number == total
                 if step.number % train.log_every == 0 or step.number == 1 or last:
                     _stop_if_skipped(unread)
@@ -93,11 +92,13 @@ class Trainer:
                     self.window.restart_clock()
         return summary
 
-    def run_step(self, feed: StepFeed) -> "_Skipped":
+    def run_step(self, feed: StepFeed, progress: output.Progress | None = None) -> "_Skipped":
         """One optimizer step over all forwards of this rank. Nothing in it waits for the device."""
+        progress = progress or output.Progress(None, None)
         self.network.train()
         loss, pair_loss, all_penalty = (torch.zeros((), device=self.job.device) for _ in range(3))
         if not feed.row_ids:
+            progress.advance()
             return _Skipped(feed.step.number, loss, ())  # nothing to learn from in this step
         # Conversations run one by one are several forwards, too, though their backward is one.
         optim.expect_gradients(self.optimizer, several=len(feed.forwards) > 1 or self.kind == "single")
@@ -111,6 +112,7 @@ class Trainer:
             pair_loss += preference_loss.detach()
             all_penalty += penalty.detach()
             self.window.metrics.add(scores_S, forward.targets.better, forward.targets.worse)
+            progress.advance_part(len(feed.forwards))
         norm, skipped = optim.clip_and_step(self.network, self.optimizer, self.config.train.max_norm, loss)
         self.window.add_step(feed, loss, pair_loss, all_penalty, norm)
         return _Skipped(feed.step.number, skipped, feed.row_ids)
