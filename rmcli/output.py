@@ -280,16 +280,29 @@ def table(
         say(f"with --wide also: {', '.join(column for at, column in enumerate(columns) if at not in shown)}")
 
 
+FIRST_WORD_AFTER = 5.0  # seconds of a first unit, before a log says how far it is
+
+
 class Progress:
     """One aligned line per interval; on a terminal also a bar below them."""
 
     def __init__(self, bar: Any | None, task: Any | None) -> None:
         self._bar, self._task = bar, task
         self._header_printed = False
+        self._num_parts, self._since = 0, time.monotonic()
 
-    def advance(self, amount: int = 1) -> None:
+    def advance(self, amount: float = 1) -> None:
         if self._bar is not None:
             self._bar.advance(self._task, amount)
+
+    def advance_part(self, of: int) -> None:
+        """One of `of` parts of a unit. A log says once how far the first unit is, where that takes long."""
+        self.advance(1 / of)
+        self._num_parts += 1
+        seconds = time.monotonic() - self._since
+        if self._bar is None and not self._header_printed and self._num_parts < of and seconds >= FIRST_WORD_AFTER:
+            self.note(f"step 1: {self._num_parts:,} of {of:,} forwards in {seconds:,.0f} s")
+            self._since = float("inf")
 
     def line(self, fields: Mapping[str, str]) -> None:
         """Values under their names; the names come once."""

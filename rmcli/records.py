@@ -27,6 +27,9 @@ BatchKind = Literal["packed", "single", "padded"]
 OWN_KEYS = frozenset({"role", "content"})  # of every message; others are a chat template's
 
 
+CALLS = ("tool_calls", "function_call")  # keys of a message that calls tools; its content may be empty
+
+
 def as_dicts(conversation: Conversation) -> list[dict[str, Any]]:
     """The conversation as chat templates take it."""
     return [dict(message) for message in conversation]
@@ -40,6 +43,11 @@ def has_more(conversation: Conversation) -> bool:
 def more_of(message: Message) -> dict[str, Any]:
     """What a message has beside role and content."""
     return {} if len(message) == 2 else {key: value for key, value in message.items() if key not in OWN_KEYS}
+
+
+def says_nothing(message: Message) -> bool:
+    """Whether a message has neither text nor a call of a tool."""
+    return not message["content"].strip() and not any(map(message.get, CALLS))
 
 
 class Comparison(NamedTuple):

@@ -77,8 +77,7 @@ def main() -> None:
     # takes a second of every command, and once more at its end another.
     gc.set_threshold(10_000)
     atexit.register(gc.freeze)
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' progress bars are for terminals
+    os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars; a download from the Hub still shows its own
     try:
         app()
     except OSError as error:  # of --help and --version, which run outside the commands

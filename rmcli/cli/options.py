@@ -62,7 +62,15 @@ def show_config(resolved: "Resolved", plan: dict[str, Any], as_json: bool) -> No
     output.answer(resolved.toml(with_origins=True))
     output.answer("# plan")
     for key, value in plan.items():
-        output.answer(f"# {key} = {value}")
+        for one in _lines_of(value):
+            output.answer(f"# {key} = {one}")
+
+
+def _lines_of(value: Any) -> list[str]:
+    """A value of the plan; of a list each entry, an object's values joined."""
+    if not isinstance(value, list):
+        return [str(value)]
+    return [" | ".join(map(str, one.values())) if isinstance(one, dict) else str(one) for one in value]
 
 
 def absolute_if_file(name: str | None) -> str | None:

@@ -23,11 +23,12 @@ from rmcli.cli.options import (
     say_next,
     show_config,
 )
-from rmcli.errors import ConfigError
+from rmcli.errors import ConfigError, RmcliError
 
 if TYPE_CHECKING:
     from rmcli.config.sections import ModelSection
     from rmcli.output_files import OutputFile
+    from rmcli.prepare.job import Job
     from rmcli.tokens.tokenizer import RewardTokenizer
 
 
@@ -115,6 +116,7 @@ def prepare_command(
     from rmcli.config.resolve import parse_source, resolve
     from rmcli.prepare.job import build_job
     from rmcli.prepare.run import folder_for, run
+    from rmcli.prepare.show import report_account
     from rmcli.rows.files import is_url
     from rmcli.tokens.tokenizer import load_tokenizer
 
@@ -145,8 +147,7 @@ def prepare_command(
     page = report_file(report, overwrite, [named.section.path for named in job.sources])
     target = out if out is not None and is_url(out) else str(job.folder)
     if dry_run:
-        shown = {"sources": [named.section.model_dump() for named in job.sources], "output": target}
-        show_config(job.resolved, shown, json)
+        _show_plan(job, target, overwrite, json)
         return
     with folder_for(target, overwrite) as folder:
         reward = load_tokenizer(resolved.config.model)
@@ -154,6 +155,7 @@ def prepare_command(
         manifest = run(local, overwrite, show, place=target, reward=reward)
         num_threads = resolved.config.data.num_proc
         audited = _audit_prepared(folder, target, resolved.config.model, with_audit, page, reward, num_threads)
+    report_account(manifest)
     if json:
         output.answer_json({"folder": target, **manifest, **audited})
     else:
@@ -161,6 +163,19 @@ def prepare_command(
     data = [] if out is None else ["--data", target]
     template = [] if chat_template is None else ["-s", f"model.chat_template={chat_template}"]
     say_next("train", *same_configuration(preset, config, set_), *template, *data)
+
+
+def _show_plan(job: "Job", target: str, overwrite: bool, as_json: bool) -> None:
+    """The configuration and what the run would meet at once; what would end it ends this, too, once that is shown."""
+    from rmcli.prepare.dry_run import dry_run
+
+    plan: dict[str, Any] = {"sources": [named.section.model_dump() for named in job.sources], "output": target}
+    try:
+        job, plan["first_rows"] = dry_run(job, target, overwrite)
+    except RmcliError as error:
+        show_config(job.resolved, {**plan, "error": error.message}, as_json)
+        raise
+    show_config(job.resolved, plan, as_json)
 
 
 def _audit_prepared(
@@ -197,6 +212,7 @@ def _merge(
     from rmcli.config.sections import ModelSection
     from rmcli.packs import remote
     from rmcli.prepare.run import folder_for, merge_parts
+    from rmcli.prepare.show import report_account
 
     if not parts or out is None:
         raise ConfigError("--merge joins prepared folders into a new one", "rmcli prepare --merge DIR... -o DIR")
@@ -207,6 +223,7 @@ def _merge(
         if with_audit or page is not None:
             model = ModelSection(**manifest["config"]["model"])
             audited = _audit_prepared(folder, out, model, with_audit, page)
+    report_account(manifest)
     if as_json:
         output.answer_json({"folder": out, **manifest, **audited})
     else:

@@ -99,6 +99,7 @@ def _prepared_data(resolved: "Resolved", dry_run: bool) -> Path:
     """The folder prepared for this preset; else the one source prepared for another preset, prepared again."""
     from rmcli.prepare.job import build_job
     from rmcli.prepare.run import run
+    from rmcli.prepare.show import report_account
     from rmcli.train.find_data import find_data, unnamed_map_fns
 
     found = find_data(resolved, Path("data"))
@@ -121,7 +122,7 @@ def _prepared_data(resolved: "Resolved", dry_run: bool) -> Path:
     if dry_run:
         raise RmcliError(f"{what} would be prepared for it first", f"run: {_prepare_command(wanted)}")
     output.warn(f"{what} is prepared for it first")
-    run(job)
+    report_account(run(job))
     return job.folder
 
 

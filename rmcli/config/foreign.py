@@ -13,6 +13,7 @@ KEYS = {
     "model_name_or_path": "model.pretrained_model_name_or_path",
     "pretrain": "model.pretrained_model_name_or_path",
     "model_revision": "model.revision",
+    "chat_template_path": "model.chat_template",
     "torch_dtype": "model.dtype",
     "dataset_name": "data.sources",
     "dataset_split": "data.split",
@@ -37,6 +38,7 @@ KEYS = {
     "full_determinism": "train.deterministic",
     "gradient_checkpointing": "train.activation_checkpointing",
     "use_liger_kernel": "train.kernels",
+    "enable_liger_kernel": "train.kernels",
     "torch_compile": "train.kernels",
 }
 
@@ -49,6 +51,7 @@ VALUES: dict[str, dict[Any, Any]] = {
     },
     "train.activation_checkpointing": {True: "full", False: "none"},
     "use_liger_kernel": {True: "liger", False: "torch"},
+    "enable_liger_kernel": {True: "liger", False: "torch"},
     "torch_compile": {True: "compile", False: "torch"},
 }
 
@@ -114,6 +117,8 @@ NOT_BUILT = {
     "push_to_hub": "uploading a model is not built yet",
     "lr_scheduler_type": "only the cosine is built, with train.warmup_ratio and train.min_lr_ratio",
     "lr_scheduler": "only the cosine is built, with train.warmup_ratio and train.min_lr_ratio",
+    "dataset_test_split": "a set to evaluate on is not built yet: data.eval_fraction holds prompts out",
+    "eval_split": "a set to evaluate on is not built yet: data.eval_fraction holds prompts out",
     "eval_dataset": "a set to evaluate on is not built yet: data.eval_fraction holds prompts out",
 }
 
@@ -144,6 +149,9 @@ ANSWERS = {
     "max_samples": "max_rows of a source: --source path=FILE,max_rows=N",
     "eval_strategy": "held-out prompts are scored at the end, and every train.eval_steps",
     "evaluation_strategy": "held-out prompts are scored at the end, and every train.eval_steps",
+    "warmup_steps": "train.warmup_ratio is their share of all steps",
+    "dataset_config": "subset of a source: --source path=org/name,subset=NAME",
+    "dataset_streaming": "streaming of a source: --source path=org/name,streaming=true",
     "save_strategy": "a checkpoint every train.save_steps",
     "disable_dropout": "dropout is what the model's config says",
     "compute_fp32_loss": f"the loss is float32: {_ALWAYS}",

@@ -1,6 +1,6 @@
 """Settings that the user asked for and that change nothing: named, never passed over in silence."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from rmcli.config.layers import Resolved
 from rmcli.config.presets import pretrained_arguments
@@ -65,19 +65,24 @@ _READERS: dict[str, Callable[[Config], str | None]] = {
 
 
 def without_effect(resolved: Resolved, *sections: str) -> Iterator[str]:
-    """One sentence for each key of these sections that the user set and that changes nothing.
+    """One sentence for each key of these sections that the user set and that changes nothing."""
+    reasons = {
+        key: reason_in(resolved.config) for key, reason_in in _READERS.items() if key.split(".")[0] in sections
+    }
+    yield from in_vain(resolved, reasons)
+
+
+def in_vain(resolved: Resolved, reasons: Mapping[str, str | None]) -> Iterator[str]:
+    """One sentence for each key (section.key) with a reason why it changes nothing, where the user set it.
 
     A preset's own value is not the user's, and one that equals the default takes nothing from anyone: a run's
     resolved.toml names every key.
     """
-    for dotted, reason_in in _READERS.items():
+    for dotted, reason in reasons.items():
         section, _, key = dotted.partition(".")
-        if section not in sections or dotted not in resolved.explicit:
-            continue
         value = getattr(getattr(resolved.config, section), key)
-        if value == SECTIONS[section].model_fields[key].default:
-            continue
-        if (reason := reason_in(resolved.config)) is not None:
+        is_asked = dotted in resolved.explicit and value != SECTIONS[section].model_fields[key].default
+        if is_asked and reason is not None:
             yield sentence(resolved, dotted, value, reason)
 
 

@@ -107,10 +107,12 @@ def _first_difference(name: str, one: Any, other: Any) -> str | None:
 
 
 def _sum(one: Any, other: Any) -> Any:
-    """Two JSON values with the numbers in the same place added, and what only one has kept."""
+    """Two JSON values with the numbers in the same place added, names united, and what only one has kept."""
     if isinstance(one, dict) and isinstance(other, dict):
         keys = [*one, *(key for key in other if key not in one)]
         return {key: _sum(one.get(key), other.get(key)) for key in keys}
+    if isinstance(one, list) and isinstance(other, list) and all(isinstance(name, str) for name in one + other):
+        return sorted({*one, *other})
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
         return [_sum(*values) for values in zip(one, other, strict=True)]
     if isinstance(one, int | float) and isinstance(other, int | float) and not isinstance(one, bool):

@@ -30,6 +30,15 @@ def refuse_own_folder(folder: Path) -> None:
         )
 
 
+def check_writable(folder: Path) -> None:
+    """Raise OSError where nothing can be made beside `folder`, without trying it."""
+    above = next(parent for parent in Path(os.path.realpath(folder)).parents if parent.exists())
+    if not above.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(above))
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(above))
+
+
 class StagedFolder:
     """`path` is where to write; `publish` makes it `folder`, `discard` leaves nothing. All raise OSError."""
 

@@ -20,7 +20,7 @@ from rmcli import output
 from rmcli.errors import RmcliError
 from rmcli.packs.manifest import MANIFEST, REJECTS, TEXT, TEXTS, file_sha256, write_json, write_manifest, writing
 from rmcli.packs.schema import FEATURES, FORMAT_VERSION, SCHEMA, SPLITS
-from rmcli.packs.staging import StagedFolder, put_back, refuse_own_folder
+from rmcli.packs.staging import StagedFolder, check_writable, put_back, refuse_own_folder
 from rmcli.records import Pack, Reject
 
 PACKS_PER_BATCH = 64
@@ -183,6 +183,19 @@ def _record_batch(packs: list[Pack]) -> pa.RecordBatch:
 
 def stage(folder: Path, overwrite: bool) -> StagedFolder:
     """A place to write what will become `folder`. Raises RmcliError when that holds something that must stay."""
+    check_free(folder, overwrite)
+    staged = StagedFolder(folder)
+    for path in staged.path.parent.iterdir():  # what ended processes left is gone by now
+        if path != staged.path and path.name.startswith(f".{staged.folder.name}.tmp-"):
+            outcome = (
+                "the last one to end replaces the other's" if overwrite else "the last one to end will find it full"
+            )
+            output.warn(f"process {path.name.rpartition('-')[2]} is writing {folder} too: {outcome}")
+    return staged
+
+
+def check_free(folder: Path, overwrite: bool) -> None:
+    """Raise RmcliError when `folder` holds something that must stay, OSError where nothing can be written."""
     refuse_own_folder(folder)
     put_back(folder)
     if folder.exists() and not folder.is_dir():
@@ -195,14 +208,7 @@ def stage(folder: Path, overwrite: bool) -> StagedFolder:
                 f"output folder {folder} holds no prepared data, so --overwrite leaves it alone",
                 "choose another folder with -o",
             )
-    staged = StagedFolder(folder)
-    for path in staged.path.parent.iterdir():  # what ended processes left is gone by now
-        if path != staged.path and path.name.startswith(f".{staged.folder.name}.tmp-"):
-            outcome = (
-                "the last one to end replaces the other's" if overwrite else "the last one to end will find it full"
-            )
-            output.warn(f"process {path.name.rpartition('-')[2]} is writing {folder} too: {outcome}")
-    return staged
+    check_writable(folder)
 
 
 def _shard_name(number: int, count: int) -> str:

@@ -8,7 +8,7 @@ from rmcli.config.sections import DataSection
 from rmcli.errors import Skip
 from rmcli.prepare.job import MappedSource
 from rmcli.prepare.units import Unit
-from rmcli.records import Conversation, Message, PreferenceGroup
+from rmcli.records import Conversation, Message, PreferenceGroup, TokenGroup
 from rmcli.rows.decontaminate import EvaluationPrompts
 from rmcli.rows.duplicates import Seen
 from rmcli.rows.map_fns.apply import apply
@@ -83,6 +83,14 @@ class Fates:
             self.seen.add(key, unit.rows[0].file, unit.rows[0].line)
         is_read_back = source.map_function.function is canonical and read_back(values[0]) is not values[0]
         return Waiting(group, key, copies, is_read_back)
+
+
+def of_tokens(tokens: TokenGroup | str, max_packed_length: int) -> TokenGroup | LeftOut:
+    """What the encoder made of a group, where a pack holds it; else why the group is left out."""
+    if isinstance(tokens, str):
+        about = "the chat template does not read it" if tokens.startswith("unread_column") else None
+        return LeftOut(tokens, about, about=about)
+    return tokens if tokens.num_tokens <= max_packed_length else LeftOut("longer_than_pack")
 
 
 def num_copies(key: bytes, weight: float, seed: int) -> int:

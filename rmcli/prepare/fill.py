@@ -9,7 +9,7 @@ from rmcli.config.sections import DataSection, SourceSection
 from rmcli.packs.pack import WINDOW, pack
 from rmcli.packs.schema import SPLITS
 from rmcli.packs.writer import PackWriter
-from rmcli.prepare.fate import DUPLICATE, NOT_TAKEN, Fates, LeftOut, Waiting, system_message
+from rmcli.prepare.fate import DUPLICATE, NOT_TAKEN, Fates, LeftOut, Waiting, of_tokens, system_message
 from rmcli.prepare.job import Job, MappedSource
 from rmcli.prepare.units import Unit, in_chunks, units
 from rmcli.records import PAIR, PreferenceGroup, Reject, TokenGroup
@@ -38,6 +38,7 @@ class Filling:
         self.first: list[TokenGroup] = []  # the first few kept, to be shown
         self.read_back = 0  # rows with texts that were read as messages
         self.without_order = 0  # groups that data.pairs cannot choose from
+        self.lists = 0  # groups of more than two answers
         self.windows = _Windows(writer, self.data)
 
     def run(self) -> None:
@@ -111,17 +112,15 @@ class Filling:
     ) -> None:
         """Give every unit of a chunk its fate, in order: the cap counts the rows that are kept."""
         for unit, fate in zip(chunk, fates, strict=True):
-            tokens = next(encoded) if isinstance(fate, Waiting) else None
+            tokens = of_tokens(next(encoded), self.data.max_packed_length) if isinstance(fate, Waiting) else fate
             if _is_full(account, source.section):
                 account.not_taken += len(unit.rows)
                 if isinstance(fate, Waiting):
                     self.fates.seen.discard(fate.key)  # a later source may bring the same group
-            elif isinstance(fate, LeftOut):
-                self._leave_out(unit, fate, account)
-            elif isinstance(tokens, TokenGroup) and tokens.num_tokens <= self.data.max_packed_length:
+            elif isinstance(fate, Waiting) and isinstance(tokens, TokenGroup):
                 self._keep(unit, fate, tokens, account, source.section.system)
-            else:
-                self._leave_out(unit, _why_not(tokens), account)
+            elif isinstance(tokens, LeftOut):
+                self._leave_out(unit, tokens, account)
 
     def _leave_out(self, unit: Unit, fate: LeftOut, account: accounting.Account) -> None:
         if fate.reason == NOT_TAKEN:
@@ -150,6 +149,7 @@ class Filling:
             added = any(conversation[0] == system_message(system) for conversation in group.conversations)
             account.system_added += added
             account.system_kept += not added
+        self.lists += len(tokens.responses) > 2
         if self.data.pairs != "all" and not tokens.ordered:
             self.without_order += 1
         if len(self.first) < FIRST_KEPT:
@@ -183,13 +183,6 @@ class _Windows:
         packed = pack(groups, self.data.max_packed_length, self.data.shuffle_before_pack, seed)
         self.writer.add_packs(split, packed)
         self._num_packed[split] += 1
-
-
-def _why_not(tokens: TokenGroup | str | None) -> LeftOut:
-    if not isinstance(tokens, str):
-        return LeftOut("longer_than_pack")
-    about = "the chat template does not read it" if tokens.startswith("unread_column") else None
-    return LeftOut(tokens, about, about=about)
 
 
 def _is_full(account: accounting.Account, source: SourceSection) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from rmcli import output
 from rmcli.backbones.context import within_positions
+from rmcli.config.no_effect import in_vain
 from rmcli.config.sections import DataSection
 from rmcli.errors import RmcliError, Skip
 from rmcli.packs import remote
@@ -28,6 +29,8 @@ from rmcli.rows.map_fns.known import NAMED, recognise
 from rmcli.tokens.encode import NOTED, Encoder, prompt_of
 from rmcli.tokens.tokenizer import RewardTokenizer, load_model_config, load_tokenizer
 
+NO_ROWS = "no rows in the sources", "check the files"
+
 
 def run(
     job: Job,
@@ -43,23 +46,9 @@ def run(
 
     Raises RmcliError when not a single row is kept; nothing is written then.
     """
-    job = replace(job, resolved=within_positions(job.resolved, load_model_config(job.resolved.config.model)))
-    config = job.resolved.config
-    data = config.data
-    reward = reward or load_tokenizer(config.model)
-    encoder = Encoder(
-        reward,
-        data.max_length,
-        data.overlong,
-        data.pairs,
-        data.tokenizer_engine,
-        max_characters=data.max_characters,
-        control_tokens=data.control_tokens,
-    )
-    say_start(job, reward)
-    evaluation_prompts = decontaminate.read_prompts(
-        {file: sources.read_evaluation_rows(file, data.split) for file in data.decontaminate}, _known_prompt
-    )
+    reward = reward or load_tokenizer(job.resolved.config.model)
+    job, encoder, evaluation_prompts = begin(job, reward)
+    data = job.resolved.config.data
     with PackWriter(job.folder, overwrite) as writer:
         filling = Filling(writer, job, encoder, evaluation_prompts)
         with rejects_kept(writer, Path(Path(place).name) if place and is_url(place) else job.folder):
@@ -67,7 +56,7 @@ def run(
             whole = accounting.total(filling.accounts)
             if not whole.kept:
                 raise _nothing_kept(whole, encoder.template_says)
-        manifest = writer.finish(_manifest(job, encoder, filling.accounts))
+        manifest = writer.finish(_manifest(job, encoder, filling))
     for number, group in enumerate(filling.first[:show], 1):
         show_tokens(f"pair {number} (input row {group.row_id})", group, reward)
     accounting.report(filling.accounts, f"{place or job.folder}/rejects.jsonl")
@@ -83,7 +72,38 @@ def run(
             "comparisons"
         )
     report_splits(manifest)
+    held_out = manifest["splits"]["eval"]["num_groups"]
+    no_effect = {
+        "data.pairs": None if filling.lists else "no group has more than two answers",
+        "data.eval_fraction": None if held_out else f"none of {whole.kept:,} rows is held out: they are too few",
+    }
+    for said in in_vain(job.resolved, no_effect):
+        output.warn(said)
     return manifest
+
+
+def begin(job: Job, reward: RewardTokenizer) -> tuple[Job, Encoder, decontaminate.EvaluationPrompts]:
+    """What is there before the first row is read: the job within the model's positions, the encoder, and the prompts
+    to leave out. Says what is about to happen.
+    """
+    job = replace(job, resolved=within_positions(job.resolved, load_model_config(job.resolved.config.model)))
+    data = job.resolved.config.data
+    encoder = Encoder(
+        reward,
+        data.max_length,
+        data.overlong,
+        data.pairs,
+        data.tokenizer_engine,
+        max_characters=data.max_characters,
+        control_tokens=data.control_tokens,
+    )
+    for source in job.sources:
+        source_sha256(source.map_function)  # the manifest will want it: what has none fails before the work
+    say_start(job, reward)
+    evaluation_prompts = decontaminate.read_prompts(
+        {file: sources.read_evaluation_rows(file, data.split) for file in data.decontaminate}, _known_prompt
+    )
+    return job, encoder, evaluation_prompts
 
 
 def _known_prompt(row: Mapping[str, Any]) -> Conversation | None:
@@ -117,12 +137,11 @@ def folder_for(place: str, overwrite: bool) -> Iterator[Path]:
 def merge_parts(parts: Sequence[Path], folder: Path, overwrite: bool = False) -> dict[str, Any]:
     """Join parts prepared with --shard into `folder`. Returns the manifest."""
     manifest = merge(parts, folder, overwrite)
-    output.say(accounting.equation(manifest["rows"]))
     report_splits(manifest)
     return manifest
 
 
-def _manifest(job: Job, encoder: Encoder, accounts: list[accounting.Account]) -> dict[str, Any]:
+def _manifest(job: Job, encoder: Encoder, filling: Filling) -> dict[str, Any]:
     config = job.resolved.config
     reward = encoder.reward
     return {
@@ -136,8 +155,11 @@ def _manifest(job: Job, encoder: Encoder, accounts: list[accounting.Account]) ->
         **reward.fingerprint(),
         "tokenizer_engine": f"{encoder.engine.name} {encoder.engine.version}",
         "shard": config.data.shard,
-        "rows": accounting.total(accounts).as_dict(),
-        "rows_by_source": [account.as_source_dict() for account in accounts],
+        "rows": accounting.total(filling.accounts).as_dict(),
+        "rows_by_source": [
+            {**account.as_source_dict(), **contract.as_dict()}
+            for account, contract in zip(filling.accounts, filling.contracts, strict=True)
+        ],
         # num_proc changes nothing in the data, and the shard is no part of what all shards share.
         "config": config.model_dump(
             include={"model": True, "data": set(DataSection.model_fields) - {"num_proc", "shard"}}
@@ -147,7 +169,7 @@ def _manifest(job: Job, encoder: Encoder, accounts: list[accounting.Account]) ->
 
 def _nothing_kept(whole: accounting.Account, template_says: Mapping[str, str]) -> RmcliError:
     if not whole.rows_in:
-        return RmcliError("no rows in the sources", "check the files")
+        return RmcliError(*NO_ROWS)
     if not whole.reasons:
         return RmcliError(
             f"not one of {whole.rows_in} rows was kept: {accounting.equation(whole.as_dict())}",

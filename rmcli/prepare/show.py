@@ -6,6 +6,7 @@ from rmcli import output
 from rmcli.prepare.job import Job
 from rmcli.records import PAIR, TokenGroup
 from rmcli.rows import sources
+from rmcli.rows.accounting import equation
 from rmcli.tokens import chat_templates
 from rmcli.tokens.tokenizer import RewardTokenizer
 
@@ -85,3 +86,8 @@ def report_splits(manifest: dict[str, Any]) -> None:
         for split, s in manifest["splits"].items()
     ]
     output.table(columns, lines, to_answer=False)
+
+
+def report_account(manifest: dict[str, Any]) -> None:
+    """What became of all rows: the last line, after whatever else is said of them."""
+    output.say(equation(manifest["rows"]))

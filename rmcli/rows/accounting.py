@@ -129,9 +129,8 @@ def report_noted(accounts: Sequence[Account], words: Mapping[str, str]) -> None:
 
 
 def report(accounts: Sequence[Account], rejects_file: str) -> None:
-    """The equation, a table of sources when there are several, and the reasons with their first place."""
+    """A table of sources when there are several, and the reasons with their first place."""
     whole = total(accounts)
-    output.say(equation(whole.as_dict()))
     if len(accounts) > 1:
         columns = ["source", "in", "kept", "rejected", "duplicates", "not taken", "groups written"]
         lines = [

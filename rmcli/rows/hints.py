@@ -20,6 +20,7 @@ _HINTS = {
     "bad_text": "write the file as UTF-8",
     "too_long_text": "data.max_characters and data.max_row_bytes say how long a text and a row may be",
     "in_evaluation_file": "every such prompt is asked by a --decontaminate file too: is it the training data itself?",
+    "unread_key": "--chat-template FILE takes a template that writes the calls of tools",
     "unknown_role": f"{_ROLES}: rename the others, in the file or in a map function of your own",
     "no_assistant_reply": "chosen, rejected and each response must end with the assistant's message",
     "empty_reply": "the last message has no text: is the reply in another column?",
@@ -58,7 +59,7 @@ def hint(reason: str, place: str, said: str | None = None) -> str:
     if reason == "unknown_role" and (roles := _unknown_roles(file, line)):
         instead = "; a developer's message is a system message" if "developer" in roles else ""
         return f"{_ROLES}, not {', '.join(roles)}{instead}: rename it, in the file or in a map function of your own"
-    return _HINTS.get(reason, _FIT)
+    return _HINTS.get(reason.partition(" ")[0], _FIT)
 
 
 def hint_of_beginning(file: str) -> str | None:

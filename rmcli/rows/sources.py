@@ -43,12 +43,12 @@ def check_sources(sources: Sequence[Source], default_split: str | None = "train"
             _task_numbers(path)
         elif is_url(path):
             check_url(path)
-        elif path != STDIN and not _is_hub_name(path):
+        elif path != STDIN and not is_hub_name(path):
             find_files(path, source.split, default_split)
         may_hold_splits = path != STDIN and not _is_built_in(path)
         hub_keys = [key for key in ("split", "subset", "revision", "streaming") if getattr(source, key)]
         hub_keys = [key for key in hub_keys if not (key == "split" and may_hold_splits)]
-        if hub_keys and not _is_hub_name(path):
+        if hub_keys and not is_hub_name(path):
             raise ConfigError(f"source {path}: {hub_keys[0]} is for Hub data sets", "leave it out, or write org/name")
 
 
@@ -60,7 +60,7 @@ def absolute_source(source: Source) -> SourceSection:
     """The source as another command, started elsewhere, can find it."""
     section = as_section(source)
     path = section.path
-    if path == STDIN or _is_built_in(path) or _is_hub_name(path) or is_url(path):
+    if path == STDIN or _is_built_in(path) or is_hub_name(path) or is_url(path):
         return section
     return section.model_copy(update={"path": str(Path(path).expanduser().absolute())})
 
@@ -91,7 +91,7 @@ def read_source(source_id: int, source: Source, split: str, max_row_bytes: int =
         yield from _as_rows(source_id, path, read_json_lines(sys.stdin.buffer, max_row_bytes))
     elif _is_built_in(path):
         yield from _read_tasks(source_id, path)
-    elif _is_hub_name(path):
+    elif is_hub_name(path):
         yield from _read_hub(source_id, section, section.split or split)
     else:
         for file in find_files(path, section.split, split).files:
@@ -102,7 +102,7 @@ def found_files(source: Source, split: str | None) -> Found | None:
     """The files that are read of a source, and what is not; None for what is no file, folder or URL."""
     section = as_section(source)
     path = section.path
-    if path == STDIN or _is_built_in(path) or _is_hub_name(path):
+    if path == STDIN or _is_built_in(path) or is_hub_name(path):
         return None
     return find_files(path, section.split, split)
 
@@ -121,7 +121,7 @@ def first_rows(source: Source, split: str) -> Iterator[tuple[str, RawRow | None]
     path = section.path
     if path == STDIN:
         raise ConfigError("the schema of stdin cannot be recognised before it is read", "name its map function")
-    if _is_built_in(path) or _is_hub_name(path):
+    if _is_built_in(path) or is_hub_name(path):
         rows = {path: read_source(0, source, split)}
     else:
         rows = {file: _as_rows(0, file, read_file(file)) for file in find_files(path, section.split, split).files}
@@ -141,7 +141,7 @@ def count_rows(sources: Sequence[Source], split: str) -> int | None:
             total += _task_numbers(path)[0]
         elif path == STDIN or is_url(path) or source.streaming:
             return None
-        elif _is_hub_name(path):
+        elif is_hub_name(path):
             total += len(_load_hub(source, source.split or split))
         else:
             total += sum(map(readers.count_rows, find_files(path, source.split, split).files))
@@ -163,7 +163,7 @@ def _is_built_in(source: str) -> bool:
     return source.startswith(BUILT_IN)
 
 
-def _is_hub_name(source: str) -> bool:
+def is_hub_name(source: str) -> bool:
     """`org/name`, and nothing of that name here, and no ending of a data file."""
     parts = source.split("/")
     return (

@@ -16,7 +16,7 @@ from jinja2.exceptions import TemplateError
 
 from rmcli import output
 from rmcli.errors import ConfigError
-from rmcli.records import PAIR, Comparison, Conversation, PreferenceGroup, TokenGroup, has_more, more_of
+from rmcli.records import PAIR, Comparison, Conversation, PreferenceGroup, TokenGroup, has_more, more_of, says_nothing
 from rmcli.tokens import chat_templates, truncation
 from rmcli.tokens.control_tokens import ControlTokens
 from rmcli.tokens.engines import EngineName, TokenEngine
@@ -145,7 +145,7 @@ class Encoder:
                 return "unknown_role"
             if conversation[-1]["role"] != "assistant":
                 return "no_assistant_reply"
-            if not conversation[-1]["content"].strip():
+            if says_nothing(conversation[-1]):
                 return "empty_reply"
             # Of all contents at once the answer is almost always no.
             if self.reward.stands_in(text) and any(map(self.reward.stands_in, contents)):

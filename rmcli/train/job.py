@@ -11,7 +11,7 @@ from rmcli import output
 from rmcli.backbones.architectures import BatchChoice, choose_batches
 from rmcli.backbones.context import check_max_length
 from rmcli.config.layers import Resolved
-from rmcli.config.no_effect import without_effect
+from rmcli.config.no_effect import in_vain, without_effect
 from rmcli.config.sections import Config, ModelSection
 from rmcli.errors import ConfigError, RmcliError
 from rmcli.model import flops, model_folder
@@ -24,7 +24,7 @@ from rmcli.packs.reader import PackedSplit
 from rmcli.runs import backbone
 from rmcli.runs.folder import next_run_folder
 from rmcli.tokens.tokenizer import CHAT_TEMPLATE_HINT, RewardTokenizer, load_model_config, load_tokenizer
-from rmcli.train.checks import Use, adopt_data_settings, check_master_weights, check_same_tokens, count_use
+from rmcli.train.checks import Use, adopt_data_settings, check_master_weights, check_same_tokens, count_use, has_use
 from rmcli.train.past import Past, check_length, check_same_run
 from rmcli.train.plan import PackSizes, has_several_forwards, largest_forward, num_steps
 
@@ -110,11 +110,13 @@ def build_job(
     model_folder.exported_template(reward)  # what could not be exported is not trained
     total_steps = num_steps(sizes, config.train, batch_choice.kind != "padded")
     eval_split = PackedSplit(data_folder, "eval")
-    if config.train.best is not None and not len(eval_split):
+    if config.train.best is not None and not has_use(eval_split, config.loss.loss_type):
         raise ConfigError(
             f"train.best = {config.train.best!r}, but {data_folder} has no pairs held out",
             "prepare with data.eval_fraction above 0, or leave train.best out",
         )
+    for said in in_vain(resolved, _without_effect_here(config, sizes, batch_choice, total_steps, eval_split)):
+        output.warn(said)
     if past is not None:
         check_same_run(past, resolved, manifest, reward)
         check_length(past, total_steps, config.train)
@@ -146,3 +148,27 @@ def build_job(
 def _where_it_lies(model: ModelSection, run_folder: Path | None, past: Past | None) -> ModelSection:
     """What to load config and tokenizer from: a run that goes on keeps its own, and asks no hub."""
     return model if past is None or run_folder is None else backbone.section(run_folder, model)
+
+
+def _without_effect_here(
+    config: Config, sizes: PackSizes, batch_choice: BatchChoice, total_steps: int, eval_split: PackedSplit
+) -> dict[str, str | None]:
+    """Settings that change nothing with this data: key -> why, None where it does."""
+    train = config.train
+    uncapped = num_steps(sizes, train.model_copy(update={"max_steps": None}), batch_choice.kind != "padded")
+    never = "no pair is held out that this loss can be told on (data.eval_fraction)"
+    only_at_end = f"the run has {total_steps:,} steps, and is evaluated at its end in any case"
+    return {
+        "train.max_steps": (
+            f"train.max_epochs = {train.max_epochs} gives {uncapped:,} steps"
+            if (train.max_steps or 0) > uncapped
+            else None
+        ),
+        "train.eval_steps": (
+            never
+            if not has_use(eval_split, config.loss.loss_type)
+            else only_at_end
+            if (train.eval_steps or 0) >= total_steps
+            else None
+        ),
+    }

@@ -58,6 +58,7 @@ class Trainer:
         self.num_skipped = 0
         self.best: dict[str, Any] | None = None  # step and value of the best evaluation
         self.summary: dict[str, Any] = {}  # the last log line and the last evaluation
+        self.progress = output.Progress(None, None)  # that of `fit`
         self._saved_at = time.monotonic()
 
     def _batch_shape(self) -> BatchShape | None:
@@ -80,6 +81,7 @@ class Trainer:
             stop_on_signals() as stop,
             closing(self.saver),
         ):
+            self.progress = progress
             progress.advance(self.step)
             for feed in ahead(self.feeder.build, steps):
                 number = feed.step.number
@@ -91,7 +93,6 @@ class Trainer:
                 self.step = number
                 if profiler is not None:
                     profiler.step()
-                progress.advance()
                 last = number == total
                 is_logged = number % train.log_every == 0 or number == 1 or last
                 is_evaluated = last or (bool(train.eval_steps) and number % train.eval_steps == 0)
@@ -143,6 +144,7 @@ class Trainer:
         self.network.train()
         loss, pair_loss, all_penalty = (torch.zeros((), device=self.job.device) for _ in range(3))
         if not feed.row_ids:
+            self.progress.advance()
             return Skipped(feed.step.number, loss, ())  # nothing to learn from in this step
         # Conversations run one by one are several forwards, too, though their backward is one.
         optim.expect_gradients(self.optimizer, several=len(feed.forwards) > 1 or self.kind == "single")
@@ -158,6 +160,7 @@ class Trainer:
             pair_loss += preference_loss.detach()
             all_penalty += penalty.detach()
             self.window.metrics.add(scores_S, forward.targets.better, forward.targets.worse)
+            self.progress.advance_part(len(feed.forwards))
         norm, skipped = optim.clip_and_step(self.network, self.optimizer, self.config.train.max_norm, loss)
         self.window.add_step(feed, loss, pair_loss, all_penalty, norm)
         return Skipped(feed.step.number, skipped, feed.row_ids)

@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from rmcli import output
+
 CODE = """
 import sys, time
 from rmcli import output
@@ -60,3 +62,53 @@ def test_a_command_names_what_it_loads(tiny_run, tmp_path):
     text = "".join(piece for _, piece in on_a_terminal(command))
     assert "starting ... " in text  # the import of torch takes over half a second
     assert text.rstrip().endswith("mean margin " + text.rstrip().split("mean margin ")[1])
+
+
+FOREIGN = """
+import sys
+from rmcli.cli import app
+def bars():
+    from tqdm.auto import tqdm
+    from transformers.utils import logging
+    for _ in tqdm(range(3), desc="foreign"):
+        pass
+    for _ in logging.tqdm(range(3), desc="Writing model shards"):
+        pass
+    print("over", file=sys.stderr)
+app.app = bars  # in place of a command
+app.main()
+"""
+
+
+def test_the_bars_of_libraries_are_silent_on_a_terminal_too():
+    text = "".join(piece for _, piece in on_a_terminal([sys.executable, "-c", FOREIGN]))
+    assert text.split() == ["over"]
+
+
+def test_a_bar_moves_within_a_unit_and_a_log_says_once_how_far_the_first_one_is(monkeypatch, capsys):
+    class Bar:
+        done = 0.0
+
+        def advance(self, task: object, amount: float) -> None:
+            self.done += amount
+
+    bar = Bar()
+    progress = output.Progress(bar, None)
+    seen = []
+    for _ in range(4):
+        progress.advance_part(4)
+        seen.append(bar.done)
+    assert seen == [0.25, 0.5, 0.75, 1.0]
+
+    now = [100.0]
+    monkeypatch.setattr(output.time, "monotonic", lambda: now[0])
+    log = output.Progress(None, None)
+    for _ in range(8):
+        now[0] += 2.0
+        log.advance_part(8)
+    assert capsys.readouterr().err == "step 1: 3 of 8 forwards in 6 s\n"
+    quick = output.Progress(None, None)
+    for _ in range(8):
+        now[0] += 0.5
+        quick.advance_part(8)
+    assert capsys.readouterr().err == ""

@@ -1,9 +1,13 @@
 """A setting that the user asks for and that changes nothing is named; a preset's own, or the default, is not."""
 
+import json
+
 import pytest
 
 from rmcli.config.no_effect import without_effect
 from rmcli.config.resolve import resolve
+from support.cli import run_cli
+from support.places import write_lines
 
 ALL = ("model", "data", "loss", "train")
 
@@ -70,3 +74,56 @@ def test_train_and_prepare_say_it(cli, tiny_run):
         "note: data.split = 'test' (--set data.split) has no effect: single files have no splits" in prepared.stderr
     )
     assert "has no effect" not in cli("prepare", "tasks:20", "-p", "tiny", "-n").stderr
+
+
+# --- what changes nothing with the data at hand ---
+
+
+@pytest.fixture(scope="module")
+def nothing_held_out(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "data"
+    result = run_cli("prepare", "tasks:60", "-p", "tiny", "-o", folder, "-s", "data.eval_fraction=0", "--no-audit")
+    assert result.code == 0, result.stderr
+    return folder
+
+
+def test_evaluations_of_nothing_are_named(cli, nothing_held_out):
+    arguments = ("train", "-p", "tiny", "--data", nothing_held_out, "-n", "-q")
+    assert "has no effect" not in cli(*arguments).stderr
+    result = cli(*arguments, "-s", "train.eval_steps=2")
+    assert result.code == 0
+    assert result.stderr == (
+        "note: train.eval_steps = 2 (--set train.eval_steps) has no effect: no pair is held out that this loss can "
+        "be told on (data.eval_fraction)\n"
+    )
+
+
+def test_a_run_of_fewer_steps_than_a_setting_counts_is_named(cli, tiny_run):
+    arguments = ("train", "-p", "tiny", "--data", tiny_run.data, "-q")
+    steps = json.loads(cli(*arguments, "-n", "--json").stdout)["plan"]["steps"]
+    assert steps > 20
+    long = (f"train.max_steps={steps + 1}", f"train.eval_steps={steps}")
+    result = cli(*arguments, "-n", *[part for setting in long for part in ("-s", setting)])
+    assert [line.partition(" has no effect: ")[2] for line in result.stderr.splitlines()] == [
+        f"train.max_epochs = 3 gives {steps:,} steps",
+        f"the run has {steps:,} steps, and is evaluated at its end in any case",
+    ]
+    short = (f"train.max_steps={steps}", f"train.eval_steps={steps - 1}")
+    result = cli(*arguments, "-n", *[part for setting in short for part in ("-s", setting)])
+    assert result.stderr == ""
+
+
+def test_prepare_names_what_its_rows_leave_without_effect(cli, tmp_path):
+    arguments = ("prepare", "tasks:5", "-p", "tiny", "-o", "out", "--no-audit", "--overwrite", "-q")
+    result = cli(*arguments, "--pairs", "adjacent", "-s", "data.eval_fraction=0.0001")
+    assert result.code == 0, result.stderr
+    assert result.stderr.splitlines() == [
+        "note: data.pairs = 'adjacent' (command line) has no effect: no group has more than two answers",
+        "note: data.eval_fraction = 0.0001 (--set data.eval_fraction) has no effect: none of 5 rows is held out: "
+        "they are too few",
+    ]
+    rows = [{"prompt": f"q {n}", "responses": ["a", "b", "c"], "ranks": [1, 2, 3]} for n in range(9)]
+    write_lines(tmp_path / "rows.jsonl", rows)
+    arguments = ("prepare", "rows.jsonl", "--map-fn", "canonical", "-p", "tiny", "-o", "lists", "--no-audit", "-q")
+    result = cli(*arguments, "--pairs", "adjacent", "-s", "data.eval_fraction=0.5")
+    assert (result.code, result.stderr) == (0, "")

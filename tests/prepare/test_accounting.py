@@ -362,7 +362,7 @@ def test_every_reason_is_given_by_a_row(cli, tmp_path):
         "reward_token_in_text": {**pair(3), "prompt": f"say {token}"},
         "overlong": {**pair(4), "rejected": long},
         "bad_weight": pair(5, weight=0),
-        "unsupported_tool_call": {**pair(6), "chosen": [{**reply, "tool_calls": [{"name": "f"}]}]},
+        "unread_key tool_calls": {**pair(6), "chosen": [{**reply, "tool_calls": [{"name": "f"}]}]},
         "unread_column images": pair(7, images=["a.png"]),
         "no_prompt": {"prompt": None, "chosen": "a", "rejected": "b"},
         "empty_prompt": {**pair(8), "prompt": ""},
@@ -409,7 +409,7 @@ def test_every_reason_is_given_by_a_row(cli, tmp_path):
     assert also({"prompt": "open", "chosen": "open", "rejected": "b"}, *natural) == {"no_end_of_turn"}
     assert also({**pair(0), "prompt": "w " * 500}, "-s", "data.max_characters=900") == {"too_long_text"}
     listed = {*encode.REASONS, *PROBLEMS, "missing_column NAME", "bad_weight", "unsupported_tool_call"}
-    listed |= {"longer_than_pack", "any other", "unread_column NAME", "returned_none"}
+    listed |= {"longer_than_pack", "any other", "unread_column NAME", "unread_key NAME", "returned_none"}
     listed |= {"no_prompt", "empty_prompt", "two_system_messages", "unsupported_content"}
     in_test_map_fns = {"transcript_in_text", "unreadable_messages", "prompt_in_reply"}
     in_test_map_fns |= {"bad_label", "bad_margin", "bad_comparisons", "tie", "single_response"}
@@ -420,7 +420,7 @@ def test_every_reason_is_given_by_a_row(cli, tmp_path):
     provoked = {*reasons, "identical_after_truncation", "longer_than_pack", "template_error", "no_end_of_turn"}
     provoked |= {"too_long_text", "control_token_in_text"}
     elsewhere = {"in_evaluation_file", "any other", "missing_column NAME", "token_without_row", "unread_column NAME"}
-    elsewhere |= {"returned_none"}
+    elsewhere |= {"returned_none", "unread_key NAME", "unsupported_tool_call"}
     assert listed - provoked == elsewhere | in_test_map_fns
 
 

@@ -171,7 +171,12 @@ KINDS: dict[str, tuple[Callable[[random.Random, int], bytes], str]] = {
     "the same twice": (same_sides, "chosen_equals_rejected"),
     "reward token in the reply": (changed(chosen=f"x {REWARD_TOKEN} y"), "reward_token_in_text"),
     "reward token in the prompt": (changed(prompt=REWARD_TOKEN), "reward_token_in_text"),
-    "tool call": (talk({**turn("assistant", "x"), "tool_calls": [{"name": "f"}]}), "unsupported_tool_call"),
+    "tool call": (talk({**turn("assistant", "x"), "tool_calls": [{"name": "f"}]}), "unread_key tool_calls"),
+    "no tool call": (talk({**turn("assistant", "x"), "tool_calls": [], "function_call": None}), KEPT),
+    "null beside a tool call": (
+        talk({**turn("assistant", None), "function_call": {"name": "f"}}),
+        "unread_key function_call",
+    ),
     "huge reply": (changed(chosen=lambda d, n: f"{n} " + "long " * 20_000), "overlong"),
     "negative weight": (changed(weight=-1), "bad_weight"),
     "weight as text": (changed(weight="1"), "bad_weight"),

@@ -67,7 +67,10 @@ def test_every_row_is_accounted_for(cli, tmp_path):
         "groups": 40,
     }
     assert pairs_on_disk("out") == 40
-    assert "rows: 47 in = 40 kept + 6 rejected + 1 duplicates + 0 not taken" in result.stderr
+    account, following = result.stderr.splitlines()[-2:]  # after the audit
+    assert account == "rows: 47 in = 40 kept + 6 rejected + 1 duplicates + 0 not taken"
+    assert following.startswith("next: rmcli train")
+    assert result.stderr.count("rows: 47 in") == 1
     assert "next: rmcli train --preset tiny --data out" in result.stderr
     assert result.stdout == "out\n"
     found = [(reject["reason"], reject["line"]) for reject in rejects_of("out")]
@@ -168,7 +171,7 @@ def test_json_and_quiet(cli, tmp_path):
 def test_a_hub_data_set_is_read_by_name_and_split(cli, tmp_path, monkeypatch):
     asked = []
 
-    def load_dataset(name, split):
+    def load_dataset(name, split, streaming=False):
         asked.append((name, split))
         return datasets.Dataset.from_list(GOOD)
 

@@ -119,6 +119,24 @@ def test_every_column_that_nothing_reads_is_named_once_for_each_source(cli, tmp_
     assert [line for line in result.stderr.splitlines() if "not read" in line] == [
         f"note: not read: topic, id (columns of {tmp_path / 'a.jsonl'})"
     ]
+    first, second = json.loads((tmp_path / "out" / "manifest.json").read_text())["rows_by_source"]
+    assert first["columns_not_read"] == ["id", "topic"]
+    assert "columns_not_read" not in second
+
+
+def test_the_manifest_names_what_was_not_read_of_parts_and_of_the_whole_alike(cli, tmp_path):
+    rows = [{**ROW, "prompt": f"q {n}", "topic": "t"} for n in range(30)]
+    reply = {"role": "assistant", "content": "good", "thinking": "hm"}
+    write_lines(tmp_path / "rows.jsonl", [*rows, {**ROW, "chosen": [reply], "a": 1}, {**ROW, "prompt": "p", "b": 1}])
+    arguments = ("prepare", "rows.jsonl", "--map-fn", "canonical", "-p", "tiny", "--no-audit", "-o")
+    assert cli(*arguments, "whole").code == 0
+    for number in (1, 2):
+        assert cli(*arguments, f"part-{number}", "--shard", f"{number}/2").code == 0
+    assert cli("prepare", "--merge", "part-1", "part-2", "-o", "merged", "--no-audit").code == 0
+    for name in ("whole", "merged"):
+        (source,) = json.loads((tmp_path / name / "manifest.json").read_text())["rows_by_source"]
+        assert source["columns_not_read"] == ["a", "b", "topic"]
+        assert source["message_keys_not_read"] == ["thinking"]
 
 
 def test_keys_of_messages_that_the_template_does_not_read_are_named_and_change_nothing(cli, tmp_path):
@@ -217,10 +235,11 @@ def test_files_of_a_folder_are_recognised_one_by_one(cli, tmp_path):
 
 def test_without_a_map_function_the_columns_say_which(cli, tmp_path):
     write_lines(tmp_path / "rows.jsonl", [{**INSTRUCTION, "instruction": f"i {n}"} for n in range(8)])
-    plan = json.loads(cli("prepare", "rows.jsonl", "--preset", "llama3-8b", "-n", "--json").stdout)
+    no_map_fn = ("--preset", "tiny", "-s", "data.dataset_map_fn=none")
+    plan = json.loads(cli("prepare", "rows.jsonl", *no_map_fn, "-n", "--json").stdout)
     assert plan["config"]["data"]["dataset_map_fn"] == "instruction"
     write_lines(tmp_path / "rows.jsonl", [{"text": "x"}])
-    result = cli("prepare", "rows.jsonl", "--preset", "llama3-8b", "-n")
+    result = cli("prepare", "rows.jsonl", *no_map_fn, "-n")
     assert "error: no map function fits the columns text" in result.stderr
 
 

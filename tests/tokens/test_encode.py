@@ -232,10 +232,6 @@ def test_canonical_takes_lists_strings_and_whole_conversations():
         ({"prompt": "q", "chosen": "a", "rejected": "b", "weight": -1}, "bad_weight"),
         ({"prompt": "q", "chosen": "a", "rejected": "b", "weight": float("nan")}, "bad_weight"),
         ({"prompt": "q", "chosen": "a", "rejected": "b", "weight": "2"}, "bad_weight"),
-        (
-            {"chosen": [{"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}], "rejected": "b"},
-            "unsupported_tool_call",
-        ),
     ],
 )
 def test_rows_that_do_not_fit(row, reason):

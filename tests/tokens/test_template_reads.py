@@ -2,7 +2,11 @@
 
 import pytest
 
+from rmcli.errors import Skip
 from rmcli.records import PreferenceGroup
+from rmcli.rows.map_fns.apply import apply
+from rmcli.rows.map_fns.contract import Contract
+from rmcli.rows.map_fns.known import NAMED
 from rmcli.tokens.encode import Encoder, group_key
 from rmcli.tokens.rendering import Renderer
 from rmcli.tokens.template_reads import reads_in, reads_of
@@ -108,6 +112,69 @@ def test_duplicates_differ_in_what_the_template_gets():
     ]
     assert len({group_key(group) for group in keys}) == 4
     assert group_key(keys[0]).hex() == KEY_OF_A_PLAIN_PAIR
+
+
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
+ASKED = {"role": "user", "content": "Rain?"}
+
+
+def calling(**call: object) -> dict:
+    return {"prompt": [ASKED], "chosen": [{"role": "assistant", **call}], "rejected": "I cannot know."}
+
+
+def mapped(row: dict, keys: set[str]) -> PreferenceGroup:
+    return apply(NAMED["canonical"], row, "here", contract=Contract(frozenset(keys)))
+
+
+@pytest.mark.parametrize("content", [{"content": None}, {"content": ""}, {}])
+def test_a_call_of_a_tool_is_a_reply_where_the_template_writes_it(qwen3, content):
+    encoder = Encoder(RewardTokenizer(qwen3, "<|im_end|>", 151645, 151936, mode="natural"), 256, "drop")
+    group = mapped(calling(**content, tool_calls=[CALL]), set(encoder.template_reads.message_keys))
+    (tokens,) = encoder.encode([group])
+    call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
+    assert qwen3.decode(tokens.responses[0]).endswith(f"{call}<|im_end|>")
+    other = {**CALL, "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+    both = {
+        **calling(content=None, tool_calls=[CALL]),
+        "rejected": calling(content=None, tool_calls=[other])["chosen"],
+    }
+    (tokens,) = encoder.encode([mapped(both, {"tool_calls"})])
+    assert [qwen3.decode(response)[:4] for response in tokens.responses] == ["Rome", "Oslo"]
+
+
+def test_calls_and_their_answers_in_the_prompt_reach_the_template(qwen3):
+    encoder = Encoder(RewardTokenizer(qwen3, "<|im_end|>", 151645, 151936, mode="natural"), 256, "drop")
+    turns = [ASKED, {"role": "assistant", "content": None, "tool_calls": [{**CALL, "id": "c1"}]}]
+    turns.append({"role": "tool", "content": "sunny", "tool_call_id": "c1"})
+    contract = Contract(encoder.template_reads.message_keys)
+    group = apply(
+        NAMED["canonical"], {"prompt": turns, "chosen": "No.", "rejected": "Yes."}, "here", contract=contract
+    )
+    (tokens,) = encoder.encode([group])
+    said = qwen3.decode(tokens.prefix)
+    assert '{"name": "weather", "arguments": {"city": "Rome"}}' in said
+    assert "<tool_response>\nsunny\n</tool_response>" in said
+    assert list(contract.unread_keys) == ["tool_call_id"]  # the call stands before its answer
+
+
+@pytest.mark.parametrize("key", ["tool_calls", "function_call"])
+def test_a_call_that_the_template_would_not_write_refuses_its_row_by_name(key):
+    with pytest.raises(Skip) as skip:
+        mapped(calling(content="Let me see.", **{key: [CALL]}), {"reasoning_content"})
+    assert (skip.value.reason, skip.value.detail) == (
+        f"unread_key {key}",
+        "the chat template does not read it, and the message calls a tool",
+    )
+    for nothing in (None, [], {}):
+        contract = Contract(frozenset())
+        apply(NAMED["canonical"], calling(content="No.", **{key: nothing}), "here", contract=contract)
+        assert contract.unread_keys == {}
+
+
+def test_null_without_a_call_is_no_reply():
+    for row in (calling(content=None), calling(content=None, tool_calls=[]), calling()):
+        with pytest.raises(Skip, match="wrong_type"):
+            mapped(row, {"tool_calls"})
 
 
 KEY_OF_A_PLAIN_PAIR = "922ed433fea2f6271023a948ca8413a3"  # as it was before messages could have more keys

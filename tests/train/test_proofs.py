@@ -37,7 +37,7 @@ def test_it_is_said_in_one_line(cli, tiny_run):
     packed = cli("train", "-p", "tiny", "--data", tiny_run.data, "-o", "a", "-s", "train.max_steps=1")
     assert packed.code == 0, packed.stderr
     assert (
-        "proven: packed rows exact; head finite, trainable and in the optimizer; "
+        "proven: packed rows exact; head finite, trainable, in the optimizer and in the checkpoint; "
         "scores read at <|reserved_special_token_0|>; first scores finite; "
         "first loss 0.6288, as a zero head's must be\n"
     ) in packed.stderr
@@ -48,7 +48,7 @@ def test_it_is_said_in_one_line(cli, tiny_run):
     trained = cli("train", "-p", "tiny", "--data", tiny_run.data, "-o", "b", *options)
     assert trained.code == 0, trained.stderr
     (line,) = (line for line in trained.stderr.splitlines() if line.startswith("proven: "))
-    assert line.startswith("proven: head finite, trainable and in the optimizer; scores read at ")
+    assert line.startswith("proven: head finite, trainable, in the optimizer and in the checkpoint; scores read at ")
     assert line.endswith("; first scores finite")
 
 

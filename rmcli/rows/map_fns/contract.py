@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from rmcli import output
 from rmcli.errors import Skip
-from rmcli.records import OWN_KEYS, Conversation, Message, PreferenceGroup, more_of
+from rmcli.records import CALLS, OWN_KEYS, Conversation, Message, PreferenceGroup, more_of
 from rmcli.rows.map_fns.beside import check_json, is_given
 from rmcli.rows.map_fns.fields import Row
 
@@ -41,7 +41,8 @@ class Contract:
     def settled(self, group: PreferenceGroup) -> PreferenceGroup:
         """The group with the message keys that the template reads, and no other.
 
-        Raises Skip: no_prompt and empty_prompt, and what `check_json` finds in those keys.
+        Raises Skip: no_prompt and empty_prompt, `unread_key NAME` for calls of tools that the template would not
+        write, and what `check_json` finds in those keys.
         """
         talks = tuple(map(self._narrowed, group.conversations))
         if all(talks):
@@ -59,6 +60,8 @@ class Contract:
         for key, value in more_of(message).items():
             if self.message_keys is None or key in self.message_keys:
                 kept[key] = value
+            elif key in CALLS:
+                raise Skip(f"unread_key {key}", "the chat template does not read it, and the message calls a tool")
             else:
                 self.unread_keys[key] = None
         check_json(kept)
@@ -73,6 +76,11 @@ class Contract:
         asked = next((message for message in reversed(talk) if message["role"] == "user"), None)
         if asked is not None and not asked["content"].strip():
             raise Skip("empty_prompt")
+
+    def as_dict(self) -> dict[str, list[str]]:
+        """What was not read, as the manifest has it; nothing where all was."""
+        found = {"columns_not_read": sorted(self.unread_columns), "message_keys_not_read": sorted(self.unread_keys)}
+        return {what: names for what, names in found.items() if names}
 
     def report(self, source: str) -> None:
         """Name what was not read, once."""

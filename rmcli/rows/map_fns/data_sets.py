@@ -242,7 +242,7 @@ _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}
 def sharegpt_ranking(row: Row) -> PreferenceGroup:
     """LLaMA-Factory's ranking form: `conversations` of {from, value}, and the replies as such turns or as text.
 
-    A text in `system` comes first. Tool calls are not built yet.
+    A text in `system` comes first. Turns of `function_call` are not built yet.
     """
     if not isinstance(row["conversations"], list | tuple):
         raise Skip("wrong_type")

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any, cast
 
 from rmcli.errors import Skip
-from rmcli.records import OWN_KEYS, Conversation, Message, PreferenceGroup
+from rmcli.records import CALLS, OWN_KEYS, Conversation, Message, PreferenceGroup
 
 Row = Mapping[str, Any]
 
@@ -80,7 +80,6 @@ def choice(value: Any, allowed: Sequence[int]) -> int:
 
 
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
-_OF_TOOL_CALLS = ("tool_calls", "function_call", "tool_call_id")
 
 
 def content(value: Any, name: str = "content") -> str:
@@ -106,7 +105,7 @@ def as_messages(value: Any, role: str | None = None, name: str = "messages") -> 
     """A message list, checked; a string becomes one message of `role`. A system message of null is left out.
 
     Further keys of a message that are not null are kept: chat templates may read them. Raises Skip: wrong_type,
-    unsupported_content, unsupported_tool_call; `name` is what the list is called in its detail.
+    unsupported_content; `name` is what the list is called in its detail.
     """
     if isinstance(value, str) and role is not None:
         return (Message(role=role, content=text(value)),)
@@ -117,6 +116,8 @@ def as_messages(value: Any, role: str | None = None, name: str = "messages") -> 
         where = f"message {number} of {name}"
         if not isinstance(item, Mapping):
             raise Skip("wrong_type", f"{where} is {kind_of(item)}")
+        if "content" not in item and any(map(item.get, CALLS)):
+            item = {**item, "content": None}
         for key in ("role", "content"):
             if key not in item:
                 raise Skip("wrong_type", f"{where} has no {key}")
@@ -127,18 +128,26 @@ def as_messages(value: Any, role: str | None = None, name: str = "messages") -> 
 
 
 def message(role: Any, said: Any, item: Row, own_keys: Sequence[str], where: str) -> Message:
-    """One message, with those keys of `item` that are not its own and not null. Raises Skip."""
-    if any(item.get(key) for key in _OF_TOOL_CALLS):
-        raise Skip("unsupported_tool_call")  # a template would write it; we would lose it
+    """One message, with those keys of `item` that are not its own and not null. Raises Skip.
+
+    Beside a call the content may be null, as OpenAI's format has it.
+    """
+    if said is None and any(item.get(key) for key in CALLS):
+        said = ""
     whole = Message(role=text(role, f"the role of {where}"), content=content(said, f"the content of {where}"))
     if len(item) > len(own_keys):
         more = {
             key: value
             for key, value in item.items()
-            if key not in own_keys and key not in OWN_KEYS and key not in _OF_TOOL_CALLS and value is not None
+            if key not in own_keys and key not in OWN_KEYS and _is_kept(key, value)
         }
         return cast(Message, {**whole, **more})
     return whole
+
+
+def _is_kept(key: str, value: Any) -> bool:
+    """Null says nothing; nor does an empty list of calls, which data sets write beside plain answers."""
+    return value is not None and (key not in (*CALLS, "tool_call_id") or bool(value))
 
 
 def user(said: Any) -> Conversation:
