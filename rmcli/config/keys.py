@@ -2,7 +2,7 @@
 
 import types
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -62,7 +62,7 @@ def type_name(annotation: Any) -> str:
         return ", ".join(f'"{choice}"' for choice in get_args(annotation))
     if annotation == int | str | None:
         return "whole number or text"
-    if isinstance(annotation, types.UnionType):
+    if get_origin(annotation) in (Union, types.UnionType):  # a choice or none is a Union
         return type_name(next(part for part in get_args(annotation) if part is not type(None)))
     if get_origin(annotation) is list:
         return f"list of {type_name(get_args(annotation)[0])}"
