@@ -5,9 +5,13 @@ Made on a CPU, with `nano` the tiny preset's folder at hidden_size 16, intermedi
     rmcli train -p tiny --data data -o run -s model.pretrained_model_name_or_path=nano -s train.max_steps=20
         -s train.max_epochs=20 -s train.pairs_per_step=16
     rmcli score run/model data/eval.jsonl -o scores.jsonl
+and the run to go on with, by the first version that could; of its six steps (run_metrics.jsonl) three are done:
+    rmcli train -p tiny --data data -o run -s model.pretrained_model_name_or_path=nano -s train.max_steps=6
+        -s train.max_epochs=20 -s train.pairs_per_step=16 -s train.log_every=2 -s train.save_steps=3
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -33,6 +37,21 @@ def test_a_model_folder_written_before_scores_as_it_did(cli):
     assert len(now) == len(then) == 8
     for one, other in zip(now, then, strict=True):
         assert one == {key: pytest.approx(value, abs=1e-6) for key, value in other.items()}
+
+
+def test_a_run_written_before_goes_on(cli):
+    """Without the model it began with, which is not kept. Rates apart the lines are those of a run never stopped."""
+    shutil.copytree(BEFORE / "run", "run")
+    result = cli("train", "--resume", "-o", "run", "--data", BEFORE / "data")
+    assert result.code == 0, result.stderr
+    assert "going on from run/checkpoints/step-3, after step 3 of 6" in result.stderr
+    now = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    then = [json.loads(line) for line in (BEFORE / "run_metrics.jsonl").read_text().splitlines()]
+    assert len(now) == len(then) == 5
+    for one, other in zip(now, then, strict=True):
+        assert one.keys() == other.keys()
+        for key, value in other.items():
+            assert key.endswith("_per_s") or one[key] == pytest.approx(value, abs=1e-6), key
 
 
 def test_prepare_writes_the_bytes_it_wrote(cli, tmp_path):

@@ -55,7 +55,8 @@ VALUES: dict[str, dict[Any, Any]] = {
     "torch_compile": {True: "compile", False: "torch"},
 }
 
-_RESUME = "resuming is not built yet: a run starts from its first step"
+_RESUME = "a run goes on with: rmcli train --resume -o RUN"
+_BEST = "train.best=eval_accuracy or eval_loss exports the best evaluation's weights as model-best/"
 _LORA = "LoRA is not built yet: all weights are trained"
 _QUANTIZED = "training quantized weights is not built yet: train.optimizer=adamw_8bit saves memory"
 _PROCESSES = "more than one process is not built yet: one device trains"
@@ -66,9 +67,6 @@ _OUTPUT = "the option -o of rmcli train"
 _ALWAYS = "always so here"
 
 NOT_BUILT = {
-    **dict.fromkeys(
-        ["resume", "resume_from_checkpoint", "resume_from", "load_checkpoint", "load_from", "continue"], _RESUME
-    ),
     **dict.fromkeys(
         [
             "lora",
@@ -130,11 +128,17 @@ ANSWERS = {
     "per_device_eval_batch_size": "packs take its place: data.max_packed_length tokens a forward",
     "bf16": "on CUDA arithmetic is bfloat16 by itself, with float32 weights, head and loss (model.dtype)",
     "fp16": "there is no float16: on CUDA arithmetic is bfloat16 by itself (model.dtype)",
+    **dict.fromkeys(
+        ["resume", "resume_from_checkpoint", "resume_from", "load_checkpoint", "load_from", "continue"], _RESUME
+    ),
+    "load_best_model_at_end": _BEST,
+    "metric_for_best_model": _BEST,
+    "greater_is_better": _BEST,
     "output_dir": _OUTPUT,
     "save_path": _OUTPUT,
     "ckpt_path": _OUTPUT,
     "work_dir": _OUTPUT,
-    "overwrite_output_dir": "a run folder is never written over: name another with -o",
+    "overwrite_output_dir": "a run folder is never written over: go on with it (--resume), or name another with -o",
     "prompt_key": _COLUMNS,
     "chosen_key": _COLUMNS,
     "rejected_key": _COLUMNS,
@@ -170,7 +174,7 @@ COMMANDS = {
     "evaluate": "not built yet: rmcli score MODEL PAIRS.jsonl ends with accuracy and mean margin",
     "eval": "not built yet: rmcli score MODEL PAIRS.jsonl ends with accuracy and mean margin",
     "serve": "not built yet: rmcli score MODEL - reads conversations from stdin, line by line",
-    "export": "not built yet: rmcli train writes the model folder at its end; a checkpoint cannot be exported",
+    "export": "not built yet: rmcli train writes the model folder at its end; --resume writes a missing one",
     "resume": _RESUME,
     "merge": "prepared parts: rmcli prepare --merge DIR... -o DIR; merging adapters is not built yet",
     "list-presets": "rmcli presets",

@@ -17,9 +17,10 @@ class DiskNeed:
     """Bytes that a run writes. A new checkpoint stands beside the kept ones until it is whole; the model is last."""
 
     one: int  # checkpoint
-    model: int  # folder
+    model: int  # folder, and the one of the best evaluation
     kept: int  # checkpoints at the end of the run
     at_once: int  # checkpoints while the last one is written
+    best: int = 0  # weights of the best evaluation, and of the one before it
 
     @property
     def least(self) -> int:
@@ -28,7 +29,7 @@ class DiskNeed:
 
     @property
     def total(self) -> int:
-        return max(self.at_once * self.one, self.kept * self.one + self.model)
+        return self.best + max(self.at_once * self.one, self.kept * self.one + self.model)
 
 
 def disk_need(sizes: NetworkSizes, train: TrainSection, total_steps: int) -> DiskNeed:
@@ -37,9 +38,10 @@ def disk_need(sizes: NetworkSizes, train: TrainSection, total_steps: int) -> Dis
     saves = -(-total_steps // train.save_steps)  # the last step's is always written
     return DiskNeed(
         one=weights + state_bytes(sizes, train),
-        model=4 * sizes.num_parameters,
+        model=4 * sizes.num_parameters * (1 if train.best is None else 2),
         kept=min(saves, train.save_total_limit),
         at_once=min(saves, train.save_total_limit + 1),
+        best=0 if train.best is None else 2 * weights,
     )
 
 
