@@ -1,6 +1,7 @@
 """Whether the run folder's file system has room for what a run writes: checkpoints and the model folder."""
 
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,7 +55,8 @@ def free_disk(folder: Path) -> int:
     place = folder.absolute()
     while not place.exists():
         place = place.parent
-    return shutil.disk_usage(place).free
+    usage = shutil.disk_usage(place)
+    return usage.free if usage.total else sys.maxsize  # /sys has no blocks; writing there says why not
 
 
 def check_disk(job: Job) -> None:
