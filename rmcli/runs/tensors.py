@@ -113,4 +113,6 @@ def _one_process() -> Iterator[None]:
             yield
     except CheckpointException as error:  # a BaseException
         causes = [failure[0] for failure in error.failures.values()]
+        if isinstance(causes[0], OSError):
+            raise causes[0] from None
         raise RuntimeError("; ".join(" ".join(str(cause).split()) for cause in causes)) from error
