@@ -39,9 +39,10 @@ def _of_packed_rows(config: Config) -> str | None:
 
 
 def _of_hub_models(config: Config) -> str | None:
-    name = config.model.pretrained_model_name_or_path
-    from_hub = name is not None and "revision" in pretrained_arguments(name, config.model.revision)
-    return None if from_hub or name is None else f"{name} is not on the Hub"
+    name, revision = config.model.pretrained_model_name_or_path, config.model.revision
+    if name is None or revision is None:  # nothing to say, and a run that goes on may have lost its folder
+        return None
+    return None if "revision" in pretrained_arguments(name, revision) else f"{name} is not on the Hub"
 
 
 def _of_held_out_prompts(config: Config) -> str | None:
