@@ -2,8 +2,11 @@
 
 import gzip
 import json
+import os
+import signal
 from itertools import islice
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -21,6 +24,7 @@ from rmcli.rows.map_fns.known import NAMED
 from rmcli.tokens import tokenizer
 from rmcli.tokens.encode import Encoder
 from rmcli.tokens.tokenizer import load_tokenizer
+from rmcli.train.loop import Trainer
 from support.cli import run_cli
 from support.networks import single_batches
 from support.places import REPOSITORY
@@ -242,3 +246,27 @@ def check_exported(folder: Path, held_out: Path, accuracy: float) -> None:
         with torch.no_grad():
             assert float(network(**inputs).logits) == pytest.approx(score["chosen_score"], abs=1e-5)
     assert np.std([score["chosen_score"] for score in scores]) > 0
+
+
+@pytest.mark.slow
+def test_the_real_model_goes_on_bit_by_bit(cli, real_data, gguf):
+    """SmolLM2-135M, three steps of four real pairs, stopped after the first."""
+    model = ("-s", f"model.pretrained_model_name_or_path={gguf}")
+    source = ("--source", f"path={real_data / 'instruction_preference.jsonl.gz'},map_fn={MAP_FN},max_rows=60")
+    prepared = cli("prepare", *source, *model, "-o", "data", "-s", "data.max_packed_length=2048", "--no-audit")
+    assert prepared.code == 0, prepared.stderr
+    keys = [part for key in ("max_steps=3", "pairs_per_step=4", "log_every=2") for part in ("-s", f"train.{key}")]
+    start = ("train", "--data", "data", *model, *keys)
+    assert cli(*start, "-o", "whole").code == 0
+    whole_step = Trainer.run_step
+
+    def stopping(self, feed):
+        if feed.step.number == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return whole_step(self, feed)
+
+    with mock.patch.object(Trainer, "run_step", stopping):
+        assert cli(*start, "-o", "run").code == 143
+    assert cli("train", "--resume", "-o", "run").code == 0
+    one, other = ((Path(run) / "model" / "model.safetensors").read_bytes() for run in ("whole", "run"))
+    assert one == other
