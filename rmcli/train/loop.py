@@ -84,38 +84,42 @@ class Trainer:
             self.progress = progress
             progress.advance(self.step)
             for feed in ahead(self.feeder.build, steps):
-                number = feed.step.number
-                share = optim.schedule(number, total, train.warmup_ratio, train.min_lr_ratio)
+                share = optim.schedule(feed.step.number, total, train.warmup_ratio, train.min_lr_ratio)
                 optim.set_rates(self.optimizer, share)
                 skipped = self.run_or_skip(feed)
                 stop_if_skipped(unread, self.job.manifest)
-                unread = skipped
-                self.step = number
+                self.step = feed.step.number
                 if profiler is not None:
                     profiler.step()
-                last = number == total
-                is_logged = number % train.log_every == 0 or number == 1 or last
-                is_evaluated = last or (bool(train.eval_steps) and number % train.eval_steps == 0)
-                is_saved = last or stop.is_wanted or number % train.save_steps == 0 or self._is_time_to_save()
-                if is_logged or is_saved:
-                    stop_if_skipped(unread, self.job.manifest)
-                    unread = None
-                if is_logged:
-                    self.log(feed.step, share, metrics_file, progress)
-                if is_evaluated:
-                    self.evaluate_and_log(number, metrics_file, progress)
-                if is_saved:
-                    self.save(metrics_file, last)
-                if is_evaluated or is_saved:
-                    self.window.restart_clock()
-                self.saver.check()
+                unread = self._do_what_is_due(feed.step, share, skipped, metrics_file, stop.is_wanted)
                 if stop.is_wanted:
                     self.saver.wait()
-                    raise stopped(self.job, stop, number)
+                    raise stopped(self.job, stop, self.step)
             self._wait_for_the_last()
         return self.summary
 
-    def log(self, step: Step, share: float, metrics_file: TextIO, progress: output.Progress) -> None:
+    def _do_what_is_due(
+        self, step: Step, share: float, skipped: Skipped, metrics_file: TextIO, stops: bool
+    ) -> Skipped | None:
+        """Log, evaluate, save after this step. Returns its flag where nothing had to read it."""
+        train, number, last = self.config.train, step.number, step.number == self.job.total_steps
+        is_logged = last or number == 1 or number % train.log_every == 0
+        is_evaluated = last or (train.eval_steps is not None and number % train.eval_steps == 0)
+        is_saved = last or stops or number % train.save_steps == 0 or self._is_time_to_save()
+        if is_logged or is_saved:  # neither is done with what is not finite
+            stop_if_skipped(skipped, self.job.manifest)
+        if is_logged:
+            self.log(step, share, metrics_file)
+        if is_evaluated:
+            self.evaluate_and_log(number, metrics_file)
+        if is_saved:
+            self.save(metrics_file, last)
+        if is_evaluated or is_saved:
+            self.window.restart_clock()
+        self.saver.check()
+        return None if is_logged or is_saved else skipped
+
+    def log(self, step: Step, share: float, metrics_file: TextIO) -> None:
         """One line about the steps since the last one."""
         values = {"step": step.number, "epoch": step.epoch, "lr": self.config.train.lr * share}
         values |= self.window.result()
@@ -124,7 +128,7 @@ class Trainer:
         self.summary = {**self.summary, **values}
         self.window = Window(self.job.peak_flops)
         gc.collect()
-        log(progress, metrics_file, values)
+        log(self.progress, metrics_file, values)
 
     def run_or_skip(self, feed: StepFeed) -> Skipped:
         """A step; with `nonfinite = skip` one that is not finite leaves no trace but its count."""
@@ -222,14 +226,14 @@ class Trainer:
         state.read_optimizer(past.checkpoint, self.network, self.optimizer)
         generators.restore(past.checkpoint, self.job.device)
 
-    def evaluate_and_log(self, step: int, metrics_file: TextIO, progress: output.Progress) -> None:
+    def evaluate_and_log(self, step: int, metrics_file: TextIO) -> None:
         pad_token_id = self.job.reward.pad_token_id
         result = evaluate(self.network, self.job.eval_split, self.config, pad_token_id, self.kind)
         if not result:
             return
         self.summary |= result
         add_metrics(metrics_file, {"step": step, **result})
-        progress.note(
+        self.progress.note(
             f"step {step}: held-out accuracy {result['eval_accuracy']:.3f}, loss {result['eval_loss']:.4f}, "
             f"margin {result['eval_margin']:.3f}, {result['eval_pairs']} pairs"
         )

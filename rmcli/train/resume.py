@@ -8,7 +8,7 @@ from typing import Any
 from rmcli.config.resolve import read_config_file, resolve
 from rmcli.errors import ConfigError, RmcliError
 from rmcli.runs import checkpoint, record
-from rmcli.runs.folder import CONFIG_FILE
+from rmcli.runs.folder import CONFIG_FILE, MODEL
 from rmcli.train.job import Job, build_job
 from rmcli.train.past import Past, data_of
 
@@ -31,14 +31,19 @@ def resumed_job(
         raise ConfigError(f"preset {preset}, but {folder} is a run of {name}", "leave --preset out to go on with it")
     resolved = replace(resolve(None, files, settings, base=base), name=name)
     path = checkpoint.latest(folder)
-    if path is None and finished(folder) is not None:
+    if path is None and _status(folder) == record.FINISHED:
         raise RmcliError(f"{folder} is finished and has no checkpoint to go on from", "start a new run")
     past = None if path is None else Past(path, checkpoint.open_facts(path))
     return build_job(resolved, data or data_of(folder), folder, past, goes_on=True)
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
-    """The figures of a run that has ended as it should; None of any other."""
+    """The figures of a run that has ended as it should and still has its model; None of any other."""
     told = record.read(folder)
-    result = {} if told is None else told["result"]
-    return result if result.get("status") == record.FINISHED else None
+    has_model = _status(folder) == record.FINISHED and (folder / MODEL).is_dir()
+    return told["result"] if told is not None and has_model else None
+
+
+def _status(folder: Path) -> str | None:
+    told = record.read(folder)
+    return None if told is None else told["result"].get("status")

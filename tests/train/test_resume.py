@@ -391,3 +391,14 @@ def test_best_needs_pairs_held_out(cli, nano, train):
     assert cli("prepare", "tasks:30", "-p", "tiny", "-o", "data", "--no-audit", *model).code == 0
     result = train("run", "train.best=eval_accuracy", code=2)
     assert "error: train.best = 'eval_accuracy', but data has no pairs held out\n" in result.stderr
+
+
+def test_a_model_folder_that_is_gone_is_written_again(run, cli):
+    assert cli("train", "--resume", "-o", "run").code == 0
+    before = files(Path("run/model"))
+    shutil.rmtree("run/model")
+    assert cli("train", "--resume", "-o", "run").code == 0
+    assert files(Path("run/model")) == before
+    shutil.rmtree("run/checkpoints")
+    result = cli("train", "--resume", "-o", "run")
+    assert "error: run is finished and has no checkpoint to go on from\n" in result.stderr
