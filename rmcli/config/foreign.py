@@ -55,7 +55,7 @@ VALUES: dict[str, dict[Any, Any]] = {
     "torch_compile": {True: "compile", False: "torch"},
 }
 
-_RESUME = "resuming is not built yet: a run starts from its first step"
+_RESUME = "rmcli train --resume -o RUN goes on from the run's last checkpoint"
 _LORA = "LoRA is not built yet: all weights are trained"
 _QUANTIZED = "training quantized weights is not built yet: train.optimizer=adamw_8bit saves memory"
 _PROCESSES = "more than one process is not built yet: one device trains"
@@ -66,9 +66,6 @@ _OUTPUT = "the option -o of rmcli train"
 _ALWAYS = "always so here"
 
 NOT_BUILT = {
-    **dict.fromkeys(
-        ["resume", "resume_from_checkpoint", "resume_from", "load_checkpoint", "load_from", "continue"], _RESUME
-    ),
     **dict.fromkeys(
         [
             "lora",
@@ -123,6 +120,9 @@ NOT_BUILT = {
 }
 
 ANSWERS = {
+    **dict.fromkeys(
+        ["resume", "resume_from_checkpoint", "resume_from", "load_checkpoint", "load_from", "continue"], _RESUME
+    ),
     "dataloader_num_workers": "batches are built by one thread ahead: there is nothing to set",
     "per_device_train_batch_size": _STEP,
     "gradient_accumulation_steps": _STEP,

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import resource
 import subprocess
 from collections.abc import Callable, Iterator
@@ -180,15 +181,15 @@ def test_checkpoints_that_fill_the_disk_leave_the_last_good_one(cli, tiny_run, s
     folder = small_disk(int(2.5 * need[0]))
     monkeypatch.setattr("rmcli.train.run.check_disk", lambda job: None)
     if not os.path.ismount(folder):
-        monkeypatch.setattr("rmcli.runs.checkpoint.save_state", _full_after(2, "rmcli.runs.checkpoint", "save_state"))
+        monkeypatch.setattr("rmcli.runs.tensors.write", _full_after(2, "rmcli.runs.tensors", "write"))
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**30, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     run = folder / "run"
     settings = ("train.max_steps=4", "train.save_steps=1", "train.save_total_limit=3")
     result = train(cli, tiny_run.data, run, *settings)
     line = _error(result)
-    assert line.startswith(f"error: cannot write checkpoint {run}/checkpoints/step-3: ")
+    assert re.match(rf"error: cannot write checkpoint {run}/checkpoints/step-3 of [\d,]+ bytes: ", line)
     assert line.endswith(f"; the last checkpoint is {run}/checkpoints/step-2")
-    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-1", "step-2"]
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["latest", "step-1", "step-2"]
     assert json.loads((run / "run.json").read_text())["result"]["status"] == "failed"
 
 

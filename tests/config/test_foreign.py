@@ -150,7 +150,7 @@ def test_what_holds_no_settings_is_one_line(cli, tmp_path, name, text):
         (["-s", "lora.r=8"], "LoRA is not built yet: all weights are trained"),
         (["-s", "train.bogus=1"], "rmcli config train lists the keys of [train]"),
         (["--lr", "1"], "it is train.lr: -s train.lr=VALUE, or lr under [train] of a TOML file"),
-        (["--resume"], "resuming is not built yet: a run starts from its first step"),
+        (["--resume-from-checkpoint", "x"], "rmcli train --resume -o RUN goes on from the run's last checkpoint"),
         (["--lora-r", "8"], "LoRA is not built yet: all weights are trained"),
         (["--num-processes", "2"], "more than one process is not built yet: one device trains"),
         (["--bf16"], "on CUDA arithmetic is bfloat16 by itself, with float32 weights, head and loss (model.dtype)"),
@@ -174,12 +174,17 @@ def test_flat_toml_is_told_its_section(cli, tmp_path):
     assert "hint: write it under [train]: lr = 1e-05" in cli("train", "-c", "flat.toml").stderr
 
 
-@pytest.mark.parametrize("command", ["evaluate", "serve", "export", "resume"])
+@pytest.mark.parametrize("command", ["evaluate", "serve", "export"])
 def test_commands_that_are_not_built_say_so(cli, command):
     result = cli(command, "x")
     assert result.code == 2
     assert result.stderr.startswith(f"error: no command {command}\nhint: ")
     assert "not built yet" in result.stderr
+
+
+def test_a_command_that_is_an_option_is_named(cli):
+    hint = "hint: rmcli train --resume -o RUN goes on from the run's last checkpoint"
+    assert cli("resume", "x").stderr.splitlines() == ["error: no command resume", hint]
 
 
 def test_the_table_is_sound():
