@@ -642,7 +642,8 @@ def test_the_collector_is_kept_out_of_steps(cli, tiny_run, monkeypatch):
 
 
 def test_a_profile_shows_where_a_step_goes(cli, tiny_run):
-    result = cli("train", "-p", "tiny", "--data", tiny_run.data, "-o", "run", "-s", "train.max_steps=6", "--profile")
+    small = ("-p", "tiny", "--data", tiny_run.data, "-s", "train.pairs_per_step=4", "--profile")
+    result = cli("train", *small, "-o", "run", "-s", "train.max_steps=6")
     assert result.code == 0, result.stderr
     trace = json.loads(gzip.decompress(Path("run/profile/trace.json.gz").read_bytes()))
     assert any(event.get("name") == "aten::mm" for event in trace["traceEvents"])
@@ -653,5 +654,5 @@ def test_a_profile_shows_where_a_step_goes(cli, tiny_run):
     assert set(shares) == {"matmul", "attention", "optimizer", "moving data", "elementwise"}
     assert sum(shares.values()) == pytest.approx(100, abs=0.5)
     assert "of one step (3 profiled)" in result.stderr
-    few = cli("train", "-p", "tiny", "--data", tiny_run.data, "-o", "few", "-s", "train.max_steps=2", "--profile")
+    few = cli("train", *small, "-o", "few", "-s", "train.max_steps=2")
     assert "2 steps are too few, no profile" in few.stderr
