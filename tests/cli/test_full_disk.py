@@ -156,6 +156,13 @@ def test_without_room_for_one_checkpoint_and_the_model_nothing_begins(cli, tiny_
     assert not Path("run").exists()
 
 
+def test_a_file_system_that_counts_no_bytes_is_not_full(cli, tiny_run, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 0, "total": 0}))
+    assert train(cli, tiny_run.data, Path("run"), "train.max_steps=1").code == 0
+    dry = cli("train", "-p", "tiny", "--data", tiny_run.data, "-n", "--json")
+    assert json.loads(dry.stdout)["plan"]["disk_have_gib"] is None
+
+
 def test_without_room_for_all_checkpoints_the_run_warns(cli, tiny_run, monkeypatch, need):
     monkeypatch.setattr("rmcli.train.disk.free_disk", lambda folder: 2 * need[0] + need[1])
     result = train(cli, tiny_run.data, Path("run"), "train.max_steps=3", "train.save_steps=1")

@@ -4,7 +4,6 @@ TABLE says for each key how that is shown; a key that is not in it fails the tes
 the configuration as it was written down, so a key that is only recorded would be found.
 """
 
-import gc
 import hashlib
 import itertools
 import json
@@ -146,7 +145,6 @@ def world(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(torch.cuda, "is_available", lambda: False)  # the same everywhere
-        patch.setattr(gc, "collect", lambda: 0)  # of pytest's own heap: more than half of a run's time here
         write_lines(folder / "rows.jsonl", PAIRS + ODD_ROWS)
         write_lines(folder / "pairs.jsonl", PAIRS)
         write_lines(folder / "evaluation.jsonl", PAIRS[3:5])

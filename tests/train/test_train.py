@@ -636,9 +636,14 @@ def test_the_collector_is_kept_out_of_steps(cli, tiny_run, monkeypatch):
     seen = []
     whole = Trainer.run_step
     monkeypatch.setattr(Trainer, "run_step", lambda self, feed: (seen.append(gc.isenabled()), whole(self, feed))[1])
+    gc.unfreeze()
     trained(cli, tiny_run.data, "run", "train.max_steps=2")
     assert seen == [False, False]
     assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
+    gc.freeze()  # as a caller who keeps things out of it for good
+    trained(cli, tiny_run.data, "again", "train.max_steps=1")
+    assert gc.get_freeze_count() > 0
 
 
 def test_a_profile_shows_where_a_step_goes(cli, tiny_run):
