@@ -210,15 +210,15 @@ def test_swapping_chosen_and_rejected_flips_accuracy(cli, tmp_path, tiny_run):
 
 def test_shuffled_labels_stay_at_chance(cli, tmp_path):
     coin = random.Random(0)
-    rows = [row if coin.random() < 0.5 else swapped(row) for row in task_rows(4000, seed=2)]
+    rows = [row if coin.random() < 0.5 else swapped(row) for row in task_rows(3200, seed=2)]
     folder = prepared(cli, rows, "shuffled", tmp_path)
-    trained(cli, folder, "run", "train.max_steps=60", "train.max_epochs=5")
+    trained(cli, folder, "run", "train.max_steps=60", "train.pairs_per_step=32", "train.max_epochs=5")
     accuracy = metrics_of(tmp_path / "run")[-1]["eval_accuracy"]
     pairs = metrics_of(tmp_path / "run")[-1]["eval_pairs"]
     assert pairs > 300
     assert abs(accuracy - 0.5) < 3 * 0.5 / pairs**0.5
-    folder = prepared(cli, task_rows(4000, seed=2), "right", tmp_path)
-    trained(cli, folder, "right_run", "train.max_steps=60", "train.max_epochs=5")
+    folder = prepared(cli, task_rows(3200, seed=2), "right", tmp_path)
+    trained(cli, folder, "right_run", "train.max_steps=60", "train.pairs_per_step=32", "train.max_epochs=5")
     assert metrics_of(tmp_path / "right_run")[-1]["eval_accuracy"] > 0.7
 
 
