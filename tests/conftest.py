@@ -14,6 +14,11 @@ from support.hub_server import hub_server  # noqa: F401  (a fixture)
 from support.places import REPOSITORY, find_tokenizer, missing
 
 
+def pytest_configure() -> None:
+    """The command line is run as off a terminal. A worker of pytest-xdist is told the width of its parent's."""
+    os.environ.pop("COLUMNS", None)
+
+
 def pytest_collection_finish() -> None:
     """What pytest holds of thousands of tests is not looked through at each collection: a quarter of the time."""
     gc.collect()
