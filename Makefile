@@ -11,8 +11,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
 
+# Two processes of one thread each: what tests compute is small. A file's tests stay together, they share fixtures.
 test: $(VENV)/.test $(VENV)/.tokenizers
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/.test $(VENV)/.tokenizers $(VENV)/.tokenizers-large
 	$(BIN)/python -m pytest -m slow

@@ -5,18 +5,23 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
-from urllib.request import getproxies
+from urllib.request import getproxies, proxy_bypass
 
 from rmcli import output
 
+SECONDS = 5.0  # for a connection: a slow line takes one or two, a wall that swallows packets takes for ever
+
 
 def is_reachable(endpoint: str) -> bool:
-    """Whether the Hub's host name can be resolved. Behind a proxy only the proxy knows: yes, then."""
-    if getproxies():
+    """Whether the Hub's host takes a connection. Behind a proxy only the proxy knows: yes, then."""
+    parts = urlsplit(endpoint)
+    host = parts.hostname or ""
+    if {parts.scheme, "all"} & getproxies().keys() and not proxy_bypass(host):
         return True
     try:
-        socket.getaddrinfo(urlsplit(endpoint).hostname, 443)
-    except OSError:
+        port = parts.port or (80 if parts.scheme == "http" else 443)
+        socket.create_connection((host, port), SECONDS).close()
+    except (OSError, ValueError):  # ValueError: a port that is none
         return False
     return True
 

@@ -49,7 +49,8 @@ def from_pretrained(loader: Any, what: str, name: str, arguments: dict[str, Any]
     else:
         refuse_adapter(place, name)
         asking = _nothing_asked() if place.is_dir() else hub.asking()
-    with explained_by(lambda error: _explain(error, what, name, arguments)), _quiet_transformers(), asking:
+    # Inside `asking`: the explanation looks at config.json once more.
+    with asking, explained_by(lambda error: _explain(error, what, name, arguments)), _quiet_transformers():
         return loader.from_pretrained(**arguments)
 
 

@@ -67,24 +67,33 @@ _READERS: dict[str, Callable[[Config], str | None]] = {
 
 def without_effect(resolved: Resolved, *sections: str) -> Iterator[str]:
     """One sentence for each key of these sections that the user set and that changes nothing."""
-    reasons = {
-        key: reason_in(resolved.config) for key, reason_in in _READERS.items() if key.split(".")[0] in sections
-    }
-    yield from in_vain(resolved, reasons)
+    readers = {key: reader for key, reader in _READERS.items() if key.split(".")[0] in sections}
+    # Only of what is set: a run that goes on needs no model where it once was.
+    yield from in_vain(
+        resolved, {key: of(resolved.config) for key, of in readers.items() if _is_asked(resolved, key)}
+    )
 
 
 def in_vain(resolved: Resolved, reasons: Mapping[str, str | None]) -> Iterator[str]:
-    """One sentence for each key (section.key) with a reason why it changes nothing, where the user set it.
-
-    A preset's own value is not the user's, and one that equals the default takes nothing from anyone: a run's
-    resolved.toml names every key.
-    """
+    """One sentence for each key (section.key) with a reason why it changes nothing, where the user set it."""
     for dotted, reason in reasons.items():
-        section, _, key = dotted.partition(".")
-        value = getattr(getattr(resolved.config, section), key)
-        is_asked = dotted in resolved.explicit and value != SECTIONS[section].model_fields[key].default
-        if is_asked and reason is not None:
-            yield sentence(resolved, dotted, value, reason)
+        if reason is not None and _is_asked(resolved, dotted):
+            yield sentence(resolved, dotted, _value(resolved, dotted), reason)
+
+
+def _is_asked(resolved: Resolved, dotted: str) -> bool:
+    """A preset's own value is not the user's, and one that equals the default takes nothing from anyone.
+
+    A run's resolved.toml names every key.
+    """
+    section, _, key = dotted.partition(".")
+    default = SECTIONS[section].model_fields[key].default
+    return dotted in resolved.explicit and _value(resolved, dotted) != default
+
+
+def _value(resolved: Resolved, dotted: str) -> object:
+    section, _, key = dotted.partition(".")
+    return getattr(getattr(resolved.config, section), key)
 
 
 def sentence(resolved: Resolved, dotted: str, value: object, reason: str) -> str:

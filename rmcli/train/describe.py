@@ -14,6 +14,7 @@ def describe(job: Job) -> dict[str, Any]:
     one_epoch = job.config.train.model_copy(update={"max_epochs": 1, "max_steps": None})
     steps_per_epoch = num_steps(job.sizes, one_epoch, job.plans_packs)
     have = free_memory(job.device)
+    disk = free_disk(job.run_folder)
     return {
         "data": str(job.data_folder),
         "run": str(job.run_folder),
@@ -30,7 +31,7 @@ def describe(job: Job) -> dict[str, Any]:
         "memory_have_gib": round(have / GIB, 2),
         "memory_fits": what_fits(job, have),
         **_disk(need_of(job)),
-        "disk_have_gib": round(free_disk(job.run_folder) / GIB, 2),
+        "disk_have_gib": None if disk is None else round(disk / GIB, 2),
     }
 
 

@@ -1,7 +1,6 @@
 """Whether the run folder's file system has room for what a run writes: checkpoints and the model folder."""
 
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,13 +49,16 @@ def need_of(job: Job) -> DiskNeed:
     return disk_need(job.memory.sizes, job.config.train, job.total_steps)
 
 
-def free_disk(folder: Path) -> int:
-    """Bytes free where `folder` is or would be made. Raises OSError."""
+def free_disk(folder: Path) -> int | None:
+    """Bytes free where `folder` is or would be made. None of a file system that counts none, as /sys and some mounts.
+
+    Raises OSError.
+    """
     place = folder.absolute()
     while not place.exists():
         place = place.parent
     usage = shutil.disk_usage(place)
-    return usage.free if usage.total else sys.maxsize  # /sys has no blocks; writing there says why not
+    return usage.free if usage.total else None
 
 
 def check_disk(job: Job) -> None:
@@ -66,6 +68,8 @@ def check_disk(job: Job) -> None:
     not hold all checkpoints that are asked for is a warning: others may free some space meanwhile.
     """
     need, have, there = need_of(job), free_disk(job.run_folder), _of_checkpoints(job.run_folder)
+    if have is None:
+        return
     least = need.model if there else need.least
     if least > have:
         what = "the model needs" if there else "one checkpoint and the model need"

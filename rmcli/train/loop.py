@@ -256,15 +256,18 @@ class Trainer:
 def _no_garbage_collection() -> Iterator[None]:
     """Python's collector stops all threads at moments of its own, on several ranks at different ones.
 
-    What lives now is kept out of it; the loop collects when it logs.
+    What lives now is kept out of it, unless the caller has kept things out already; the loop collects when it logs.
     """
+    freezes = not gc.get_freeze_count()
     gc.collect()
-    gc.freeze()
+    if freezes:
+        gc.freeze()
     was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.unfreeze()
+        if freezes:
+            gc.unfreeze()
         if was_enabled:
             gc.enable()

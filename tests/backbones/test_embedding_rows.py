@@ -15,7 +15,7 @@ from rmcli.errors import RmcliError
 from support.hub_server import (
     NAME,
     ROW_BYTES,
-    _point_at,
+    point_at,
     write_llama_70b,
 )
 
@@ -61,8 +61,9 @@ def test_a_refusing_server_is_one_line(hub_server, status, message):
 
 
 def test_a_server_that_is_gone_is_one_line(hub_server, monkeypatch):
+    monkeypatch.setattr("rmcli.backbones.hub.is_reachable", lambda endpoint: True)  # a moment ago
     monkeypatch.setattr("rmcli.backbones.weight_files.MAX_RETRIES", 0)
-    _point_at("http://127.0.0.1:9", monkeypatch)
+    point_at("http://127.0.0.1:9", monkeypatch)
     with pytest.raises(RowsUnavailableError, match=r"model.safetensors cannot be fetched"):
         open_embedding("org/m")
 

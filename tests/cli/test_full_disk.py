@@ -155,6 +155,13 @@ def test_without_room_for_one_checkpoint_and_the_model_nothing_begins(cli, tiny_
     assert not Path("run").exists()
 
 
+def test_a_file_system_that_counts_no_bytes_is_not_full(cli, tiny_run, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 0, "total": 0}))
+    assert train(cli, tiny_run.data, Path("run"), "train.max_steps=1").code == 0
+    dry = cli("train", "-p", "tiny", "--data", tiny_run.data, "-n", "--json")
+    assert json.loads(dry.stdout)["plan"]["disk_have_gib"] is None
+
+
 def test_without_room_for_all_checkpoints_the_run_warns(cli, tiny_run, monkeypatch, need):
     monkeypatch.setattr("rmcli.train.disk.free_disk", lambda folder: 2 * need[0] + need[1])
     result = train(cli, tiny_run.data, Path("run"), "train.max_steps=3", "train.save_steps=1")
@@ -180,7 +187,7 @@ def test_checkpoints_that_fill_the_disk_leave_the_last_good_one(cli, tiny_run, s
     folder = small_disk(int(2.5 * need[0]))
     monkeypatch.setattr("rmcli.train.run.check_disk", lambda job: None)
     if not os.path.ismount(folder):
-        monkeypatch.setattr("rmcli.runs.tensors.save_state", _full_after(2, "rmcli.runs.tensors", "save_state"))
+        monkeypatch.setattr("rmcli.runs.tensors.write", _full_after(2, "rmcli.runs.tensors", "write"))
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**30, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     run = folder / "run"
     settings = ("train.max_steps=4", "train.save_steps=1", "train.save_total_limit=3")

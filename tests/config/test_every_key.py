@@ -4,11 +4,11 @@ TABLE says for each key how that is shown; a key that is not in it fails the tes
 the configuration as it was written down, so a key that is only recorded would be found.
 """
 
-import gc
 import hashlib
 import itertools
 import json
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,8 @@ import torch
 from rmcli.config.presets import presets_folder, pretrained_arguments
 from rmcli.config.sections import SECTIONS, SourceSection
 from rmcli.errors import RmcliError
+from rmcli.model.forward import scores as loop_scores
+from rmcli.runs.checkpoint import save as save_checkpoint
 from rmcli.tokens import engines
 from support.cli import Result, run_cli
 from support.places import write_lines
@@ -45,6 +47,7 @@ def swapped(row):
     return {"prompt": row["prompt"], "chosen": row["rejected"], "rejected": row["chosen"]}
 """
 SMALL = ("data.eval_fraction=0.2", "data.max_packed_length=256", "data.tokenizer_engine=transformers")
+OF_THE_MACHINE = ("run", "memory_have_gib", "memory_fits", "disk_have_gib")  # in a plan, from one moment to the next
 SHORT = ("train.max_steps=3", "train.pairs_per_step=4")
 
 
@@ -82,7 +85,7 @@ class World:
         return self._once("data", arguments, make)
 
     def trained(self, *settings: str) -> dict[str, Any]:
-        """Metrics without rates, weights, and the names of the checkpoints."""
+        """Metrics without rates, weights, and the names in the run folder and of the checkpoints."""
 
         def make(folder: Path) -> dict[str, Any]:
             result = self.train(folder, *settings)
@@ -92,6 +95,7 @@ class World:
             return {
                 "metrics": [_without_rates(line) for line in lines],
                 "weights": hashlib.sha256(weights).hexdigest(),
+                "folder": sorted(path.name for path in folder.iterdir()),
                 "checkpoints": sorted(path.name for path in (folder / "checkpoints").iterdir()),
             }
 
@@ -106,7 +110,7 @@ class World:
             result = self.run("train", "-p", "tiny", *options)
             assert result.code == 0, (settings, result.stderr)
             plan = json.loads(result.stdout)["plan"]
-            return {name: plan[name] for name in plan if name not in ("run", "memory_have_gib")}
+            return {name: plan[name] for name in plan if name not in OF_THE_MACHINE}
 
         return self._once("plan", settings, make)
 
@@ -141,7 +145,6 @@ def world(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(torch.cuda, "is_available", lambda: False)  # the same everywhere
-        patch.setattr(gc, "collect", lambda: 0)  # of pytest's own heap: more than half of a run's time here
         write_lines(folder / "rows.jsonl", PAIRS + ODD_ROWS)
         write_lines(folder / "pairs.jsonl", PAIRS)
         write_lines(folder / "evaluation.jsonl", PAIRS[3:5])
@@ -318,6 +321,49 @@ def memory_is_checked(world: World) -> None:
     assert taken.code == 0, taken.stderr
 
 
+def run_with_bad_steps(world: World, count: int, *settings: str) -> Result:
+    """A run of three steps; the scores of the first ones are not finite."""
+    calls = itertools.count()
+
+    def bad_scores(*arguments: Any) -> torch.Tensor:
+        return loop_scores(*arguments) * (float("nan") if next(calls) < count else 1.0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rmcli.train.loop.scores", bad_scores)
+        return world.train(world.new_folder(), *SHORT, *settings)
+
+
+def bad_step_is_left_out(world: World) -> None:
+    stopped = run_with_bad_steps(world, 1)
+    assert stopped.code == 1
+    assert "loss or gradient of step 1 is not finite" in stopped.stderr
+    skipped = run_with_bad_steps(world, 1, "train.nonfinite=skip")
+    assert skipped.code == 0, skipped.stderr
+    assert "left out, 1 of at most 10" in skipped.stderr
+
+
+def so_many_bad_steps_are_left_out(world: World) -> None:
+    for most, code in ((2, 0), (1, 1)):
+        result = run_with_bad_steps(world, 2, "train.nonfinite=skip", f"train.max_skipped={most}")
+        assert result.code == code, result.stderr
+        assert ("more than train.max_skipped = 1" in result.stderr) == (code == 1)
+
+
+def checkpoint_is_written_by_a_thread(world: World) -> None:
+    writers: list[bool] = []
+
+    def save(*arguments: Any) -> Path:
+        writers.append(threading.current_thread() is threading.main_thread())
+        return save_checkpoint(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rmcli.train.loop.checkpoint.save", save)
+        for beside in ("false", "true"):
+            result = world.train(world.new_folder(), *SHORT, f"train.async_checkpoint={beside}")
+            assert result.code == 0, result.stderr
+    assert writers == [True, False]
+
+
 NOT_PACKED = "train.pairs_per_step=none"
 TABLE: dict[str, Shown] = {
     "model.pretrained_model_name_or_path": plans("model.pretrained_model_name_or_path=shallow"),
@@ -416,7 +462,12 @@ TABLE: dict[str, Shown] = {
     "train.log_every": trains("train.log_every=1"),
     "train.eval_steps": trains("train.eval_steps=1"),
     "train.save_steps": trains("train.save_steps=1"),
+    "train.save_minutes": trains("train.save_minutes=1e-6"),
     "train.save_total_limit": trains("train.save_total_limit=1", "train.save_steps=1"),
+    "train.async_checkpoint": checkpoint_is_written_by_a_thread,
+    "train.best": trains("train.best=eval_loss"),
+    "train.nonfinite": bad_step_is_left_out,
+    "train.max_skipped": so_many_bad_steps_are_left_out,
     "parallel.sequence_parallel_size": refuses("parallel.sequence_parallel_size=2", "not built yet"),
 }
 

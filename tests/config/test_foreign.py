@@ -186,6 +186,11 @@ def test_commands_that_are_not_built_say_so(cli, command):
     assert "not built yet" in result.stderr
 
 
+def test_a_command_that_is_an_option_is_named(cli):
+    hint = "hint: rmcli train --resume -o RUN goes on from the run's last checkpoint"
+    assert cli("resume", "x").stderr.splitlines() == ["error: no command resume", hint]
+
+
 def test_the_table_is_sound():
     """Each name leads to a key that there is, to one answer, and hides no key of ours."""
     keys = {key.name for key in every_key()}

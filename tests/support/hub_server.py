@@ -2,9 +2,11 @@
 
 import json
 import struct
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,6 +31,10 @@ class Server(ThreadingHTTPServer):
         self.ignores_ranges = False
         self.authorizations: set[str | None] = set()
         self.lock = threading.Lock()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # a client that goes away
+            super().handle_error(request, client_address)
 
     @property
     def url(self) -> str:
@@ -98,7 +104,7 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-def _point_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def point_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What HF_ENDPOINT does when huggingface_hub is imported."""
     from huggingface_hub import constants
 
@@ -113,10 +119,11 @@ def hub_server(tmp_path, monkeypatch):
 
     (tmp_path / "remote").mkdir()
     server = Server(tmp_path / "remote")
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
-    _point_at(server.url, monkeypatch)
+    point_at(server.url, monkeypatch)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
     monkeypatch.setenv("HF_TOKEN", "hf_tested")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     yield server

@@ -210,15 +210,15 @@ def test_swapping_chosen_and_rejected_flips_accuracy(cli, tmp_path, tiny_run):
 
 def test_shuffled_labels_stay_at_chance(cli, tmp_path):
     coin = random.Random(0)
-    rows = [row if coin.random() < 0.5 else swapped(row) for row in task_rows(4000, seed=2)]
+    rows = [row if coin.random() < 0.5 else swapped(row) for row in task_rows(3200, seed=2)]
     folder = prepared(cli, rows, "shuffled", tmp_path)
-    trained(cli, folder, "run", "train.max_steps=60", "train.max_epochs=5")
+    trained(cli, folder, "run", "train.max_steps=60", "train.pairs_per_step=32", "train.max_epochs=5")
     accuracy = metrics_of(tmp_path / "run")[-1]["eval_accuracy"]
     pairs = metrics_of(tmp_path / "run")[-1]["eval_pairs"]
     assert pairs > 300
     assert abs(accuracy - 0.5) < 3 * 0.5 / pairs**0.5
-    folder = prepared(cli, task_rows(4000, seed=2), "right", tmp_path)
-    trained(cli, folder, "right_run", "train.max_steps=60", "train.max_epochs=5")
+    folder = prepared(cli, task_rows(3200, seed=2), "right", tmp_path)
+    trained(cli, folder, "right_run", "train.max_steps=60", "train.pairs_per_step=32", "train.max_epochs=5")
     assert metrics_of(tmp_path / "right_run")[-1]["eval_accuracy"] > 0.7
 
 
@@ -636,13 +636,19 @@ def test_the_collector_is_kept_out_of_steps(cli, tiny_run, monkeypatch):
     seen = []
     whole = Trainer.run_step
     monkeypatch.setattr(Trainer, "run_step", lambda self, feed: (seen.append(gc.isenabled()), whole(self, feed))[1])
+    gc.unfreeze()
     trained(cli, tiny_run.data, "run", "train.max_steps=2")
     assert seen == [False, False]
     assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
+    gc.freeze()  # as a caller who keeps things out of it for good
+    trained(cli, tiny_run.data, "again", "train.max_steps=1")
+    assert gc.get_freeze_count() > 0
 
 
 def test_a_profile_shows_where_a_step_goes(cli, tiny_run):
-    result = cli("train", "-p", "tiny", "--data", tiny_run.data, "-o", "run", "-s", "train.max_steps=6", "--profile")
+    small = ("-p", "tiny", "--data", tiny_run.data, "-s", "train.pairs_per_step=4", "--profile")
+    result = cli("train", *small, "-o", "run", "-s", "train.max_steps=6")
     assert result.code == 0, result.stderr
     trace = json.loads(gzip.decompress(Path("run/profile/trace.json.gz").read_bytes()))
     assert any(event.get("name") == "aten::mm" for event in trace["traceEvents"])
@@ -653,5 +659,5 @@ def test_a_profile_shows_where_a_step_goes(cli, tiny_run):
     assert set(shares) == {"matmul", "attention", "optimizer", "moving data", "elementwise"}
     assert sum(shares.values()) == pytest.approx(100, abs=0.5)
     assert "of one step (3 profiled)" in result.stderr
-    few = cli("train", "-p", "tiny", "--data", tiny_run.data, "-o", "few", "-s", "train.max_steps=2", "--profile")
+    few = cli("train", *small, "-o", "few", "-s", "train.max_steps=2")
     assert "2 steps are too few, no profile" in few.stderr
