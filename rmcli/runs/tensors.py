@@ -113,4 +113,7 @@ def _one_process() -> Iterator[None]:
             yield
     except CheckpointException as error:  # a BaseException
         causes = [failure[0] for failure in error.failures.values()]
+        for cause in causes:
+            if not isinstance(cause, Exception):  # Ctrl-C or a signal, which is no fault of the disk
+                raise cause from None
         raise RuntimeError("; ".join(" ".join(str(cause).split()) for cause in causes)) from error
