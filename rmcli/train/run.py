@@ -26,6 +26,7 @@ from rmcli.train.ending import recorded
 from rmcli.train.job import Job
 from rmcli.train.loop import Trainer
 from rmcli.train.memory import check_memory
+from rmcli.train.resume import check_untouched
 
 
 def run(job: Job, with_profile: bool = False, command: str | None = None) -> dict[str, Any]:
@@ -41,6 +42,7 @@ def run(job: Job, with_profile: bool = False, command: str | None = None) -> dic
         job = _claimed(job)
         with lock.held(job.run_folder):
             if job.goes_on:
+                check_untouched(job)
                 reopen(job.run_folder, None if job.past is None else job.past.checkpoint)
             with recorded(job, command) as figures:
                 figures |= _train(job, with_profile)
