@@ -96,7 +96,7 @@ class Trainer:
                 last = number == total
                 is_logged = number % train.log_every == 0 or number == 1 or last
                 is_evaluated = last or (bool(train.eval_steps) and number % train.eval_steps == 0)
-                is_saved = last or stop.is_wanted or number % train.save_steps == 0 or self._is_time_to_save()
+                is_saved = last or number % train.save_steps == 0 or self._is_time_to_save()
                 if is_logged or is_saved:
                     stop_if_skipped(unread, self.job.manifest)
                     unread = None
@@ -104,15 +104,20 @@ class Trainer:
                     self.log(feed.step, share, metrics_file, progress)
                 if is_evaluated:
                     self.evaluate_and_log(number, metrics_file, progress)
-                if is_saved:
+                is_stopping = stop.is_wanted  # asked once a step: what is stopped is saved
+                if is_saved or is_stopping:
+                    stop_if_skipped(unread, self.job.manifest)
+                    unread = None
                     self.save(metrics_file, last)
                 if is_evaluated or is_saved:
                     self.window.restart_clock()
                 self.saver.check()
-                if stop.is_wanted:
+                if is_stopping:
                     self.saver.wait()
                     raise stopped(self.job, stop, number)
             self._wait_for_the_last()
+            if stop.is_wanted:  # since the last step
+                raise stopped(self.job, stop, self.step)
         return self.summary
 
     def log(self, step: Step, share: float, metrics_file: TextIO, progress: output.Progress) -> None:
