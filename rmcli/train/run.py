@@ -44,6 +44,8 @@ def run(job: Job, with_profile: bool = False, command: str | None = None) -> dic
             if job.goes_on:
                 check_untouched(job)
                 reopen(job.run_folder, None if job.past is None else job.past.checkpoint)
+            if job.past is not None:  # who wrote it may have been killed before older ones were gone
+                checkpoint.remove_older(job.past.checkpoint, job.past.facts, job.config.train.save_total_limit)
             with recorded(job, command) as figures:
                 figures |= _train(job, with_profile)
     if (warning := collapse_warning(figures)) is not None:
