@@ -4,21 +4,26 @@ import os
 import signal
 from types import FrameType
 
+from rmcli.errors import ENDING_SIGNALS, INTERRUPTED
+
 
 def main() -> None:
-    """Ctrl-C leaves at once while nothing has begun: a command that has something to clear takes over from there."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _leave)
+    """Ctrl-C and its like leave at once while nothing has begun: a command with something to clear takes over."""
+    for name in ENDING_SIGNALS:
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, _leave)
     from rmcli.cli.app import main as run
 
     run()
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
+    code = ENDING_SIGNALS[signal.Signals(number).name]
     try:
-        os.write(2, b"error: interrupted\n")
+        os.write(2, b"error: interrupted\n" if code == INTERRUPTED else b"error: terminated\n")
     finally:
-        os._exit(130)
+        os._exit(code)
 
 
 if __name__ == "__main__":

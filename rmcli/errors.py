@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 INTERRUPTED, TERMINATED = 130, 143  # exit codes of a command that a signal ended
+# What ends a command, by name, as not every system has all of them. Slurm's notice before its time is up is SIGUSR1.
+ENDING_SIGNALS = {"SIGINT": INTERRUPTED, "SIGTERM": TERMINATED, "SIGHUP": TERMINATED, "SIGUSR1": TERMINATED}
 
 
 class RmcliError(Exception):

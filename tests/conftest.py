@@ -3,6 +3,7 @@
 import gc
 import importlib.util
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,10 @@ import pytest
 from support.cli import Result, run_cli
 from support.hub_server import hub_server  # noqa: F401  (a fixture)
 from support.places import REPOSITORY, find_tokenizer, missing
+
+sys.path.append(str(REPOSITORY / "benchmarks"))
+
+import nano_run
 
 
 def pytest_configure() -> None:
@@ -73,3 +78,18 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     trained = run_cli("train", "--preset", "tiny", "--data", folder / "data", "-o", folder / "run", *steps)
     assert trained.code == 0, trained.stderr
     return TinyRun(folder / "data", folder / "run", folder / "run" / "model")
+
+
+@pytest.fixture(scope="session")
+def nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model of the runs that are stopped, killed and gone on with."""
+    return nano_run.make_model(tmp_path_factory.mktemp("nano") / "nano")
+
+
+@pytest.fixture(scope="session")
+def nano_data(tmp_path_factory: pytest.TempPathFactory, nano: Path) -> Path:
+    """Its 90 pairs, prepared."""
+    folder = tmp_path_factory.mktemp("nano_data") / "data"
+    prepared = run_cli(*nano_run.prepare_line(nano, folder))
+    assert prepared.code == 0, prepared.stderr
+    return folder

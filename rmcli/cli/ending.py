@@ -11,7 +11,7 @@ from typing import NoReturn
 import typer
 
 from rmcli import output
-from rmcli.errors import INTERRUPTED, TERMINATED, RmcliError, Terminated
+from rmcli.errors import ENDING_SIGNALS, INTERRUPTED, TERMINATED, RmcliError, Terminated
 
 
 @contextmanager
@@ -48,10 +48,8 @@ def _signals_raise() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    wanted = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _terminate}
-    for name in ("SIGHUP", "SIGUSR1"):  # Slurm's notice before its time is up is SIGUSR1
-        if hasattr(signal, name):
-            wanted[getattr(signal, name)] = _terminate
+    numbers = [getattr(signal, name) for name in ENDING_SIGNALS if hasattr(signal, name)]
+    wanted = {number: signal.default_int_handler if number == signal.SIGINT else _terminate for number in numbers}
     before = {number: signal.getsignal(number) for number in wanted}
     taken = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]
     for number in taken:

@@ -56,6 +56,7 @@ def train_command(
     """Train a reward model on prepared data."""
     from rmcli.config.resolve import resolve
     from rmcli.packs import remote
+    from rmcli.runs import lock
     from rmcli.runs.folder import clear_unborn, newest_unfinished
     from rmcli.train.describe import describe
     from rmcli.train.job import build_job
@@ -84,6 +85,7 @@ def train_command(
         return
     summary = finished(job.run_folder) if job.is_done else None
     if summary is not None:
+        lock.clear(job.run_folder)
         output.say(f"{job.run_folder} is finished: all {job.total_steps} steps are done")
     else:
         summary = run(job, profile, shlex.join(["rmcli", *sys.argv[1:]]))

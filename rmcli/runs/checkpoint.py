@@ -36,12 +36,17 @@ def save(run_folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapp
         _point_to(path)
     except OSError as error:
         raise _cannot_write(path, tensors, error) from error
-    best = (facts.get("best") or {}).get("step")
+    remove_older(path, facts, keep)
+    return path
+
+
+def remove_older(path: Path, facts: Mapping[str, Any], keep: int) -> None:
+    """Of this checkpoint's run keep it, the `keep` - 1 newest others, and the best that its `facts` name."""
+    run_folder, best = path.parent.parent, (facts.get("best") or {}).get("step")
     gone = [old for old in list_checkpoints(run_folder) if old != path][: -(keep - 1) or None]
     gone += [old for old in list_checkpoints(run_folder, BEST) if step_of(old) != best]
     for old in gone:
         remove(old)
-    return path
 
 
 def save_best(run_folder: Path, step: int, weights: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Path:

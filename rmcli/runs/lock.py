@@ -5,7 +5,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rmcli import output
@@ -26,6 +26,13 @@ def held(folder: Path) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def clear(folder: Path) -> None:
+    """Remove the lock of a process that was killed right after its run had finished. One that is held stays."""
+    if (folder / FILE).exists():
+        with suppress(RmcliError, OSError), held(folder):
+            pass
 
 
 def _take(path: Path) -> int:

@@ -113,6 +113,8 @@ def _one_process() -> Iterator[None]:
             yield
     except CheckpointException as error:  # a BaseException
         causes = [failure[0] for failure in error.failures.values()]
-        if isinstance(causes[0], OSError):
-            raise causes[0] from None
+        for cause in causes:
+            # A full disk speaks for itself; Ctrl-C or a signal is no fault of the disk.
+            if isinstance(cause, OSError) or not isinstance(cause, Exception):
+                raise cause from None
         raise RuntimeError("; ".join(" ".join(str(cause).split()) for cause in causes)) from error

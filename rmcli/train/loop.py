@@ -91,11 +91,14 @@ class Trainer:
                 self.step = feed.step.number
                 if profiler is not None:
                     profiler.step()
-                unread = self._do_what_is_due(feed.step, share, skipped, metrics_file, stop.is_wanted)
-                if stop.is_wanted:
+                is_stopping = stop.is_wanted  # asked once a step: what is stopped is saved
+                unread = self._do_what_is_due(feed.step, share, skipped, metrics_file, is_stopping)
+                if is_stopping:
                     self.saver.wait()
                     raise stopped(self.job, stop, self.step)
             self._wait_for_the_last()
+            if stop.is_wanted:  # since the last step
+                raise stopped(self.job, stop, self.step)
         return self.summary
 
     def _do_what_is_due(

@@ -8,7 +8,7 @@ from typing import Any
 from rmcli.config.resolve import read_config_file, resolve
 from rmcli.errors import ConfigError, RmcliError
 from rmcli.runs import checkpoint, record
-from rmcli.runs.folder import CONFIG_FILE, MODEL
+from rmcli.runs.folder import CONFIG_FILE, MODEL, resume_command
 from rmcli.train.job import Job, build_job
 from rmcli.train.past import Past, data_of
 
@@ -35,6 +35,15 @@ def resumed_job(
         raise RmcliError(f"{folder} is finished and has no checkpoint to go on from", "start a new run")
     past = None if path is None else Past(path, checkpoint.open_facts(path))
     return build_job(resolved, data or data_of(folder), folder, past, goes_on=True)
+
+
+def check_untouched(job: Job) -> None:
+    """Raise RmcliError where another process has gone on with the run since this one read how far it was."""
+    last = checkpoint.latest(job.run_folder)
+    if last is not None and (job.past is None or last != job.past.checkpoint):
+        raise RmcliError(
+            f"{job.run_folder} has meanwhile gone on to {last.name}", f"look again: {resume_command(job.run_folder)}"
+        )
 
 
 def finished(folder: Path) -> dict[str, Any] | None:

@@ -26,6 +26,7 @@ from rmcli.train.ending import recorded
 from rmcli.train.job import Job
 from rmcli.train.loop import Trainer
 from rmcli.train.memory import check_memory
+from rmcli.train.resume import check_untouched
 
 
 def run(job: Job, with_profile: bool = False, command: str | None = None) -> dict[str, Any]:
@@ -41,7 +42,10 @@ def run(job: Job, with_profile: bool = False, command: str | None = None) -> dic
         job = _claimed(job)
         with lock.held(job.run_folder):
             if job.goes_on:
+                check_untouched(job)
                 reopen(job.run_folder, None if job.past is None else job.past.checkpoint)
+            if job.past is not None:  # who wrote it may have been killed before older ones were gone
+                checkpoint.remove_older(job.past.checkpoint, job.past.facts, job.config.train.save_total_limit)
             with recorded(job, command) as figures:
                 figures |= _train(job, with_profile)
     if (warning := collapse_warning(figures)) is not None:

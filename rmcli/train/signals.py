@@ -1,15 +1,16 @@
 """A first SIGINT, SIGTERM, SIGHUP or SIGUSR1 lets the step end; a second one leaves at once."""
 
+import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from rmcli import output
-from rmcli.errors import INTERRUPTED, TERMINATED
+from rmcli.errors import ENDING_SIGNALS
 
-_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+GRACE = 1.0  # seconds in which a second signal may end the run in the ordinary way
 
 
 class Stop:
@@ -24,7 +25,8 @@ class Stop:
 
     @property
     def exit_code(self) -> int:
-        return INTERRUPTED if self.signal == signal.SIGINT else TERMINATED
+        assert self.signal is not None
+        return ENDING_SIGNALS[self.signal.name]
 
 
 @contextmanager
@@ -34,7 +36,7 @@ def stop_on_signals() -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
+    numbers = [getattr(signal, name) for name in ENDING_SIGNALS if hasattr(signal, name)]
     before = {number: signal.getsignal(number) for number in numbers}
     taken = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]
 
@@ -47,10 +49,49 @@ def stop_on_signals() -> Iterator[Stop]:
         restore()
         output.warn(f"{stop.signal.name}: this step ends, and a checkpoint is written; once more leaves at once")
 
-    for number in taken:
-        signal.signal(number, first)
+    with _second_leaves(taken):
+        for number in taken:
+            signal.signal(number, first)
+        try:
+            yield stop
+        finally:
+            if not stop.is_wanted:
+                restore()
+
+
+@contextmanager
+def _second_leaves(numbers: Collection[int]) -> Iterator[None]:
+    """What Python cannot do: it runs a handler between two of its instructions, and a backward is one of them.
+
+    The system writes the number of each signal into a pipe at once, and a thread of our own reads it.
+    """
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    ended = threading.Event()
+    thread = threading.Thread(target=_watch, args=(read, numbers, ended), name="signals", daemon=True)
+    before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    thread.start()
     try:
-        yield stop
+        yield
     finally:
-        if not stop.is_wanted:
-            restore()
+        ended.set()
+        signal.set_wakeup_fd(before)
+        os.close(write)
+        thread.join()
+        os.close(read)
+
+
+def _watch(read: int, numbers: Collection[int], ended: threading.Event) -> None:
+    seen = 0
+    while byte := os.read(read, 1):
+        seen += byte[0] in numbers
+        if seen == 2 and not ended.wait(GRACE):
+            _leave(signal.Signals(byte[0]).name)
+
+
+def _leave(name: str) -> None:
+    """As a kill does: a later start clears what is half written."""
+    try:
+        os.write(2, f"error: {name} once more: left at once, in the middle of a step or a checkpoint\n".encode())
+    finally:
+        os._exit(ENDING_SIGNALS[name])

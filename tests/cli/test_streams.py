@@ -139,6 +139,13 @@ def test_ctrl_c_is_exit_code_130_from_the_first_import_on(module, tmp_path):
     assert (result.returncode, result.stderr) == (130, "error: interrupted\n")
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_other_signals_are_exit_code_143_while_commands_are_imported(number, tmp_path):
+    command = [sys.executable, "-c", SIGNAL_AT, "typer", str(int(number)), "presets"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (143, "error: terminated\n")
+
+
 def test_sigterm_during_a_command_is_exit_code_143(tmp_path):
     command = [sys.executable, "-c", SIGNAL_AT, "rmcli.config.presets", str(int(signal.SIGTERM)), "presets"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

@@ -9,42 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from nano_run import files, lines, prepare_line, settings
 from rmcli.model.batch import build_batch
 from rmcli.runs import checkpoint
 from rmcli.train.loop import Trainer
 from rmcli.train.past import FREE, LONGER, ROUNDING
-from support.places import REPOSITORY
 
-RATES = ("tokens_per_s", "pairs_per_s", "flops_per_s", "effective_flops_per_s")
 STEPS = ("train.max_epochs=2", "train.log_every=4", "train.eval_steps=3", "train.save_steps=100")
 # 90 pairs, 16 a step: 6 steps an epoch. After the first step, between two log lines and inside an epoch, at its
 # border, and after the last one.
 STOPS = (1, 3, 6, 12)
-
-
-def settings(*keys: str) -> list[str]:
-    return [part for key in keys for part in ("-s", key)]
-
-
-def lines(run: str) -> list[dict]:
-    """metrics.jsonl without what no clock says twice."""
-    found = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in RATES} for line in found]
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-@pytest.fixture(scope="session")
-def nano(tmp_path_factory) -> Path:
-    """The tiny preset's model, smaller, with dropout."""
-    folder = tmp_path_factory.mktemp("nano") / "nano"
-    shutil.copytree(REPOSITORY / "presets" / "tiny", folder)
-    path = folder / "config.json"
-    smaller = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2, "attention_dropout": 0.2}
-    path.write_text(json.dumps(json.loads(path.read_text()) | smaller))
-    return folder
 
 
 @pytest.fixture
@@ -74,9 +48,7 @@ def train(cli, nano, monkeypatch):
 
 @pytest.fixture
 def pairs(cli, nano):
-    model = f"model.pretrained_model_name_or_path={nano}"
-    rows = ("tasks:90", "-p", "tiny", "-o", "data", "--no-audit")
-    assert cli("prepare", *rows, *settings(model, "data.eval_fraction=0.1", "data.max_packed_length=512")).code == 0
+    assert cli(*prepare_line(nano, "data")).code == 0
 
 
 @pytest.fixture
