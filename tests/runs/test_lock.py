@@ -128,6 +128,7 @@ def test_of_two_starts_at_once_one_goes_on(cli, nano, nano_data, begun):
     refusals = (
         f"error: run is held by a run that is going on (process {winner.pid} on {socket.gethostname()})",
         "error: another run has just begun in run",
+        f"error: run folder run is not empty: a run that runs (process {winner.pid} on {socket.gethostname()})",
     )
     assert said[loser.pid].splitlines()[-2].startswith(refusals[:1] if begun else refusals)
     assert lines("run") == lines("whole")
