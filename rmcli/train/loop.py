@@ -33,7 +33,7 @@ from rmcli.train.past import Past, identity, machine
 from rmcli.train.plan import Step, plan
 from rmcli.train.profile import profiled
 from rmcli.train.saver import Saver
-from rmcli.train.signals import stop_on_signals
+from rmcli.train.signals import Stop, stop_on_signals
 from rmcli.train.window import Window, log
 
 
@@ -91,35 +91,36 @@ class Trainer:
                 self.step = feed.step.number
                 if profiler is not None:
                     profiler.step()
-                is_stopping = stop.is_wanted  # asked once a step: what is stopped is saved
-                unread = self._do_what_is_due(feed.step, share, skipped, metrics_file, is_stopping)
-                if is_stopping:
-                    self.saver.wait()
-                    raise stopped(self.job, stop, self.step)
+                unread = self._do_what_is_due(feed.step, share, skipped, metrics_file, stop)
             self._wait_for_the_last()
             if stop.is_wanted:  # since the last step
                 raise stopped(self.job, stop, self.step)
         return self.summary
 
     def _do_what_is_due(
-        self, step: Step, share: float, skipped: Skipped, metrics_file: TextIO, stops: bool
+        self, step: Step, share: float, skipped: Skipped, metrics_file: TextIO, stop: Stop
     ) -> Skipped | None:
-        """Log, evaluate, save after this step. Returns its flag where nothing had to read it."""
+        """Log, evaluate, save and stop after this step. Returns its flag where nothing had to read it."""
         train, number, last = self.config.train, step.number, step.number == self.job.total_steps
         is_logged = last or number == 1 or number % train.log_every == 0
         is_evaluated = last or (train.eval_steps is not None and number % train.eval_steps == 0)
-        is_saved = last or stops or number % train.save_steps == 0 or self._is_time_to_save()
-        if is_logged or is_saved:  # neither is done with what is not finite
-            stop_if_skipped(skipped, self.job.manifest)
+        is_saved = last or number % train.save_steps == 0 or self._is_time_to_save()
         if is_logged:
+            stop_if_skipped(skipped, self.job.manifest)
             self.log(step, share, metrics_file)
         if is_evaluated:
             self.evaluate_and_log(number, metrics_file)
+        is_stopping = stop.is_wanted  # asked once a step: what is stopped is saved
+        is_saved = is_saved or is_stopping
         if is_saved:
+            stop_if_skipped(skipped, self.job.manifest)
             self.save(metrics_file, last)
         if is_evaluated or is_saved:
             self.window.restart_clock()
         self.saver.check()
+        if is_stopping:
+            self.saver.wait()
+            raise stopped(self.job, stop, number)
         return None if is_logged or is_saved else skipped
 
     def log(self, step: Step, share: float, metrics_file: TextIO) -> None:

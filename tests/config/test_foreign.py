@@ -187,7 +187,7 @@ def test_commands_that_are_not_built_say_so(cli, command):
 
 
 def test_a_command_that_is_an_option_is_named(cli):
-    hint = "hint: rmcli train --resume -o RUN goes on from the run's last checkpoint"
+    hint = "hint: a run goes on with: rmcli train --resume -o RUN"
     assert cli("resume", "x").stderr.splitlines() == ["error: no command resume", hint]
 
 
