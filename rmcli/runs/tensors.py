@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_state
 
 from rmcli.errors import RmcliError
 
-FILE_BYTES = 2**31  # of one file, about: it is put together in memory
+FILE_BYTES = 2**27  # of one file, about: it is put together in memory, twice
 
 
 def num_bytes(tensors: Mapping[str, Tensor]) -> int:
