@@ -121,9 +121,6 @@ NOT_BUILT = {
 }
 
 ANSWERS = {
-    **dict.fromkeys(
-        ["resume", "resume_from_checkpoint", "resume_from", "load_checkpoint", "load_from", "continue"], _RESUME
-    ),
     "dataloader_num_workers": "batches are built by one thread ahead: there is nothing to set",
     "per_device_train_batch_size": _STEP,
     "gradient_accumulation_steps": _STEP,

@@ -90,13 +90,6 @@ def sizes_of(config: Config, model_config: PreTrainedConfig, kind: BatchKind = "
     )
 
 
-def estimate_memory(
-    config: Config, model_config: PreTrainedConfig, tokens_per_forward: int, several_forwards: bool = True
-) -> MemoryEstimate:
-    """Of a step whose largest forward is a packed row of so many tokens."""
-    return estimate(sizes_of(config, model_config), config, tokens_per_forward, several_forwards)
-
-
 def estimate(sizes: NetworkSizes, config: Config, tokens: int, several_forwards: bool) -> MemoryEstimate:
     """Of a step whose largest forward has so many tokens; `several_forwards`: whether it adds up gradients."""
     train, device = config.train, pick_device(config)

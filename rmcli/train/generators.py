@@ -7,6 +7,7 @@ from torch import Tensor
 
 from rmcli import output
 from rmcli.runs import tensors
+from rmcli.train.past import INEXACT
 
 CPU, CUDA = "generator_0.cpu", "generator_0.cuda"  # 0: the number of the process
 
@@ -27,5 +28,5 @@ def restore(checkpoint: Path, device: torch.device) -> None:
     torch.set_rng_state(here[CPU])
     if device.type == "cuda":
         if CUDA not in stored:
-            output.warn("the checkpoint was written without a GPU: the run goes on, not bitwise as without the stop")
+            output.warn(f"the checkpoint was written without a GPU: {INEXACT}")
         torch.cuda.set_rng_state(here[CUDA], device)

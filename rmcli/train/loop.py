@@ -29,7 +29,7 @@ from rmcli.train.feed import Feeder, StepFeed, ahead, shape_of_all
 from rmcli.train.job import Job
 from rmcli.train.nonfinite import Skipped, count_skipped, stop_if_skipped
 from rmcli.train.out_of_memory import memory_explained
-from rmcli.train.past import Past, identity, machine
+from rmcli.train.past import INEXACT, Past, identity, machine
 from rmcli.train.plan import Step, plan
 from rmcli.train.profile import profiled
 from rmcli.train.saver import Saver
@@ -222,6 +222,8 @@ class Trainer:
     def go_on(self, past: Past) -> None:
         """Take over what a checkpoint holds besides the weights; the generators last: nothing may draw from here."""
         facts = past.facts
+        if facts["rows"] != self.kind:
+            output.warn(f"rows run {self.kind}, before they ran {facts['rows']}: {INEXACT}")
         self.step, self.num_skipped, self.best = past.step, facts["skipped"], facts["best"]
         self.summary = dict(facts["summary"])
         window_state.fill(self.window, facts["window"], self.job.device)

@@ -38,6 +38,7 @@ ROUNDING = (
     "train.kernels",
 )
 LONGER = ("train.max_epochs", "train.max_steps")
+INEXACT = "the run goes on, not bitwise as without the stop"
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def check_same_run(past: Past, resolved: Resolved, manifest: Mapping[str, Any], 
             )
     allowed = (*FREE, *ROUNDING, *LONGER)
     changed = changes(past.facts["config"], resolved.config)
-    for key, (before, now) in changes(past.facts["config"], resolved.config).items():
+    for key, (before, now) in changed.items():
         if key not in allowed:
             raise ConfigError(
                 f"{key} = {now!r} ({resolved.origins.get(key, 'default')}), but {past.checkpoint} was trained with "
@@ -86,7 +87,7 @@ def check_same_run(past: Past, resolved: Resolved, manifest: Mapping[str, Any], 
     inexact = [key for key in changed if key in ROUNDING]
     if inexact:
         told = ", ".join(f"{key} = {changed[key][1]!r} instead of {changed[key][0]!r}" for key in inexact)
-        output.warn(f"{told}: the run goes on, not bitwise as without the stop")
+        output.warn(f"{told}: {INEXACT}")
     _say_other_versions(past)
 
 
@@ -140,7 +141,7 @@ def _say_other_versions(past: Past) -> None:
     if threads != torch.get_num_threads():
         told.append(f"{torch.get_num_threads()} threads (was {threads})")
     if told:
-        output.warn(f"{', '.join(told)}: the run goes on, not bitwise as without the stop")
+        output.warn(f"{', '.join(told)}: {INEXACT}")
 
 
 def data_of(run_folder: Path) -> Path:

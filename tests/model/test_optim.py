@@ -15,7 +15,7 @@ from rmcli.config.resolve import resolve
 from rmcli.config.sections import TrainSection
 from rmcli.model import batch, compact_adamw, forward, optim
 from rmcli.model.compact_adamw import CompactAdamW, dequantize, dynamic_map, join_bits, quantize, round_bits
-from rmcli.model.memory import estimate_memory
+from rmcli.model.memory import estimate, sizes_of
 from rmcli.runs import checkpoint, state
 from support.networks import random_group, tiny_model
 from support.places import REPOSITORY
@@ -466,7 +466,7 @@ LLAMA_3_8B = {
 def test_the_memory_of_an_8b_model(settings, dtype, several_forwards, bytes_each):
     levers = [f"train.{key}={value}" for key, value in settings.items()]
     config = resolve("llama3-8b", settings=[f"model.dtype={dtype}", *levers]).config
-    estimate = estimate_memory(config, LlamaConfig(**LLAMA_3_8B), 16384, several_forwards)
-    assert estimate.num_parameters == 7_504_928_768
+    need = estimate(sizes_of(config, LlamaConfig(**LLAMA_3_8B)), config, 16384, several_forwards)
+    assert need.num_parameters == 7_504_928_768
     scales = 2 * 4 / 256 if settings.get("optimizer") else 0  # of 8-bit states
-    assert estimate.held == pytest.approx((bytes_each + scales) * 7_504_928_768, rel=1e-4)
+    assert need.held == pytest.approx((bytes_each + scales) * 7_504_928_768, rel=1e-4)

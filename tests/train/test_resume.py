@@ -11,6 +11,7 @@ import torch
 
 from nano_run import files, lines, prepare_line, settings
 from rmcli.model.batch import build_batch
+from rmcli.model.hashes import write_hashes
 from rmcli.runs import checkpoint
 from rmcli.train.loop import Trainer
 from rmcli.train.past import FREE, LONGER, ROUNDING
@@ -374,3 +375,15 @@ def test_a_model_folder_that_is_gone_is_written_again(run, cli):
     shutil.rmtree("run/checkpoints")
     result = cli("train", "--resume", "-o", "run")
     assert "error: run is finished and has no checkpoint to go on from\n" in result.stderr
+
+
+def test_rows_that_run_otherwise_than_before_are_said(run, cli):
+    """As where the self-test fails on another machine."""
+    path = Path("run/checkpoints/step-2")
+    told = json.loads((path / "checkpoint.json").read_text())
+    (path / "checkpoint.json").write_text(json.dumps(told | {"rows": "single"}))
+    (path / "rmcli.sha256").unlink()
+    write_hashes(path)
+    result = cli("train", "--resume", "-o", "run")
+    assert result.code == 0, result.stderr
+    assert "note: rows run packed, before they ran single: the run goes on, not bitwise" in result.stderr

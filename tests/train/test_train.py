@@ -17,7 +17,7 @@ from rmcli.errors import RmcliError
 from rmcli.model import optim
 from rmcli.model.forward import scores
 from rmcli.model.load import load_model
-from rmcli.model.memory import estimate_memory
+from rmcli.model.memory import estimate, sizes_of
 from rmcli.model.network import score_head
 from rmcli.model.recompute import checkpoint_activations
 from rmcli.packs.manifest import read_manifest, write_manifest
@@ -509,9 +509,10 @@ def test_the_memory_of_an_8b_model_is_known_from_its_config():
         num_attention_heads=32,
         num_key_value_heads=8,
     )
-    estimate = estimate_memory(resolve("llama3-8b").config, llama_3_8b, 16384)
-    assert estimate.num_parameters == 7_504_928_768  # 8.03 billion less the LM head
-    assert estimate.held == 16 * estimate.num_parameters
+    config = resolve("llama3-8b").config
+    need = estimate(sizes_of(config, llama_3_8b), config, 16384, several_forwards=True)
+    assert need.num_parameters == 7_504_928_768  # 8.03 billion less the LM head
+    assert need.held == 16 * need.num_parameters
 
 
 @pytest.mark.parametrize(
