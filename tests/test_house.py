@@ -30,6 +30,7 @@ FLOORS = [
     {"tokens", "rows"},
     {"backbones"},
     {"config"},
+    {"parallel"},
     {"output_files"},
     {"plugins", "output"},
     {"records"},

@@ -1,0 +1,51 @@
+"""The processes that train together: which of them this one is, and how they meet."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+from torch import distributed
+
+# Longer than any one process may work alone while the others wait: rank 0 reads a large model, or writes one.
+PATIENCE = timedelta(hours=1)
+
+
+def rank() -> int:
+    """The number of this process, from 0 on; 0 where it is alone."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def size() -> int:
+    """How many processes train together; 1 where this one is alone."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def is_first() -> bool:
+    """Whether this is the process that talks and writes files: the one of rank 0."""
+    return rank() == 0
+
+
+def local_rank() -> int:
+    """The number of this process among those of its machine, from 0 on."""
+    return int(os.environ.get("LOCAL_RANK", "0")) if distributed.is_initialized() else 0
+
+
+@contextmanager
+def joined(size: int) -> Iterator[None]:
+    """Meet the other processes at the place that the environment names; nothing where this one is alone.
+
+    Tensors on the host are exchanged by gloo, those on a GPU by NCCL.
+    """
+    if size == 1:
+        yield
+        return
+    has_cuda = torch.cuda.is_available()
+    if has_cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if has_cuda else "gloo", timeout=PATIENCE)
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
