@@ -16,16 +16,8 @@ from rmcli.model.network import backbone, is_trimmed, score_head
 from rmcli.model.rope import forget_longest_row
 
 
-def hidden_at_scores(
-    network: PreTrainedModel,
-    batch: Any,
-    dtype: str = "auto",
-    inputs_embeds: Tensor | None = None,
-) -> Tensor:
-    """(S, D) last hidden state at each reward position of a PackedBatch, SingleBatch or PaddedBatch.
-
-    `inputs_embeds` replaces a packed or padded batch's token embeddings (for gradients with respect to them).
-    """
+def hidden_at_scores(network: PreTrainedModel, batch: Any, dtype: str = "auto") -> Tensor:
+    """(S, D) last hidden state at each reward position of a PackedBatch, SingleBatch or PaddedBatch."""
     if (conversations := getattr(batch, "conversations", None)) is not None:
         return torch.cat([hidden_at_scores(network, one, dtype) for one in conversations])
     layout = getattr(batch, "layout", None)
@@ -36,12 +28,11 @@ def hidden_at_scores(
             f"attention {network.config._attn_implementation} cannot run a {type(batch).__name__}",
             "model.use_varlen_attn must be what the model was loaded with",
         )
-    inputs = {"input_ids": batch.input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
     device = batch.input_ids.device
     with arithmetic(network, dtype, device):
         if layout is not None:
             result = backbone(network)(
-                **inputs,
+                input_ids=batch.input_ids,
                 position_ids=batch.position_ids,
                 use_cache=False,
                 packed_layout=layout,
@@ -50,7 +41,7 @@ def hidden_at_scores(
             hidden = result.last_hidden_state[0]
             return hidden if is_trimmed(network) else hidden.index_select(0, batch.score_index)
         forget_longest_row(network)
-        result = backbone(network)(**inputs, attention_mask=batch.attention_mask, use_cache=False)
+        result = backbone(network)(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
         rows = torch.arange(len(batch.score_index), device=device)
         return result.last_hidden_state[rows, batch.score_index]
 
@@ -61,6 +52,6 @@ def scores(network: PreTrainedModel, batch: Any, dtype: str = "auto") -> Tensor:
 
 
 def apply_head(network: PreTrainedModel, hidden_SD: Tensor) -> Tensor:
-    weight = score_head(network).weight
+    head = score_head(network)  # called, not read: where weights are cut, calling it puts them together
     with torch.autocast(hidden_SD.device.type, enabled=False):
-        return (hidden_SD.to(weight.dtype) @ weight.T).squeeze(-1)
+        return head(hidden_SD.to(head.weight.dtype)).squeeze(-1)

@@ -102,9 +102,21 @@ class Probe:
 
 
 def _hidden(network: Any, one: Any, dtype: str) -> tuple[Tensor, Tensor]:
-    """Hidden states at the scores, and the embeddings that they come from."""
-    embeds = network.get_input_embeddings()(one.input_ids).detach().requires_grad_()
-    return hidden_at_scores(network, one, dtype, inputs_embeds=embeds), embeds
+    """Hidden states at the scores, and the embeddings that they come from.
+
+    The embeddings are caught where the network makes them: a sharded one makes them nowhere else.
+    """
+    caught: list[Tensor] = []
+
+    def cut_off(module: Any, arguments: Any, embeds: Tensor) -> Tensor:
+        caught.append(embeds.detach().requires_grad_())
+        return caught[-1]
+
+    handle = network.get_input_embeddings().register_forward_hook(cut_off)
+    try:
+        return hidden_at_scores(network, one, dtype), caught[0]
+    finally:
+        handle.remove()
 
 
 @dataclass(frozen=True)
