@@ -1,6 +1,6 @@
 """What a training step needs, estimated from the config alone, and what can be had."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -14,6 +14,7 @@ from rmcli.model import limits
 from rmcli.model.compact_adamw import PIECE, has_8_bits, scale_shape
 from rmcli.model.device import is_reduced, pick_device
 from rmcli.model.network import score_head
+from rmcli.parallel.mesh import MeshShape
 from rmcli.records import BatchKind
 
 # Measured on a CPU beside all that is counted: the libraries' own buffers and code, once they compute.
@@ -93,8 +94,19 @@ def sizes_of(config: Config, model_config: PreTrainedConfig, kind: BatchKind = "
     )
 
 
-def estimate(sizes: NetworkSizes, config: Config, tokens: int, several_forwards: bool) -> MemoryEstimate:
-    """Of a step whose largest forward has so many tokens; `several_forwards`: whether it adds up gradients."""
+def estimate(
+    sizes: NetworkSizes,
+    config: Config,
+    tokens: int,
+    several_forwards: bool,
+    mesh: MeshShape | None = None,
+) -> MemoryEstimate:
+    """Of a step whose largest forward has so many tokens; `several_forwards`: whether it adds up gradients.
+
+    With the `mesh` of several processes: what one of them needs.
+    """
+    if mesh is not None and mesh.size > 1:
+        return _of_one_process(estimate(sizes, config, tokens, True), sizes, mesh)
     train, device = config.train, pick_device(config)
     reduced = is_reduced(config.model.dtype, device)
     split = train.master_weights == "split"
@@ -109,6 +121,22 @@ def estimate(sizes: NetworkSizes, config: Config, tokens: int, several_forwards:
         tokens=tokens,
         update=0 if plain else 4 * _UPDATE_COPIES * min(PIECE, max(map(prod, sizes.weight_shapes))),
         process=0 if device.type == "cuda" else _OF_THE_PROCESS,
+    )
+
+
+def _of_one_process(alone: MemoryEstimate, sizes: NetworkSizes, mesh: MeshShape) -> MemoryEstimate:
+    """Its parts of weights, gradients and states, and the units that are put together at a time.
+
+    Those are the rest of the backbone, whose largest weight is the embedding, and two layers: one is computed with
+    while the next one comes.
+    """
+    body, largest = sum(map(prod, sizes.weight_shapes)), max(map(prod, sizes.weight_shapes))
+    together = largest + 2 * (body - largest) // sizes.layers
+    return replace(
+        alone,
+        weights=4 * sizes.num_parameters // mesh.shard + 4 * together,
+        gradients=alone.gradients // mesh.shard + 4 * together,
+        states=alone.states // mesh.shard,
     )
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +22,11 @@ def states(device: torch.device) -> dict[str, Tensor]:
     if device.type == "cuda":
         found[_key("cuda")] = torch.cuda.get_rng_state(device)
     return found
+
+
+def seed_apart(seed: int) -> None:
+    """Each process draws numbers of its own: the masks of dropout must not repeat from one to the next."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, world.rank()]).generate_state(1)[0]))
 
 
 def restore(checkpoint: Path, device: torch.device) -> None:

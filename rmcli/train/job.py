@@ -26,6 +26,7 @@ from rmcli.runs.folder import next_run_folder
 from rmcli.tokens.tokenizer import CHAT_TEMPLATE_HINT, RewardTokenizer, load_model_config, load_tokenizer
 from rmcli.train.checks import Use, adopt_data_settings, check_master_weights, check_same_tokens, count_use, has_use
 from rmcli.train.past import Past, check_length, check_same_run
+from rmcli.train.spread import Spread, check_sizes, spread_over
 from rmcli.train.plan import PackSizes, has_several_forwards, largest_forward, num_steps
 
 GIB = 2**30
@@ -49,6 +50,7 @@ class Job:
     batch_choice: BatchChoice
     use: Use
     device: torch.device
+    spread: Spread = Spread()
     past: Past | None = None  # the checkpoint that the run goes on from
     goes_on: bool = False  # in a folder that an earlier start made, from its checkpoint where it has one
 
@@ -80,15 +82,20 @@ def build_job(
     run_folder: Path | None,
     past: Past | None = None,
     goes_on: bool = False,
+    processes: int = 1,
 ) -> Job:
-    """Read the data and check it against the configuration and a past; load no weights and write nothing."""
+    """Read the data and check it against the configuration and a past; load no weights and write nothing.
+
+    `processes` train together.
+    """
     manifest = read_manifest(data_folder)
     resolved = adopt_data_settings(resolved, manifest, data_folder)
     for said in without_effect(resolved, "model", "loss", "train"):
         output.warn(said)
     config = resolved.config
     device = pick_device(config)
-    check_master_weights(config, device)
+    check_master_weights(config, device, processes)
+    check_sizes(config.parallel, processes)
     model = _where_it_lies(config.model, run_folder, past)
     model_config = load_model_config(model)
     check_max_length(model_config, config.data.max_length, config.model.pretrained_model_name_or_path)

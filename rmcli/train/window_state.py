@@ -15,14 +15,14 @@ def to_numbers(window: Window) -> dict[str, Any]:
     """Float32 numbers, which JSON gives back bit by bit."""
     metrics = window.metrics
     return {
-        "num_pairs": metrics.num_pairs,
-        "num_scores": metrics.num_scores,
+        "num_pairs": round(float(metrics.num_pairs)),
+        "num_scores": round(float(metrics.num_scores)),
         "sums": {name: float(getattr(metrics, name)) for name in _SUMS} if metrics.num_scores else None,
         "losses": [[float(part) for part in parts] for parts in window.losses],
         "norms": [float(norm) for norm in window.norms],
-        "num_tokens": window.num_tokens,
-        "flops": window.flops,
-        "effective_flops": window.effective_flops,
+        "num_tokens": round(float(window.num_tokens)),
+        "flops": float(window.flops),
+        "effective_flops": float(window.effective_flops),
         "seconds": window.seconds,
     }
 
