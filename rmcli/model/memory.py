@@ -12,6 +12,8 @@ from rmcli.config.sections import Config, TrainSection
 from rmcli.model import limits
 from rmcli.model.compact_adamw import BLOCK, PIECE, SMALLEST
 from rmcli.model.device import is_reduced, pick_device
+from rmcli.model.flops import FlopCounter
+from rmcli.model.network import flop_counter, trim
 from rmcli.records import BatchKind
 
 # Measured on a CPU beside all that is counted: the libraries' own buffers and code, once they compute.
@@ -21,7 +23,7 @@ _UPDATE_COPIES = 7  # float32 copies of one piece that CompactAdamW holds at a t
 
 @dataclass(frozen=True)
 class NetworkSizes:
-    """What the estimate knows of a network: how many numbers, in which weights and layers."""
+    """What is known of a network before it is loaded: how many numbers, in which weights and layers; its FLOPs."""
 
     num_parameters: int
     weight_sizes: tuple[int, ...]  # numbers of each weight
@@ -29,6 +31,7 @@ class NetworkSizes:
     whole_layers: int  # those that run on every token: all, or all but a trimmed last one
     hidden_size: int
     intermediate_size: int
+    counter: FlopCounter
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,8 @@ def sizes_of(config: Config, model_config: PreTrainedConfig, kind: BatchKind = "
         network: Any = AutoModelForSequenceClassification.from_config(model_config, trust_remote_code=False)
     weight_sizes = tuple(parameter.numel() for parameter in network.parameters())
     trims = kind == "packed" and config.model.trim_last_layer and architectures.trims_last_layer(model_config)
+    if trims:
+        trim(network)
     return NetworkSizes(
         num_parameters=sum(weight_sizes),
         weight_sizes=weight_sizes,
@@ -87,6 +92,7 @@ def sizes_of(config: Config, model_config: PreTrainedConfig, kind: BatchKind = "
         whole_layers=text.num_hidden_layers - trims,
         hidden_size=text.hidden_size,
         intermediate_size=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
+        counter=flop_counter(network),
     )
 
 
