@@ -26,7 +26,8 @@ from rmcli.runs.folder import next_run_folder
 from rmcli.tokens.tokenizer import CHAT_TEMPLATE_HINT, RewardTokenizer, load_model_config, load_tokenizer
 from rmcli.train.checks import Use, adopt_data_settings, check_master_weights, check_same_tokens, count_use, has_use
 from rmcli.train.past import Past, check_length, check_same_run
-from rmcli.train.plan import PackSizes, has_several_forwards, largest_forward, num_steps
+from rmcli.train.pieces import PackSizes
+from rmcli.train.plan import has_several_forwards, largest_forward, num_steps
 
 GIB = 2**30
 
@@ -49,6 +50,7 @@ class Job:
     batch_choice: BatchChoice
     use: Use
     device: torch.device
+    ranks: int = 1  # that see different groups: processes, or groups of them that share each row
     past: Past | None = None  # the checkpoint that the run goes on from
     goes_on: bool = False  # in a folder that an earlier start made, from its checkpoint where it has one
 
@@ -68,11 +70,6 @@ class Job:
             return self.config.train.peak_tflops * 1e12
         return flops.peak_flops(torch.cuda.get_device_name(self.device)) if self.device.type == "cuda" else None
 
-    @property
-    def plans_packs(self) -> bool:
-        """Whether forwards are planned as packs; single conversations are, each pack one after the other."""
-        return self.batch_choice.kind != "padded"
-
 
 def build_job(
     resolved: Resolved,
@@ -80,6 +77,7 @@ def build_job(
     run_folder: Path | None,
     past: Past | None = None,
     goes_on: bool = False,
+    ranks: int = 1,
 ) -> Job:
     """Read the data and check it against the configuration and a past; load no weights and write nothing."""
     manifest = read_manifest(data_folder)
@@ -106,16 +104,19 @@ def build_job(
     train_split = PackedSplit(data_folder, "train")
     if not len(train_split):
         raise RmcliError(f"{data_folder} has no training pairs", "lower data.eval_fraction, or prepare more rows")
-    sizes = PackSizes([train_split.group_tokens(row) for row in range(len(train_split))])
+    network = sizes_of(config, model_config, batch_choice.kind)
+    sizes = PackSizes.of(train_split, network.counter)
     model_folder.exported_template(reward)  # what could not be exported is not trained
-    total_steps = num_steps(sizes, config.train, batch_choice.kind != "padded")
+    total_steps = num_steps(sizes, config.train, batch_choice.kind, ranks)
     eval_split = PackedSplit(data_folder, "eval")
     if config.train.best is not None and not has_use(eval_split, config.loss.loss_type):
         raise ConfigError(
             f"train.best = {config.train.best!r}, but {data_folder} has no pairs held out",
             "prepare with data.eval_fraction above 0, or leave train.best out",
         )
-    for said in in_vain(resolved, _without_effect_here(config, sizes, batch_choice, total_steps, eval_split)):
+    uncapped = config.train.model_copy(update={"max_steps": None})
+    most_steps = num_steps(sizes, uncapped, batch_choice.kind, ranks)
+    for said in in_vain(resolved, _without_effect_here(config, most_steps, total_steps, eval_split)):
         output.warn(said)
     if past is not None:
         check_same_run(past, resolved, manifest, reward)
@@ -132,14 +133,15 @@ def build_job(
         sizes=sizes,
         total_steps=total_steps,
         memory=estimate(
-            sizes_of(config, model_config, batch_choice.kind),
+            network,
             config,
-            largest_forward(config, sizes, batch_choice.kind),
-            has_several_forwards(config, sizes, batch_choice.kind),
+            largest_forward(config, sizes, batch_choice.kind, ranks),
+            has_several_forwards(config, sizes, batch_choice.kind, ranks),
         ),
         batch_choice=batch_choice,
         use=count_use(train_split, config.loss.loss_type),
         device=device,
+        ranks=ranks,
         past=past,
         goes_on=goes_on,
     )
@@ -151,17 +153,16 @@ def _where_it_lies(model: ModelSection, run_folder: Path | None, past: Past | No
 
 
 def _without_effect_here(
-    config: Config, sizes: PackSizes, batch_choice: BatchChoice, total_steps: int, eval_split: PackedSplit
+    config: Config, most_steps: int, total_steps: int, eval_split: PackedSplit
 ) -> dict[str, str | None]:
     """Settings that change nothing with this data: key -> why, None where it does."""
     train = config.train
-    uncapped = num_steps(sizes, train.model_copy(update={"max_steps": None}), batch_choice.kind != "padded")
     never = "no pair is held out that this loss can be told on (data.eval_fraction)"
     only_at_end = f"the run has {total_steps:,} steps, and is evaluated at its end in any case"
     return {
         "train.max_steps": (
-            f"train.max_epochs = {train.max_epochs} gives {uncapped:,} steps"
-            if (train.max_steps or 0) > uncapped
+            f"train.max_epochs = {train.max_epochs} gives {most_steps:,} steps"
+            if (train.max_steps or 0) > most_steps
             else None
         ),
         "train.eval_steps": (

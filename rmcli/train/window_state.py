@@ -5,10 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmcli.model.metrics import PairMetrics
+from rmcli.model.metrics import TOTALS, PairMetrics
 from rmcli.train.window import Window
-
-_SUMS = ("correct", "margin", "score_sum", "score_min", "score_max")
 
 
 def to_numbers(window: Window) -> dict[str, Any]:
@@ -17,7 +15,7 @@ def to_numbers(window: Window) -> dict[str, Any]:
     return {
         "num_pairs": metrics.num_pairs,
         "num_scores": metrics.num_scores,
-        "sums": {name: float(getattr(metrics, name)) for name in _SUMS} if metrics.num_scores else None,
+        "sums": {name: float(value) for name, value in metrics.total().items()} if metrics.num_scores else None,
         "losses": [[float(part) for part in parts] for parts in window.losses],
         "norms": [float(norm) for norm in window.norms],
         "num_tokens": window.num_tokens,
@@ -34,8 +32,8 @@ def fill(window: Window, numbers: dict[str, Any], device: torch.device) -> None:
         return torch.tensor(value, dtype=torch.float32, device=device)
 
     if numbers["sums"] is not None:
-        sums = {name: tensor(value) for name, value in numbers["sums"].items()}
-        window.metrics = PairMetrics(num_pairs=numbers["num_pairs"], num_scores=numbers["num_scores"], **sums)
+        total = torch.stack([tensor(numbers["sums"][name]) for name in TOTALS])
+        window.metrics = PairMetrics(numbers["num_pairs"], numbers["num_scores"], [total])
     for loss, pairs, penalty in numbers["losses"]:
         window.losses.append((tensor(loss), tensor(pairs), tensor(penalty)))
     window.norms += map(tensor, numbers["norms"])
