@@ -13,7 +13,9 @@ from rmcli.config.sections import Config, TrainSection
 from rmcli.model import limits
 from rmcli.model.compact_adamw import PIECE, has_8_bits, scale_shape
 from rmcli.model.device import is_reduced, pick_device
-from rmcli.model.network import score_head
+from rmcli.model.flops import FlopCounter
+from rmcli.model.network import flop_counter, score_head, trim
+from rmcli.parallel import world
 from rmcli.parallel.mesh import MeshShape
 from rmcli.records import BatchKind
 
@@ -24,7 +26,7 @@ _UPDATE_COPIES = 7  # float32 copies of one piece that CompactAdamW holds at a t
 
 @dataclass(frozen=True)
 class NetworkSizes:
-    """What the estimate knows of a network: how many numbers, in which weights and layers."""
+    """What is known of a network before it is loaded: how many numbers, in which weights and layers; its FLOPs."""
 
     num_parameters: int
     weight_shapes: tuple[tuple[int, ...], ...]  # of all but the head
@@ -32,6 +34,7 @@ class NetworkSizes:
     whole_layers: int  # those that run on every token: all, or all but a trimmed last one
     hidden_size: int
     intermediate_size: int
+    counter: FlopCounter
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,8 @@ def sizes_of(config: Config, model_config: PreTrainedConfig, kind: BatchKind = "
     head = score_head(network).weight
     weight_shapes = tuple(tuple(weight.shape) for weight in network.parameters() if weight is not head)
     trims = kind == "packed" and config.model.trim_last_layer and architectures.trims_last_layer(model_config)
+    if trims:
+        trim(network)
     return NetworkSizes(
         num_parameters=sum(map(prod, weight_shapes)) + head.numel(),
         weight_shapes=weight_shapes,
@@ -91,6 +96,7 @@ def sizes_of(config: Config, model_config: PreTrainedConfig, kind: BatchKind = "
         whole_layers=text.num_hidden_layers - trims,
         hidden_size=text.hidden_size,
         intermediate_size=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
+        counter=flop_counter(network),
     )
 
 
@@ -172,6 +178,8 @@ def _activation_numbers(sizes: NetworkSizes, train: TrainSection) -> int:
     return kept[train.activation_checkpointing] + per_layer
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that can be had on the device now."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else limits.host_memory()
+def free_memory(device: torch.device, processes: int = 1) -> int:
+    """Bytes that this process can have on the device now; each of several on one machine its part of main memory."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return limits.host_memory() // min(processes, world.local_size(processes))

@@ -71,7 +71,7 @@ class Trainer:
         """What rows are filled up to, so that layers are compiled once; None where they are not compiled."""
         if self.config.train.kernels != "compile":
             return None
-        steps = plan(self.job.sizes, self.config.train, self.job.plans_packs, self.config.data.max_packed_length)
+        steps = plan(self.job.sizes, self.config.train, self.kind, self.config.data.max_packed_length)
         return shape_of_all((forward for step in steps for forward in step.forwards[0]), self.job.train_split)
 
     def _new_window(self) -> Window:
@@ -81,9 +81,9 @@ class Trainer:
     def fit(self, metrics_file: TextIO | None, profile_folder: Path | None = None) -> dict[str, Any]:
         """All steps that are not behind it. Returns the last log line joined with the last evaluation."""
         train, total = self.config.train, self.job.total_steps
-        packed, limit = self.job.plans_packs, self.config.data.max_packed_length
+        limit = self.config.data.max_packed_length
         unread: Skipped | None = None  # the flag of the last step, read one step later
-        steps = (step for step in plan(self.job.sizes, train, packed, limit) if step.number > self.step)
+        steps = (step for step in plan(self.job.sizes, train, self.kind, limit) if step.number > self.step)
         with (
             output.progress("train", total) as progress,
             _no_garbage_collection(),
@@ -252,7 +252,7 @@ class Trainer:
             output.warn(f"rows run {self.kind}, before they ran {facts['rows']}: {INEXACT}")
         self.step, self.num_skipped, self.best = past.step, facts["skipped"], facts["best"]
         self.summary = dict(facts["summary"])
-        window_state.fill(self.window, facts["window"], self.job.device)
+        window_state.fill(self.window, facts["window"], self.job.device, self.job.spread.processes > 1)
         if facts["shape"] is not None and self.feeder.shape is not None:
             self.feeder.shape = BatchShape(**facts["shape"])
         state.read_optimizer(past.checkpoint, self.network, self.optimizer)

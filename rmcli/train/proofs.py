@@ -38,7 +38,7 @@ def prove(job: Job, network: Any, optimizer: Optimizer, kind: BatchKind) -> None
     head_is_kept(network, state.tensors_of(network, optimizer))
     proven = ["packed rows exact"] if kind == "packed" else []
     proven += ["head finite, trainable, in the optimizer and in the checkpoint"]
-    groups = _first_groups(job)
+    groups = _first_groups(job, kind)
     if groups:
         batch = build_batch(kind, groups, job.reward.pad_token_id, job.device)
         if job.reward.mode != "last":
@@ -155,9 +155,9 @@ def _cost_behind(distance: float) -> float:
     return max(distance, 0.0) + math.log1p(math.exp(-abs(distance)))
 
 
-def _first_groups(job: Job) -> list[TokenGroup]:
+def _first_groups(job: Job, kind: BatchKind) -> list[TokenGroup]:
     """Those of the run's first forward that has any for this loss."""
-    steps = plan(job.sizes, job.config.train, job.plans_packs, job.config.data.max_packed_length)
+    steps = plan(job.sizes, job.config.train, kind, job.config.data.max_packed_length)
     forwards = (forward for step in steps for forward in step.forwards[0])
     each = (groups_of(job.train_split, forward, job.config.loss.loss_type) for forward in forwards)
     return next((groups for groups in each if groups), [])
