@@ -358,7 +358,9 @@ class ParallelSection(Section):
         "over them (FSDP2); auto: replicate where that fits into memory",
     )
     dp_replicate_size: int | None = Field(
-        None, ge=1, description="copies of the model, each cut over as many processes as that leaves (HSDP); one by default"
+        None,
+        ge=1,
+        description="copies of the model, each cut over as many processes as that leaves (HSDP); one by default",
     )
     sequence_parallel_size: int = Field(
         1, ge=1, description="neighbouring processes that share each row, for long conversations"

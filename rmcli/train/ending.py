@@ -58,7 +58,13 @@ def _begin(job: Job, command: str | None) -> None:
         record.go_on(job.run_folder, {"command": command, "step": job.past.step, "device": _device_name(job.device)})
         return
     data = {"folder": str(job.data_folder.absolute()), "manifest_sha256": job.manifest["manifest_sha256"]}
-    facts = {"command": command, "preset": job.resolved.name, "data": data, "device": _device_name(job.device), "processes": job.spread.processes}
+    facts = {
+        "command": command,
+        "preset": job.resolved.name,
+        "data": data,
+        "device": _device_name(job.device),
+        "processes": job.spread.processes,
+    }
     record.begin(job.run_folder, facts)
 
 

@@ -74,7 +74,9 @@ def every_weight_is_trained(network: Any, optimizer: Optimizer) -> None:
 def head_is_kept(network: Any, tensors: Mapping[str, Tensor]) -> None:
     """The head's own weight is among what a checkpoint is written from."""
     place = own_part(score_head(network).weight).data_ptr()
-    if not any(name.startswith("model.") and own_part(tensor).data_ptr() == place for name, tensor in tensors.items()):
+    if not any(
+        name.startswith("model.") and own_part(tensor).data_ptr() == place for name, tensor in tensors.items()
+    ):
         raise RmcliError("the weight of the score head is no part of a checkpoint: it would be lost", _REPORT)
 
 

@@ -68,9 +68,7 @@ def _divisors(number: int) -> str:
     return f"{', '.join(first)} or {last}" if first else last
 
 
-def spread_over(
-    processes: int, parallel: ParallelSection, needs: Callable[[MeshShape], int], have: int
-) -> Spread:
+def spread_over(processes: int, parallel: ParallelSection, needs: Callable[[MeshShape], int], have: int) -> Spread:
     """`needs` tells the bytes a process needs where weights lie so, `have` those it can have. The sizes are checked."""
     copies = parallel.dp_replicate_size or 1
     whole, cut = MeshShape(processes, 1), MeshShape(copies, processes // copies)
@@ -80,5 +78,7 @@ def spread_over(
     if parallel.data_parallel != "auto" or copies > 1:
         return Spread(whole if parallel.data_parallel == "replicate" else cut, sequence)
     fits = needs(whole) <= have
-    told = f"the whole model needs about {needs(whole) / 2**30:.2f} GiB a process, and {have / 2**30:.2f} GiB are free"
+    told = (
+        f"the whole model needs about {needs(whole) / 2**30:.2f} GiB a process, and {have / 2**30:.2f} GiB are free"
+    )
     return Spread(whole if fits else cut, sequence, told)
