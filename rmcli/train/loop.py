@@ -178,7 +178,7 @@ class Trainer:
             all_penalty += penalty.detach()
             self.progress.advance_part(len(feed.forwards))
         sums = add_up_step(feed, pair_loss, all_penalty, loss, share)
-        self.window.metrics.merge(metrics.summed(share))
+        self.window.metrics.merge(metrics.summed(self.job.device, share))
         norm, skipped = optim.clip_and_step(self.network, self.optimizer, self.config.train.max_norm, sums.loss)
         self.window.add_step(sums, norm)
         return Skipped(feed.step.number, skipped, feed.row_ids)
