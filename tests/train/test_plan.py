@@ -107,7 +107,11 @@ def test_the_plan_of_one_rank_is_what_it_was(settings, kind):
     sizes = PackSizes([generator.integers(3, 120, int(generator.integers(1, 12))) for _ in range(40)])
     steps = plan(sizes, train_section(max_epochs=2, **SETTINGS.get(settings, {})), kind, 128)
     told = [
-        [step.number, step.epoch, [[[[p.pack, p.start, p.stop] for p in one] for one in rank] for rank in step.forwards]]
+        [
+            step.number,
+            step.epoch,
+            [[[[p.pack, p.start, p.stop] for p in one] for one in rank] for rank in step.forwards],
+        ]
         for step in steps
     ]
     assert hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16] == HASHES[settings, kind]
