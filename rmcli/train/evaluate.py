@@ -18,6 +18,7 @@ from rmcli.train.balance import ByRank, share_out
 from rmcli.train.feed import groups_of
 from rmcli.train.pieces import PackSizes, Slice
 from rmcli.train.share import Share
+from rmcli.train.spread import Spread
 
 
 def evaluate(
@@ -26,15 +27,10 @@ def evaluate(
     config: Config,
     pad_token_id: int,
     kind: BatchKind,
-    rank: int = 0,
-    ranks: int = 1,
-    share: float = 1.0,
+    spread: Spread,
 ) -> dict[str, Any]:
     """Over all held-out pairs: loss (as in training, whole and in parts), accuracy, margin, score range. Empty
-    without any.
-
-    `rank` is whose forwards are run here, of `ranks` that see different groups; all get the same result. `share` is
-    the part of its sums that counts where several processes run the same forwards.
+    without any. Each process runs its share of them; all get the same result.
     """
     # Rows keep their own sizes here: compiled layers would be built again and again.
     compiled = config.train.kernels == "compile"
@@ -42,15 +38,15 @@ def evaluate(
         network.eval()
         metrics = PairMetrics()
         loss_sum, weight_sum, penalty_sum = 0.0, 0.0, 0.0
-        for own in _shares(network, split, config, kind, rank, ranks):
+        for own in _shares(network, split, config, kind, spread):
             forward = own.forward(kind, config.loss.loss_type, pad_token_id, network.device)
             scores_S = forward.own(scores(network, forward.batch, config.model.dtype))
             preference_loss, penalty = objective(scores_S, forward.targets, config.loss, 1.0, 1)
             loss_sum, penalty_sum = loss_sum + float(preference_loss), penalty_sum + float(penalty)
             weight_sum += sum(group.weight for group in own.groups)
             metrics.add(scores_S, forward.targets.better, forward.targets.worse)
-    sums = add_up(torch.tensor([loss_sum, penalty_sum, weight_sum], dtype=torch.float64)) * share
-    return _result(metrics.summed(network.device, share), *sums.tolist())
+    sums = add_up(torch.tensor([loss_sum, penalty_sum, weight_sum], dtype=torch.float64)) * spread.share
+    return _result(metrics.summed(network.device, spread.share), *sums.tolist())
 
 
 def _result(metrics: PairMetrics, loss_sum: float, penalty_sum: float, weight_sum: float) -> dict[str, Any]:
@@ -67,14 +63,12 @@ def _result(metrics: PairMetrics, loss_sum: float, penalty_sum: float, weight_su
     return {f"eval_{name}": value for name, value in values.items()}
 
 
-def _shares(
-    network: Any, split: PackedSplit, config: Config, kind: BatchKind, rank: int, ranks: int
-) -> Iterator[Share]:
+def _shares(network: Any, split: PackedSplit, config: Config, kind: BatchKind, spread: Spread) -> Iterator[Share]:
     """This rank's groups of each round that has any for the loss."""
-    for planned in zip(*_forwards(network, split, config, kind, ranks), strict=True):
+    for planned in zip(*_forwards(network, split, config, kind, spread.ranks), strict=True):
         side_by_side = [groups_of(split, forward, config.loss.loss_type) for forward in planned]
         if any(side_by_side):
-            yield Share.of(side_by_side, rank, kind)
+            yield Share.of(side_by_side, spread.rank, kind)
 
 
 def _forwards(network: Any, split: PackedSplit, config: Config, kind: BatchKind, ranks: int) -> ByRank:

@@ -97,7 +97,7 @@ def groups_of(split: PackedSplit, forward: Iterable[Slice], loss_type: str) -> l
 
 
 def shape_of_all(forwards: Iterable[Iterable[Slice]], split: PackedSplit) -> BatchShape:
-    """The one shape that all these forwards fill up to, no larger than the largest of them needs.
+    """The one shape that all these forwards, some maybe empty, fill up to, no larger than the largest of them needs.
 
     Offsets of segments that do not exist and lengths that none has cost a kernel time as well. Groups that the loss
     does not use count, too: a forward without them is filled up.
@@ -106,7 +106,7 @@ def shape_of_all(forwards: Iterable[Iterable[Slice]], split: PackedSplit) -> Bat
     columns = np.stack([np.concatenate(column) for column in zip(*packs, strict=True)])  # one per group of the split
     first = [0, *itertools.accumulate(split.groups_per_pack)]
     sizes = []
-    for forward in forwards:
+    for forward in filter(None, forwards):
         groups = [g for part in forward for g in range(first[part.pack] + part.start, first[part.pack] + part.stop)]
         tokens, numbers, prefixes, longest = columns[:, groups]
         unshared = tokens + (numbers - 1) * prefixes

@@ -110,7 +110,8 @@ def build_job(
     if not len(train_split):
         raise RmcliError(f"{data_folder} has no training pairs", "lower data.eval_fraction, or prepare more rows")
     network = sizes_of(config, model_config, batch_choice.kind)
-    sizes = PackSizes.of(train_split, network.counter)
+    use = count_use(train_split, config.loss.loss_type)
+    sizes = PackSizes.of(train_split, network.counter, use.is_used_G)
     model_folder.exported_template(reward)  # what could not be exported is not trained
     ranks = processes // config.parallel.sequence_parallel_size
     total_steps = num_steps(sizes, config.train, batch_choice.kind, ranks)
@@ -149,7 +150,7 @@ def build_job(
         total_steps=total_steps,
         memory=estimate(network, config, tokens, several_forwards, spread.mesh),
         batch_choice=batch_choice,
-        use=count_use(train_split, config.loss.loss_type),
+        use=use,
         device=device,
         spread=spread,
         past=past,

@@ -261,17 +261,8 @@ class Trainer:
 
     def evaluate_and_log(self, step: int, metrics_file: TextIO | None) -> None:
         pad_token_id = self.job.reward.pad_token_id
-        spread = self.job.spread
-        result = evaluate(
-            self.network,
-            self.job.eval_split,
-            self.config,
-            pad_token_id,
-            self.kind,
-            spread.rank,
-            spread.ranks,
-            spread.share,
-        )
+        split = self.job.eval_split
+        result = evaluate(self.network, split, self.config, pad_token_id, self.kind, self.job.spread)
         if not result:
             return
         self.summary |= result
