@@ -27,8 +27,9 @@ from rmcli.errors import ConfigError, RmcliError
 
 if TYPE_CHECKING:
     from rmcli.config.layers import Resolved
-    from rmcli.prepare.job import Job
+    from rmcli.prepare.job import Job as PrepareJob
     from rmcli.train.find_data import Elsewhere
+    from rmcli.train.job import Job
 
 
 @reports
@@ -105,7 +106,7 @@ def _job(
     dry_run: bool,
     as_json: bool,
 ) -> "Job":
-    """What is to be trained: each process finds and checks it; what is chosen or made on the way the first one does."""
+    """What is to be trained. Each process finds and checks it; what is chosen or made for it the first one does."""
     from rmcli.config.resolve import resolve
     from rmcli.packs import remote
     from rmcli.parallel.agreement import by_first, on_each, one_per_machine_first
@@ -184,7 +185,7 @@ def _prepare_command(wanted: "Resolved") -> str:
     return shlex.join(["rmcli", "prepare", *parts, *map_fn, "--preset", wanted.name])
 
 
-def _say_changed_map_functions(job: "Job", found: "Elsewhere") -> None:
+def _say_changed_map_functions(job: "PrepareJob", found: "Elsewhere") -> None:
     """Rows may become other pairs than they are in the set that is prepared again."""
     from rmcli.rows.map_fns.apply import source_sha256
 

@@ -58,7 +58,7 @@ def run_together(command: Sequence[str], number: int) -> int:
 
     That is the exit code of the process that said why all end; 128 and the signal where one was killed.
     """
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     listener = socket.create_server(("127.0.0.1", 0))  # no other machine gets in
     port = listener.getsockname()[1]
@@ -174,7 +174,8 @@ def _wait(processes: _Processes, store: Any, came: Sequence[int]) -> None:
         if not codes:
             continue
         failed_at = failed_at or time.monotonic()
-        grace = GRACE_TO_STOP if codes <= {*ENDING_SIGNALS.values()} else GRACE
+        is_stopping = codes <= {*ENDING_SIGNALS.values()} and len(came) < 2  # a second signal leaves at once
+        grace = GRACE_TO_STOP if is_stopping else GRACE
         if time.monotonic() - failed_at > grace:
             return
 

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import torch
 from torch import distributed
+from torch.distributed.rendezvous import rendezvous
 
 from rmcli.parallel import word
 
@@ -46,7 +47,7 @@ def joined(size: int) -> Iterator[None]:
     has_cuda = torch.cuda.is_available()
     if has_cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    store, rank, _ = next(distributed.rendezvous("env://", timeout=PATIENCE))
+    store, rank, _ = next(rendezvous("env://", timeout=PATIENCE))
     backend = "cpu:gloo,cuda:nccl" if has_cuda else "gloo"
     distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     word.share(store, rank)

@@ -32,7 +32,7 @@ def started_processes(environment: Mapping[str, str]) -> int:
     raise ConfigError(
         f"{count} processes were started ({several}={told[several]}), but nothing tells them where they meet: "
         f"{', '.join(missing)} not set",
-        f"start torchrun, once per machine: torchrun ... -m rmcli train ... (where it is one process, unset {several})",
+        f"start torchrun, once per machine: torchrun ... -m rmcli train ... (if it is one process, unset {several})",
     )
 
 
