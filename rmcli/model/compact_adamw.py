@@ -12,8 +12,9 @@ torch.optim.AdamW(fused=True) runs, so a run is bitwise the one with float32 mas
 byte per value for its place in a dynamic map. Like bitsandbytes and torchao, weights of fewer than 4096 numbers keep
 float32 states. Their optimizers are not used: neither holds split masters or leaves a step out on the device. Unlike
 theirs a block lies within a row of the weight (the row's last may be shorter), and a scale tensor has the weight's
-axes but its last, (rows, blocks) or (experts, rows, blocks): a weight cut along its first axis keeps its states as
-they are. A cut through a vector would cut blocks, so vectors keep float32 states, too.
+axes but its last, (rows, blocks) or (experts, rows, blocks): a weight cut along its first axis over processes keeps
+its states, bitwise where each part is a multiple of 64 numbers. A cut through a vector would cut blocks, so vectors
+keep float32 states, too.
 
 Axes: R rows of one piece of a weight, C numbers of a row, B blocks of a row.
 """

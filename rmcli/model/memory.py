@@ -1,6 +1,6 @@
 """What a training step needs, estimated from the config alone, and what can be had."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -13,7 +13,10 @@ from rmcli.config.sections import Config, TrainSection
 from rmcli.model import limits
 from rmcli.model.compact_adamw import PIECE, has_8_bits, scale_shape
 from rmcli.model.device import is_reduced, pick_device
-from rmcli.model.network import score_head
+from rmcli.model.flops import FlopCounter
+from rmcli.model.network import flop_counter, score_head, trim
+from rmcli.parallel import world
+from rmcli.parallel.mesh import MeshShape
 from rmcli.records import BatchKind
 
 # Measured on a CPU beside all that is counted: the libraries' own buffers and code, once they compute.
@@ -23,7 +26,7 @@ _UPDATE_COPIES = 7  # float32 copies of one piece that CompactAdamW holds at a t
 
 @dataclass(frozen=True)
 class NetworkSizes:
-    """What the estimate knows of a network: how many numbers, in which weights and layers."""
+    """What is known of a network before it is loaded: how many numbers, in which weights and layers; its FLOPs."""
 
     num_parameters: int
     weight_shapes: tuple[tuple[int, ...], ...]  # of all but the head
@@ -31,6 +34,7 @@ class NetworkSizes:
     whole_layers: int  # those that run on every token: all, or all but a trimmed last one
     hidden_size: int
     intermediate_size: int
+    counter: FlopCounter
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,8 @@ def sizes_of(config: Config, model_config: PreTrainedConfig, kind: BatchKind = "
     head = score_head(network).weight
     weight_shapes = tuple(tuple(weight.shape) for weight in network.parameters() if weight is not head)
     trims = kind == "packed" and config.model.trim_last_layer and architectures.trims_last_layer(model_config)
+    if trims:
+        trim(network)
     return NetworkSizes(
         num_parameters=sum(map(prod, weight_shapes)) + head.numel(),
         weight_shapes=weight_shapes,
@@ -90,11 +96,23 @@ def sizes_of(config: Config, model_config: PreTrainedConfig, kind: BatchKind = "
         whole_layers=text.num_hidden_layers - trims,
         hidden_size=text.hidden_size,
         intermediate_size=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
+        counter=flop_counter(network),
     )
 
 
-def estimate(sizes: NetworkSizes, config: Config, tokens: int, several_forwards: bool) -> MemoryEstimate:
-    """Of a step whose largest forward has so many tokens; `several_forwards`: whether it adds up gradients."""
+def estimate(
+    sizes: NetworkSizes,
+    config: Config,
+    tokens: int,
+    several_forwards: bool,
+    mesh: MeshShape | None = None,
+) -> MemoryEstimate:
+    """Of a step whose largest forward has so many tokens; `several_forwards`: whether it adds up gradients.
+
+    With the `mesh` of several processes: what one of them needs.
+    """
+    if mesh is not None and mesh.size > 1:
+        return _of_one_process(estimate(sizes, config, tokens, True), sizes, mesh)
     train, device = config.train, pick_device(config)
     reduced = is_reduced(config.model.dtype, device)
     split = train.master_weights == "split"
@@ -109,6 +127,22 @@ def estimate(sizes: NetworkSizes, config: Config, tokens: int, several_forwards:
         tokens=tokens,
         update=0 if plain else 4 * _UPDATE_COPIES * min(PIECE, max(map(prod, sizes.weight_shapes))),
         process=0 if device.type == "cuda" else _OF_THE_PROCESS,
+    )
+
+
+def _of_one_process(alone: MemoryEstimate, sizes: NetworkSizes, mesh: MeshShape) -> MemoryEstimate:
+    """Its parts of weights, gradients and states, and the units that are put together at a time.
+
+    Those are the rest of the backbone, whose largest weight is the embedding, and two layers: one is computed with
+    while the next one comes.
+    """
+    body, largest = sum(map(prod, sizes.weight_shapes)), max(map(prod, sizes.weight_shapes))
+    together = largest + 2 * (body - largest) // sizes.layers
+    return replace(
+        alone,
+        weights=4 * sizes.num_parameters // mesh.shard + 4 * together,
+        gradients=alone.gradients // mesh.shard + 4 * together,
+        states=alone.states // mesh.shard,
     )
 
 
@@ -144,6 +178,8 @@ def _activation_numbers(sizes: NetworkSizes, train: TrainSection) -> int:
     return kept[train.activation_checkpointing] + per_layer
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that can be had on the device now."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else limits.host_memory()
+def free_memory(device: torch.device, processes: int = 1) -> int:
+    """Bytes that this process can have on the device now; each of several on one machine its part of main memory."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return limits.host_memory() // min(processes, world.local_size(processes))

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
@@ -48,3 +49,14 @@ def group_of_parts(tensor: Tensor) -> distributed.ProcessGroup | None:
     mesh = tensor.device_mesh
     axis = mesh.ndim - 1  # parts of one copy
     return mesh.get_group(axis) if mesh.size(axis) > 1 else None
+
+
+def host_copy(tensor: Tensor, mesh: DeviceMesh | None) -> Tensor:
+    """A copy in main memory, cut alike over a mesh of processes' main memories."""
+    own = own_part(tensor.detach()).to("cpu", copy=True)
+    if not isinstance(tensor, DTensor):
+        return own
+    assert mesh is not None
+    return DTensor.from_local(
+        own, mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
+    )

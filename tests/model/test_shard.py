@@ -99,7 +99,7 @@ def test_a_wrong_factor_is_seen(factor):
 
 
 def held(shape) -> dict[str, float]:
-    """The share of one process's numbers that lies here, by weights and optimizer states; whether buffers are true."""
+    """The share of one process's numbers that lies here, of weights and of states; whether buffers are true."""
     reference = tiny_model("llama")
     network = sharded(reference, shape)
     optimizer = optim.build_optimizer(network, network.score, TrainSection())
