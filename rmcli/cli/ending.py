@@ -11,9 +11,8 @@ from typing import NoReturn
 import typer
 
 from rmcli import output
-from rmcli.errors import ENDING_SIGNALS, INTERRUPTED, TERMINATED, RmcliError, Terminated
+from rmcli.errors import ENDING_SIGNALS, INTERRUPTED, TERMINATED, FailedElsewhere, RmcliError, Terminated
 from rmcli.parallel import word
-from rmcli.parallel.word import PeerEnded
 
 
 @contextmanager
@@ -25,7 +24,7 @@ def one_line_for_everything() -> Iterator[None]:
     try:
         with _signals_raise():
             yield
-    except PeerEnded as error:
+    except FailedElsewhere as error:
         if word.take_for_peer(error):
             output.error(error.message, error.hint)
         raise typer.Exit(error.exit_code) from None

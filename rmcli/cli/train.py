@@ -23,7 +23,7 @@ from rmcli.cli.options import (
     say_next,
     show_config,
 )
-from rmcli.errors import ConfigError, RmcliError
+from rmcli.errors import RmcliError
 
 if TYPE_CHECKING:
     from rmcli.config.layers import Resolved
@@ -75,10 +75,10 @@ def train_command(
     from rmcli.train.resume import finished
     from rmcli.train.same import check_same_job
 
-    wanted = wanted_processes(num_processes, os.environ)
-    with joined(started_processes(os.environ)), one_line_for_everything(), peers_explained():
+    wanted, started = wanted_processes(num_processes, os.environ), started_processes(os.environ)
+    with joined(started), one_line_for_everything(), peers_explained():
         with output.said_already(parent.is_there()):
-            job = _job(data, out, resume, preset, config or (), set_ or (), dry_run, json)
+            job = _job(data, out, resume, preset, config or (), set_ or (), dry_run, json, max(wanted, started))
         check_same_job(job)
         check_gpus(wanted, job.device.type)
         if dry_run:
@@ -105,37 +105,36 @@ def _job(
     set_: Sequence[str],
     dry_run: bool,
     as_json: bool,
+    processes: int,
 ) -> "Job":
     """What is to be trained. Each process finds and checks it; what is chosen or made for it the first one does."""
     from rmcli.config.resolve import resolve
     from rmcli.packs import remote
-    from rmcli.parallel.agreement import by_first, on_each, one_per_machine_first
+    from rmcli.parallel.agreement import on_each, one_per_machine_first
+    from rmcli.parallel.collectives import on_first
     from rmcli.runs.folder import clear_unborn, newest_unfinished
     from rmcli.train.job import build_job
     from rmcli.train.resume import is_run, resumed_job
 
-    earlier = by_first(lambda: (out or newest_unfinished(Path("runs"))) if resume else None)
+    earlier = on_first(lambda: (out or newest_unfinished(Path("runs"))) if resume else None)
     given = None if data is None else one_per_machine_first(lambda: remote.local(data))
-    if earlier is not None and by_first(lambda: is_run(earlier)):
-        return on_each(lambda: resumed_job(earlier, given, preset, config, set_))
+    if earlier is not None and on_first(lambda: is_run(earlier)):
+        return on_each(lambda: resumed_job(earlier, given, preset, config, set_, processes))
     if earlier is not None and not dry_run:
-        by_first(lambda: clear_unborn(earlier))
+        on_first(lambda: clear_unborn(earlier))
     resolved = on_each(lambda: resolve(preset, config, set_))
     try:
-        folder = given or by_first(lambda: _prepared_data(resolved, dry_run))
+        folder = given or on_first(lambda: _prepared_data(resolved, dry_run))
     except RmcliError as error:
         if dry_run:
             show_config(resolved, {"missing": error.message}, as_json)
         raise
-    return on_each(lambda: build_job(resolved, folder, out))
+    return on_each(lambda: build_job(resolved, folder, out, processes=processes))
 
 
 def _run(job: "Job", profile: bool) -> dict[str, Any]:
-    from rmcli.parallel import world
     from rmcli.train.run import run
 
-    if world.size() > 1:
-        raise ConfigError(f"training on {world.size()} processes is not built yet", "start one: rmcli train ...")
     return run(job, profile, shlex.join(["rmcli", *sys.argv[1:]]))
 
 

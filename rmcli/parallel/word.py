@@ -11,13 +11,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rmcli import output
-from rmcli.errors import RmcliError
+from rmcli.errors import FailedElsewhere, RmcliError
 from rmcli.parallel import parent
 
 KEY, KEPT = "rmcli/word", "rmcli/kept"
 FIRST_COMES_FIRST = 0.3  # seconds that others leave to rank 0, which fails of the same thing, to say it
 PATIENCE = 1.0  # seconds in which the process that failed first says so
-PEER_ENDED = "another process of this run has ended without a word"
 # How gloo's errors read where another process is gone; NCCL's and the store's have classes of their own.
 _GONE = ("closed by peer", "reset by peer", "gloo/transport", "connection refused", "broken pipe")
 
@@ -32,15 +31,6 @@ class Word:
     rank: int
     message: str
     exit_code: int
-
-
-class PeerEnded(RmcliError):
-    """This process ends because another one did. `is_told`: that one says why."""
-
-    def __init__(self, message: str | None, exit_code: int = 1) -> None:
-        super().__init__(message or PEER_ENDED)
-        self.is_told = message is not None
-        self.exit_code = exit_code
 
 
 def is_one_of_others(environment: Mapping[str, str]) -> bool:
@@ -86,7 +76,7 @@ def take(message: str, exit_code: int) -> bool:
     return is_mine
 
 
-def take_for_peer(error: PeerEnded) -> bool:
+def take_for_peer(error: FailedElsewhere) -> bool:
     """Whether this process says that another one is gone: where nobody does, and nobody watches over them all."""
     if error.is_told or parent.is_there():
         if not error.is_told and _rank == 0:
@@ -96,10 +86,10 @@ def take_for_peer(error: PeerEnded) -> bool:
     return take(error.message, error.exit_code)
 
 
-def _leave_what_is_kept(error: PeerEnded) -> None:
+def _leave_what_is_kept(error: FailedElsewhere) -> None:
     """For the process that started this one and knows which has ended: the last checkpoint, and the way on."""
     with suppress(RuntimeError):
-        _store.set(KEPT, json.dumps([error.message.removeprefix(PEER_ENDED), error.hint]))
+        _store.set(KEPT, json.dumps([error.message.removeprefix(error.WITHOUT_A_WORD), error.hint]))
 
 
 def read_what_is_kept(store: Any) -> tuple[str, str | None]:
@@ -113,7 +103,7 @@ def read_what_is_kept(store: Any) -> tuple[str, str | None]:
 
 @contextmanager
 def peers_explained() -> Iterator[None]:
-    """What fails because another process has ended raises PeerEnded. Whoever may say more gets a moment to do it."""
+    """What fails because another process has ended raises FailedElsewhere; who knows more gets a moment to say it."""
     try:
         yield
     except RmcliError:
@@ -122,9 +112,9 @@ def peers_explained() -> Iterator[None]:
         if _store is None:
             raise
         if (word := _wait_for_word()) is not None:
-            raise PeerEnded(f"process {word.rank}: {word.message}", word.exit_code) from error
+            raise FailedElsewhere(f"process {word.rank}: {word.message}", word.exit_code) from error
         if _says_that_a_peer_is_gone(error):
-            raise PeerEnded(None) from error
+            raise FailedElsewhere from error
         raise
 
 
