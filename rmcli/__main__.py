@@ -9,6 +9,13 @@ from rmcli.parallel import parent
 
 
 def main() -> None:
+    begin()
+    from rmcli.cli.app import main as run
+
+    run()
+
+
+def begin() -> None:
     """Ctrl-C and its like leave at once while nothing has begun: a command with something to clear takes over."""
     for name in ENDING_SIGNALS:
         number = getattr(signal, name, None)
@@ -16,9 +23,6 @@ def main() -> None:
             signal.signal(number, _leave)
     parent.allow_signals()
     parent.end_with_it()
-    from rmcli.cli.app import main as run
-
-    run()
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -9,9 +9,10 @@ import warnings
 import typer
 
 from rmcli import output
+from rmcli.__main__ import begin
 from rmcli.cli.ending import one_line_for_everything
 from rmcli.errors import ConfigError, Stopped
-from rmcli.parallel import collectives, parent, world
+from rmcli.parallel import collectives, world
 from rmcli.parallel.word import is_one_of_others, peers_explained
 from rmcli.train.launcher import started_processes
 from rmcli.train.signals import stop_on_signals
@@ -25,10 +26,10 @@ def talk_and_fail() -> None:
     os.write(2, f"stderr {rank}\n".encode())
     os.write(1, f"stdout {rank}\n".encode())
     output.answer(f"answer {rank}")
-    collectives.wait_for_all()
+    collectives.gather(None)
     if rank == 1:
         raise ConfigError("a key is wrong", "mend it")
-    collectives.wait_for_all()
+    collectives.gather(None)
 
 
 def error_while_others_are_busy() -> None:
@@ -38,20 +39,20 @@ def error_while_others_are_busy() -> None:
 
 
 def error_of_all() -> None:
-    collectives.wait_for_all()
+    collectives.gather(None)
     raise ConfigError("a key is wrong", "mend it")
 
 
 def bug() -> None:
     if world.rank() == 1:
         raise ZeroDivisionError("a bug")
-    collectives.wait_for_all()
+    collectives.gather(None)
 
 
 def killed() -> None:
     if world.rank() == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    collectives.wait_for_all()
+    collectives.gather(None)
 
 
 def end_before_all_met() -> None:
@@ -96,6 +97,5 @@ def main(what: str) -> None:
 
 
 if __name__ == "__main__":
-    parent.allow_signals()
-    parent.end_with_it()
+    begin()
     main(sys.argv[1])
