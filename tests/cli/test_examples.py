@@ -1,4 +1,4 @@
-"""The scripts in examples/ are run by bash, with commands that write down what they are given, which our parsers take."""
+"""The scripts in examples/ run in bash, with commands that write down what they get; our parsers must take that."""
 
 import os
 import signal
