@@ -107,7 +107,7 @@ class Trainer:
                     profiler.step()
                 unread = self._do_what_is_due(feed.step, share, skipped, metrics_file, stop)
             self._wait_for_the_last()
-            if stop.is_wanted:  # since the last step
+            if stop.agreed():  # since the last step
                 raise stopped(self.job, stop, self.step)
         return self.summary
 
@@ -124,7 +124,7 @@ class Trainer:
             self.log(step, share, metrics_file)
         if is_evaluated:
             self.evaluate_and_log(number, metrics_file)
-        is_stopping = stop.is_wanted  # asked once a step: what is stopped is saved
+        is_stopping = stop.agreed()  # asked once a step: what is stopped is saved
         is_saved = is_saved or is_stopping
         if is_saved:
             stop_if_skipped(skipped, self.job.manifest)
