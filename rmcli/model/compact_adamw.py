@@ -11,14 +11,16 @@ torch.optim.AdamW(fused=True) runs, so a run is bitwise the one with float32 mas
 8-bit states are those of arXiv 2110.02861: blocks of 256 values, each with its largest magnitude in float32, and one
 byte per value for its place in a dynamic map. Like bitsandbytes and torchao, weights of fewer than 4096 numbers keep
 float32 states. Their optimizers are not used: neither holds split masters or leaves a step out on the device. Unlike
-theirs a block lies within a row of the weight (the row's last may be shorter), so that a weight cut between rows
-keeps its states as they are.
+theirs a block lies within a row of the weight (the row's last may be shorter), and a scale tensor has the weight's
+axes but its last, (rows, blocks) or (experts, rows, blocks): a weight cut along its first axis keeps its states as
+they are. A cut through a vector would cut blocks, so vectors keep float32 states, too.
 
 Axes: R rows of one piece of a weight, C numbers of a row, B blocks of a row.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
+from math import prod
 from typing import Any
 
 import torch
@@ -26,7 +28,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 BLOCK = 256  # values that share a scale
-SMALLEST = 4096  # numbers of a weight whose states are worth 8 bits
+SMALLEST = 4096  # numbers of a whole weight, however cut, whose states are worth 8 bits
 PIECE = 2**24  # numbers updated at a time, about: temporary float32 memory stays below a gigabyte
 # Rows updated at a time are a multiple: the kernel must see the same vectors, of up to 64 numbers, as in one go.
 ROWS = 64
@@ -62,6 +64,16 @@ def _split_into(bits_RC: Tensor, weight_bits_RC: Tensor, low_RC: Tensor) -> None
     high_RC, rest_RC = _split(bits_RC)
     weight_bits_RC.copy_(high_RC)
     low_RC.copy_(rest_RC)
+
+
+def has_8_bits(shape: Sequence[int], state_bits: int) -> bool:
+    """Whether a weight of this shape gets 8-bit states where `state_bits` asks for them."""
+    return state_bits == 8 and len(shape) >= 2 and prod(shape) >= SMALLEST
+
+
+def scale_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """Of the scales of one 8-bit state: the blocks of a row in place of its numbers."""
+    return (*shape[:-1], -(-shape[-1] // BLOCK))
 
 
 @cache
@@ -106,13 +118,12 @@ class CompactAdamW(torch.optim.Optimizer):
         if split:
             parameter.data, state["master_low"] = round_bits(parameter.data.contiguous())
         assert parameter.is_contiguous()
-        eight = state_bits == 8 and parameter.numel() >= SMALLEST
+        eight = has_8_bits(parameter.shape, state_bits)
         for name in ("exp_avg", "exp_avg_sq"):
             dtype = torch.uint8 if eight else torch.float32
             state[name] = torch.zeros(parameter.shape, dtype=dtype, device=parameter.device)
             if eight:  # a scale of zero makes every value zero
-                rows, numbers = _rows(parameter).shape
-                state[f"{name}_scale"] = torch.zeros(rows, -(-numbers // BLOCK), device=parameter.device)
+                state[f"{name}_scale"] = torch.zeros(scale_shape(parameter.shape), device=parameter.device)
 
     def keep_float32_gradients(self, wanted: bool) -> None:
         """Whether `.grad` of a bfloat16 weight is float32: exact sums of several contributions, 2 bytes more each."""
@@ -207,7 +218,7 @@ class _State:
         self.signed, self.made = name == "exp_avg", made
         self.values_RC = _rows(state[name])[piece]
         scale = state.get(f"{name}_scale")
-        self.scale_RB = None if scale is None else scale[piece]
+        self.scale_RB = None if scale is None else _rows(scale)[piece]
 
     def read(self) -> Tensor:
         if self.scale_RB is None:
