@@ -10,10 +10,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rmcli.errors import RmcliError
+from rmcli.model.attention.row_slice import RowSlice
 from rmcli.model.attention.shared_prefix import ATTENTION_NAME
+from rmcli.model.batch import PackedBatch
 from rmcli.model.device import arithmetic
 from rmcli.model.network import backbone, is_trimmed, score_head
 from rmcli.model.rope import forget_longest_row
+from rmcli.model.sequence_parallel import sequence_group
 
 
 def hidden_at_scores(
@@ -23,6 +26,8 @@ def hidden_at_scores(
     inputs_embeds: Tensor | None = None,
 ) -> Tensor:
     """(S, D) last hidden state at each reward position of a PackedBatch, SingleBatch or PaddedBatch.
+
+    Each process of a sequence group (see sequence_parallel) is given the same packed batch, and gets all S.
 
     `inputs_embeds` replaces a packed or padded batch's token embeddings (for gradients with respect to them).
     """
@@ -36,23 +41,33 @@ def hidden_at_scores(
             f"attention {network.config._attn_implementation} cannot run a {type(batch).__name__}",
             "model.use_varlen_attn must be what the model was loaded with",
         )
-    inputs = {"input_ids": batch.input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
     device = batch.input_ids.device
     with arithmetic(network, dtype, device):
         if layout is not None:
-            result = backbone(network)(
-                **inputs,
-                position_ids=batch.position_ids,
-                use_cache=False,
-                packed_layout=layout,
-                packed_backend=getattr(network, "packed_backend", "auto"),
-            )
-            hidden = result.last_hidden_state[0]
-            return hidden if is_trimmed(network) else hidden.index_select(0, batch.score_index)
+            return _packed_hidden(network, batch, inputs_embeds)
+        inputs = {"input_ids": batch.input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
         forget_longest_row(network)
         result = backbone(network)(**inputs, attention_mask=batch.attention_mask, use_cache=False)
         rows = torch.arange(len(batch.score_index), device=device)
         return result.last_hidden_state[rows, batch.score_index]
+
+
+def _packed_hidden(network: PreTrainedModel, batch: PackedBatch, inputs_embeds: Tensor | None) -> Tensor:
+    """Each process of a sequence group runs its own tokens of the row, and gets the hidden states at all scores."""
+    name, row = ("input_ids", batch.input_ids) if inputs_embeds is None else ("inputs_embeds", inputs_embeds)
+    layout, position_ids = batch.layout, batch.position_ids
+    if (group := sequence_group(network)) is not None:
+        layout = RowSlice.of(layout, group)
+        row, position_ids = layout.take(row), layout.take(position_ids)
+    result = backbone(network)(
+        **{name: row},
+        position_ids=position_ids,
+        use_cache=False,
+        packed_layout=layout,
+        packed_backend=getattr(network, "packed_backend", "auto"),
+    )
+    hidden = result.last_hidden_state[0]
+    return hidden if is_trimmed(network) else layout.take_scores(hidden, 0)
 
 
 def scores(network: PreTrainedModel, batch: Any, dtype: str = "auto") -> Tensor:

@@ -27,6 +27,8 @@ from rmcli.model.device import is_reduced
 from rmcli.model.forward import hidden_at_scores
 from rmcli.model.network import score_head
 from rmcli.model.rope import hold_rope
+from rmcli.model.sequence_parallel import sequence_group
+from rmcli.parallel import adjoints
 from rmcli.records import TokenGroup
 
 NUM_HEADS = 64  # a single score may agree by chance
@@ -75,6 +77,8 @@ class Probe:
         hidden_SD, embeds = _hidden(network, self.packed, dtype)
         scores_SN = hidden_SD.to(heads_DN.dtype) @ heads_DN
         (gradient,) = torch.autograd.grad((scores_SN[:, 0] * direction_S).sum(), embeds)
+        if (group := sequence_group(network)) is not None:
+            gradient = adjoints.add_up(gradient, group) / group.size  # each has the embeddings, and this same loss
         return Outcome(scores_SN.detach(), gradient[0].to(heads_DN.dtype))
 
     def run_alone(self, network: Any, dtype: str) -> Outcome:
@@ -215,6 +219,8 @@ def settle_batches(
 
 
 def _single(network: Any, reason: str) -> BatchChoice:
+    if sequence_group(network) is not None:
+        raise RmcliError(f"no packed rows to share: {reason}", "set parallel.sequence_parallel_size=1")
     output.warn(f"one conversation per forward, no shared prompts (slower): {reason}")
     use_stock_attention(network)
     return BatchChoice("single", reason)
