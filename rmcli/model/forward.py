@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rmcli.errors import RmcliError
-from rmcli.model.attention.row_slice import RowSlice
+from rmcli.model.attention.row_share import RowShare
 from rmcli.model.attention.shared_prefix import ATTENTION_NAME
 from rmcli.model.batch import PackedBatch
 from rmcli.model.device import arithmetic
@@ -57,7 +57,7 @@ def _packed_hidden(network: PreTrainedModel, batch: PackedBatch, inputs_embeds: 
     name, row = ("input_ids", batch.input_ids) if inputs_embeds is None else ("inputs_embeds", inputs_embeds)
     layout, position_ids = batch.layout, batch.position_ids
     if (group := sequence_group(network)) is not None:
-        layout = RowSlice.of(layout, group)
+        layout = RowShare.of(layout, group)
         row, position_ids = layout.take(row), layout.take(position_ids)
     result = backbone(network)(
         **{name: row},

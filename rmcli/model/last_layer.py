@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rmcli.errors import RmcliError
 from rmcli.model.attention.layout import KeysFound, KeysWanted, PackedLayout, ScoresWanted
-from rmcli.model.attention.row_slice import RowSlice
+from rmcli.model.attention.row_share import RowShare
 
 
 def find_layers(backbone: nn.Module, num_layers: int) -> nn.ModuleList | None:
@@ -32,8 +32,7 @@ def find(backbone: nn.Module, num_layers: int) -> nn.Module | None:
 def trim(layer: Any) -> None:
     """Let the layer, given a packed layout, return (1, S, D) instead of (1, T, D): S reward positions of T tokens.
 
-    Given a slice of a row, it returns all S of the row on each process.
-
+    Given a process's share of a row it returns all S of the row on each process.
     Without a layout (a stock attention) it stays as it is. Doing it again changes nothing.
     """
     layer.forward = MethodType(_trimmed_forward, layer)  # bound, so that a copy of the network runs its own layer
@@ -62,10 +61,10 @@ def _keys_and_values(whole: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     raise RmcliError("the last layer never calls its attention", "set model.trim_last_layer=false")
 
 
-def _at_scores(value: Any, layout: PackedLayout | RowSlice) -> Any:
+def _at_scores(value: Any, layout: PackedLayout | RowShare) -> Any:
     """`value` with every tensor over the row's tokens, (T, ...) or (1, T, ...), cut to the reward positions.
 
-    Of a slice of the row T are the slice's tokens, and the reward positions are those of the whole row.
+    Of a share of the row T are the share's tokens, and the reward positions are those of the whole row.
     """
     num_tokens = layout.num_tokens
     if isinstance(value, tuple | list):

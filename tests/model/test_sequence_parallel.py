@@ -28,7 +28,7 @@ def check(number: int, case: Case, scores: float = 1e-5, gradients: float = 1e-4
 
 NINE_HEADS = (("num_attention_heads", 9), ("num_key_value_heads", 3), ("hidden_size", 72))
 ONE_KEY_HEAD = (("num_attention_heads", 8), ("num_key_value_heads", 1))
-BEHIND_A_PROMPT = ((40, (2, 3)),)  # both scores in the last slice; the prompt cut by every border
+BEHIND_A_PROMPT = ((40, (2, 3)),)  # both scores in the last share; the prompt cut by every border
 CASES = {
     "sinks and windows": (4, Case("gpt_oss")),
     "soft-capping": (2, Case("gemma2")),

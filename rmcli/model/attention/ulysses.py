@@ -14,19 +14,19 @@ from torch.nn.functional import pad
 
 from rmcli.model.attention.call import Call
 from rmcli.model.attention.layout import ScoreLayout
-from rmcli.model.attention.row_slice import RowSlice
+from rmcli.model.attention.row_share import RowShare
 from rmcli.parallel import adjoints
 from rmcli.parallel.sequence import SequenceGroup
 
 
-def attend(backend: Callable[[Call], Tensor], call: Call, part: RowSlice) -> Tensor:
+def attend(backend: Callable[[Call], Tensor], call: Call, share: RowShare) -> Tensor:
     """(1, T / N, H, D) of a call whose tensors hold this process's tokens; its layout is that of the whole row.
 
     At the reward positions each process has all queries, (1, H, S, D), and gets all results, (1, S, H, D).
     """
-    group, num_heads = part.group, call.query.shape[1]
+    group, num_heads = share.group, call.query.shape[1]
     call = _with_heads_that_divide(call, group.size)
-    at_scores = isinstance(part.whole, ScoreLayout)
+    at_scores = isinstance(share.whole, ScoreLayout)
     output = backend(
         call._replace(
             query=_own_heads(call.query, 1, group) if at_scores else _swap(call.query, group),

@@ -1,4 +1,4 @@
-"""The run of a packed row that one process of a sequence group holds: in place of the row's layout.
+"""What one process of a sequence group has of a packed row, a run of its tokens: in place of the row's layout.
 
 Axes: T tokens of the row, N processes of the group, S scores.
 """
@@ -15,17 +15,17 @@ from rmcli.parallel.sequence import SequenceGroup
 
 
 @dataclass(frozen=True)
-class RowSlice:
+class RowShare:
     """Tokens `start` to `start + num_tokens` of a row, whose layout is `whole`, filled up so that it divides."""
 
     whole: PackedLayout
     group: SequenceGroup
 
     @staticmethod
-    def of(layout: PackedLayout, group: SequenceGroup) -> "RowSlice":
+    def of(layout: PackedLayout, group: SequenceGroup) -> "RowShare":
         """Two tokens at least for each process: an axis of one would not be known from a batch of one."""
         num_tokens = max(2 * group.size, layout.num_tokens + -layout.num_tokens % group.size)
-        return RowSlice(layout.filled_up(num_tokens), group)
+        return RowShare(layout.filled_up(num_tokens), group)
 
     @property
     def num_tokens(self) -> int:
@@ -53,5 +53,5 @@ class RowSlice:
         return adjoints.add_up(torch.where(elsewhere, torch.zeros_like(found), found), self.group)
 
     @property
-    def at_scores(self) -> "RowSlice":
-        return RowSlice(self.whole.at_scores, self.group)
+    def at_scores(self) -> "RowShare":
+        return RowShare(self.whole.at_scores, self.group)
