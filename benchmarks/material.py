@@ -174,7 +174,7 @@ def write_steps(
 
     job = build_job(resolve(preset, settings=settings), data, path.parent / "no-run")
     steps = []
-    for step in plan(job.sizes, job.config.train, job.plans_packs, job.config.data.max_packed_length):
+    for step in plan(job.sizes, job.config.train, job.batch_choice.kind, job.config.data.max_packed_length):
         parts = [part for forward in step.forwards[0] for part in forward]
         groups = [group for part in parts for group in job.train_split.groups(part.pack, part.start, part.stop)]
         steps.append([group.row_id for group in groups])

@@ -37,6 +37,10 @@ class Terminated(BaseException):
     """SIGTERM or its like came: what is half-written is cleared on the way out."""
 
 
+class FailedElsewhere(Exception):
+    """Another process of this training has failed, and tells why."""
+
+
 class Skip(Exception):
     """Raised by a map function to leave a row out. The row is counted under `reason` and listed in rejects.jsonl.
 

@@ -103,6 +103,6 @@ def _serve(pipe: Connection, rank: int, number: int, store: str) -> None:
             return
         try:
             answer = (False, function(*arguments))
-        except BaseException:
+        except BaseException:  # noqa: BLE001 (whatever it is; torch's CheckpointException is no Exception)
             answer = (True, traceback.format_exc())
         pipe.send(answer)

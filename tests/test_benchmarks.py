@@ -211,7 +211,7 @@ def test_every_contender_gets_the_pairs_of_rmclis_own_plan(made):
     for padded in ((), ("model.use_varlen_attn=false", "train.batch_size=2")):
         job = build_job(resolve("tiny", settings=[*model, *SETTINGS, *padded]), made / "data", made / "run")
         planned = []
-        for step in plan(job.sizes, job.config.train, job.plans_packs, job.config.data.max_packed_length):
+        for step in plan(job.sizes, job.config.train, job.batch_choice.kind, job.config.data.max_packed_length):
             parts = [part for forward in step.forwards[0] for part in forward]
             planned.append([
                 pairs[group.row_id]

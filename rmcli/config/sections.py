@@ -350,14 +350,26 @@ class TrainSection(Section):
 
 
 class ParallelSection(Section):
-    """How one step is spread over devices."""
+    """How one step is spread over processes, one for each device; `rmcli train --num-processes` starts them."""
 
-    sequence_parallel_size: int = Field(1, ge=1, description="ranks that share one sequence; only 1 works so far")
+    data_parallel: Literal["auto", "replicate", "shard"] = Field(
+        "auto",
+        description="replicate: the whole model on each process; shard: weights, gradients and optimizer states cut "
+        "over them (FSDP2); auto: replicate where that fits into memory",
+    )
+    dp_replicate_size: int | None = Field(
+        None,
+        ge=1,
+        description="copies of the model, each cut over as many processes as that leaves (HSDP); one by default",
+    )
+    sequence_parallel_size: int = Field(
+        1, ge=1, description="neighbouring processes that share each row, for long conversations"
+    )
 
     @model_validator(mode="after")
-    def _only_one(self) -> "ParallelSection":
-        if self.sequence_parallel_size != 1:
-            raise ValueError("sequence_parallel_size other than 1 is not built yet; set it to 1")
+    def _copies_are_cut(self) -> "ParallelSection":
+        if self.dp_replicate_size is not None and self.data_parallel == "replicate":
+            raise ValueError("dp_replicate_size is for data_parallel=shard or auto: replicate cuts nothing")
         return self
 
 

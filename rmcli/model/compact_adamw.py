@@ -11,22 +11,27 @@ torch.optim.AdamW(fused=True) runs, so a run is bitwise the one with float32 mas
 8-bit states are those of arXiv 2110.02861: blocks of 256 values, each with its largest magnitude in float32, and one
 byte per value for its place in a dynamic map. Like bitsandbytes and torchao, weights of fewer than 4096 numbers keep
 float32 states. Their optimizers are not used: neither holds split masters or leaves a step out on the device. Unlike
-theirs a block lies within a row of the weight (the row's last may be shorter), so that a weight cut between rows
-keeps its states as they are.
+theirs a block lies within a row of the weight (the row's last may be shorter), and a scale tensor has the weight's
+axes but its last, (rows, blocks) or (experts, rows, blocks): a weight cut along its first axis over processes keeps
+its states, bitwise where each part is a multiple of 64 numbers. A cut through a vector would cut blocks, so vectors
+keep float32 states, too.
 
 Axes: R rows of one piece of a weight, C numbers of a row, B blocks of a row.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
+from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.optim.adamw import adamw
 
+from rmcli.parallel.parts import group_of_parts, own_part, zeros_as
+
 BLOCK = 256  # values that share a scale
-SMALLEST = 4096  # numbers of a weight whose states are worth 8 bits
+SMALLEST = 4096  # numbers of a whole weight, however cut, whose states are worth 8 bits
 PIECE = 2**24  # numbers updated at a time, about: temporary float32 memory stays below a gigabyte
 # Rows updated at a time are a multiple: the kernel must see the same vectors, of up to 64 numbers, as in one go.
 ROWS = 64
@@ -62,6 +67,16 @@ def _split_into(bits_RC: Tensor, weight_bits_RC: Tensor, low_RC: Tensor) -> None
     high_RC, rest_RC = _split(bits_RC)
     weight_bits_RC.copy_(high_RC)
     low_RC.copy_(rest_RC)
+
+
+def has_8_bits(shape: Sequence[int], state_bits: int) -> bool:
+    """Whether a weight of this shape gets 8-bit states where `state_bits` asks for them."""
+    return state_bits == 8 and len(shape) >= 2 and prod(shape) >= SMALLEST
+
+
+def scale_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """Of the scales of one 8-bit state: the blocks of a row in place of its numbers."""
+    return (*shape[:-1], -(-shape[-1] // BLOCK))
 
 
 @cache
@@ -105,14 +120,13 @@ class CompactAdamW(torch.optim.Optimizer):
         state["step"] = torch.zeros((), device=parameter.device)
         if split:
             parameter.data, state["master_low"] = round_bits(parameter.data.contiguous())
-        assert parameter.is_contiguous()
-        eight = state_bits == 8 and parameter.numel() >= SMALLEST
+        assert own_part(parameter).is_contiguous()
+        eight = has_8_bits(parameter.shape, state_bits)
         for name in ("exp_avg", "exp_avg_sq"):
             dtype = torch.uint8 if eight else torch.float32
-            state[name] = torch.zeros(parameter.shape, dtype=dtype, device=parameter.device)
+            state[name] = zeros_as(parameter, tuple(parameter.shape), dtype)
             if eight:  # a scale of zero makes every value zero
-                rows, numbers = _rows(parameter).shape
-                state[f"{name}_scale"] = torch.zeros(rows, -(-numbers // BLOCK), device=parameter.device)
+                state[f"{name}_scale"] = zeros_as(parameter, scale_shape(parameter.shape), torch.float32)
 
     def keep_float32_gradients(self, wanted: bool) -> None:
         """Whether `.grad` of a bfloat16 weight is float32: exact sums of several contributions, 2 bytes more each."""
@@ -138,8 +152,12 @@ class CompactAdamW(torch.optim.Optimizer):
         Bfloat16 gradients are not rounded again: they are scaled in float32, within the update.
         """
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
+        norms = [torch.linalg.vector_norm(own_part(gradient), dtype=torch.float32) for gradient in gradients]
         norm = torch.linalg.vector_norm(torch.stack(norms))
+        if (group := group_of_parts(gradients[0])) is not None:
+            squares = norm.square()
+            distributed.all_reduce(squares, group=group)
+            norm = squares.sqrt()
         self.gradient_factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
         return norm
 
@@ -155,7 +173,7 @@ class CompactAdamW(torch.optim.Optimizer):
                 step = state["step"]
                 rows, numbers = _rows(parameter).shape
                 at_a_time = max(PIECE // (numbers * ROWS), 1) * ROWS
-                for start in range(0, rows, at_a_time):
+                for start in range(0, max(rows, 1), at_a_time):  # no row may lie here: its steps are counted
                     step = self._update(parameter, state, group, slice(start, start + at_a_time))
                 state["step"] = step
 
@@ -169,7 +187,7 @@ class CompactAdamW(torch.optim.Optimizer):
         master_RC = weight_RC
         if low_RC is not None:
             master_RC = self._made(_join)(weight_RC.view(torch.int16), low_RC).view(torch.float32)
-        gradient_RC = _rows(parameter.grad.contiguous())[piece].float()
+        gradient_RC = _rows(own_part(parameter.grad).contiguous())[piece].float()
         if self.gradient_factor is not None:
             gradient_RC = gradient_RC * self.gradient_factor
         first, second = (_State(state, name, piece, self._made) for name in ("exp_avg", "exp_avg_sq"))
@@ -207,7 +225,7 @@ class _State:
         self.signed, self.made = name == "exp_avg", made
         self.values_RC = _rows(state[name])[piece]
         scale = state.get(f"{name}_scale")
-        self.scale_RB = None if scale is None else scale[piece]
+        self.scale_RB = None if scale is None else _rows(scale)[piece]
 
     def read(self) -> Tensor:
         if self.scale_RB is None:
@@ -221,8 +239,9 @@ class _State:
 
 
 def _rows(tensor: Tensor) -> Tensor:
-    """A contiguous tensor as (R, C), C its last axis; a vector or a number is one row."""
-    return tensor.view(-1, tensor.shape[-1] if tensor.ndim else 1)
+    """What lies here of a tensor as (R, C), C its last axis; a vector or a number is one row."""
+    tensor = own_part(tensor)
+    return tensor.view(-1, tensor.shape[-1]) if tensor.ndim > 1 else tensor.view(1, -1)
 
 
 def quantize(values_RC: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
@@ -236,12 +255,12 @@ def dequantize(codes_RC: Tensor, scale_RB: Tensor, signed: bool) -> Tensor:
 
 
 def _encode(values_RC: Tensor, midpoints: Tensor) -> tuple[Tensor, Tensor]:
-    rows, numbers = values_RC.shape
-    blocks = _filled(values_RC).view(rows, -1, BLOCK)
+    numbers = values_RC.shape[1]
+    blocks = _filled(values_RC).unflatten(1, (-1, BLOCK))
     scale_RB = blocks.abs().amax(dim=2)
     scaled = blocks / scale_RB.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(2)
     codes = torch.bucketize(scaled, midpoints, out_int32=True, right=True)
-    return codes.to(torch.uint8).view(rows, -1)[:, :numbers], scale_RB
+    return codes.to(torch.uint8).flatten(1)[:, :numbers], scale_RB
 
 
 def _encode_into(
@@ -257,9 +276,9 @@ def _encode_into(
 
 
 def _decode(codes_RC: Tensor, scale_RB: Tensor, values: Tensor) -> Tensor:
-    rows, numbers = codes_RC.shape
-    blocks = _filled(values[codes_RC.int()]).view(rows, -1, BLOCK)
-    return (blocks * scale_RB.unsqueeze(2)).view(rows, -1)[:, :numbers].contiguous()
+    numbers = codes_RC.shape[1]
+    blocks = _filled(values[codes_RC.int()]).unflatten(1, (-1, BLOCK))
+    return (blocks * scale_RB.unsqueeze(2)).flatten(1)[:, :numbers].contiguous()
 
 
 def _filled(values_RC: Tensor) -> Tensor:

@@ -6,13 +6,17 @@ N matmul weights that are active for a token, T tokens, H heads of d_k (keys) an
 (query, key) pairs. A group of a prompt of P tokens and responses of R_j that share it has
 A = P (P + 1) / 2 + sum_j [R_j P + R_j (R_j + 1) / 2]; a sliding window of W bounds what one query sees. Embeddings,
 norms and the head are not counted. "Effective" is the same for the conversations unshared, each with its own prompt.
+
+Axes: G groups, R responses of all groups end to end.
 """
 
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from rmcli.records import TokenGroup
@@ -77,38 +81,47 @@ class FlopCounter:
             trimmed=trimmed,
         )
 
-    def of_groups(self, groups: Iterable[TokenGroup], shared: bool = True) -> float:
+    def of_groups(self, groups: Sequence[TokenGroup], shared: bool = True) -> float:
         """Forward and backward FLOPs; with `shared=False` as if each conversation ran its own prompt."""
-        total = 0.0
-        for group in groups:
-            prefix, responses = len(group.prefix), [len(response) for response in group.responses]
-            if shared:
-                total += self._of_lengths(prefix, responses)
-            else:
-                total += sum(self._of_lengths(0, [prefix + response]) for response in responses)
-        return total
+        prefixes_G = np.array([len(group.prefix) for group in groups], np.int64)
+        numbers_G = np.array([len(group.responses) for group in groups], np.int64)
+        responses_R = np.array([len(response) for group in groups for response in group.responses], np.int64)
+        return float(self.of_lengths(prefixes_G, numbers_G, responses_R, shared).sum())
 
-    def _of_lengths(self, prefix: int, responses: list[int]) -> float:
-        tokens = prefix + sum(responses)
-        whole_layers = self.windows[:-1] if self.trimmed else self.windows
-        allowed = sum(
-            _pairs(prefix, window) + sum(_pairs(prefix + n, window) - _pairs(prefix, window) for n in responses)
-            for window in whole_layers
-        )
-        flops = 6.0 * (self.weights - self.last_weights) * tokens
+    def of_lengths(
+        self, prefixes_G: np.ndarray, numbers_G: np.ndarray, responses_R: np.ndarray, shared: bool = True
+    ) -> np.ndarray:
+        """(G,) the same of each group: tokens of its prefix, how many responses it has; tokens of each response."""
+        starts_G = np.cumsum(numbers_G) - numbers_G
+        if shared:
+            return self._of_groups(prefixes_G, numbers_G, responses_R, starts_G)
+        alone_R = np.repeat(prefixes_G, numbers_G) + responses_R
+        none_R, one_R = np.zeros_like(alone_R), np.ones_like(alone_R)
+        return np.add.reduceat(self._of_groups(none_R, one_R, alone_R, np.arange(len(alone_R))), starts_G)
+
+    def _of_groups(
+        self, prefixes_G: np.ndarray, numbers_G: np.ndarray, responses_R: np.ndarray, starts_G: np.ndarray
+    ) -> np.ndarray:
+        prefixes_R = np.repeat(prefixes_G, numbers_G)
+        ends_R = prefixes_R + responses_R
+        tokens_G = prefixes_G + np.add.reduceat(responses_R, starts_G)
+        allowed_G = np.zeros(len(prefixes_G))
+        for window, layers in Counter(self.windows[:-1] if self.trimmed else self.windows).items():
+            beyond_R = _pairs(ends_R, window) - _pairs(prefixes_R, window)
+            allowed_G += layers * (_pairs(prefixes_G, window) + np.add.reduceat(beyond_R, starts_G))
+        flops_G = 6.0 * (self.weights - self.last_weights) * tokens_G
         if self.trimmed:
             window = self.windows[-1]
-            allowed += sum(prefix + n if window is None else min(prefix + n, window) for n in responses)
-            flops += 6.0 * self.key_value_weights * tokens
-            flops += 6.0 * (self.last_weights - self.key_value_weights) * len(responses)
-        return flops + 6.0 * self.num_heads * (self.key_size + self.value_size) * allowed
+            allowed_G += np.add.reduceat(ends_R if window is None else np.minimum(ends_R, window), starts_G)
+            flops_G += 6.0 * self.key_value_weights * tokens_G
+            flops_G += 6.0 * (self.last_weights - self.key_value_weights) * numbers_G
+        return flops_G + 6.0 * self.num_heads * (self.key_size + self.value_size) * allowed_G
 
 
-def _pairs(length: int, window: int | None) -> int:
-    """Allowed (query, key) pairs of a causal sequence."""
-    if window is None or length <= window:
-        return length * (length + 1) // 2
-    return window * (window + 1) // 2 + (length - window) * window
+def _pairs(lengths: np.ndarray, window: int | None) -> np.ndarray:
+    """Allowed (query, key) pairs of causal sequences."""
+    seen = lengths if window is None else np.minimum(lengths, window)
+    return seen * (seen + 1) // 2 + (lengths - seen) * seen
 
 
 def _key_value_weights(config: Any, num_kv_heads: int, head_size: int, value_size: int) -> int:

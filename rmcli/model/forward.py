@@ -19,23 +19,15 @@ from rmcli.model.rope import forget_longest_row
 from rmcli.model.sequence_parallel import sequence_group
 
 
-def hidden_at_scores(
-    network: PreTrainedModel,
-    batch: Any,
-    dtype: str = "auto",
-    inputs_embeds: Tensor | None = None,
-) -> Tensor:
+def hidden_at_scores(network: PreTrainedModel, batch: Any, dtype: str = "auto") -> Tensor:
     """(S, D) last hidden state at each reward position of a PackedBatch, SingleBatch or PaddedBatch.
 
     Each process of a sequence group (see sequence_parallel) is given the same packed batch, and gets all S.
-
-    `inputs_embeds` replaces a packed or padded batch's token embeddings (for gradients with respect to them).
     """
     if (conversations := getattr(batch, "conversations", None)) is not None:
         return torch.cat([hidden_at_scores(network, one, dtype) for one in conversations])
-    layout = getattr(batch, "layout", None)
-    packed = network.config._attn_implementation == ATTENTION_NAME
-    if packed != (layout is not None):
+    is_packed = getattr(batch, "layout", None) is not None
+    if is_packed != (network.config._attn_implementation == ATTENTION_NAME):
         # Shared positions under a stock attention are read as new documents: wrong without a sign of it.
         raise RmcliError(
             f"attention {network.config._attn_implementation} cannot run a {type(batch).__name__}",
@@ -43,24 +35,21 @@ def hidden_at_scores(
         )
     device = batch.input_ids.device
     with arithmetic(network, dtype, device):
-        if layout is not None:
-            return _packed_hidden(network, batch, inputs_embeds)
-        inputs = {"input_ids": batch.input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
+        if is_packed:
+            return _packed_hidden(network, batch)
         forget_longest_row(network)
-        result = backbone(network)(**inputs, attention_mask=batch.attention_mask, use_cache=False)
+        result = backbone(network)(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
         rows = torch.arange(len(batch.score_index), device=device)
         return result.last_hidden_state[rows, batch.score_index]
 
 
-def _packed_hidden(network: PreTrainedModel, batch: PackedBatch, inputs_embeds: Tensor | None) -> Tensor:
-    """Each process of a sequence group runs its own tokens of the row, and gets the hidden states at all scores."""
-    name, row = ("input_ids", batch.input_ids) if inputs_embeds is None else ("inputs_embeds", inputs_embeds)
-    layout, position_ids = batch.layout, batch.position_ids
+def _packed_hidden(network: PreTrainedModel, batch: PackedBatch) -> Tensor:
+    input_ids, position_ids, layout = batch.input_ids, batch.position_ids, batch.layout
     if (group := sequence_group(network)) is not None:
         layout = RowShare.of(layout, group)
-        row, position_ids = layout.take(row), layout.take(position_ids)
+        input_ids, position_ids = layout.take(input_ids), layout.take(position_ids)
     result = backbone(network)(
-        **{name: row},
+        input_ids=input_ids,
         position_ids=position_ids,
         use_cache=False,
         packed_layout=layout,
@@ -76,6 +65,6 @@ def scores(network: PreTrainedModel, batch: Any, dtype: str = "auto") -> Tensor:
 
 
 def apply_head(network: PreTrainedModel, hidden_SD: Tensor) -> Tensor:
-    weight = score_head(network).weight
+    head = score_head(network)  # called, not read: where weights are cut, calling it puts them together
     with torch.autocast(hidden_SD.device.type, enabled=False):
-        return (hidden_SD.to(weight.dtype) @ weight.T).squeeze(-1)
+        return head(hidden_SD.to(head.weight.dtype)).squeeze(-1)

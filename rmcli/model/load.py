@@ -3,6 +3,7 @@
 What trains is what ships: the head is the model's own `score`, the backbone its base model.
 """
 
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -16,6 +17,7 @@ from rmcli.config.sections import ModelSection
 from rmcli.model.attention.shared_prefix import ATTENTION_NAME, register
 from rmcli.model.backend import set_attention
 from rmcli.model.network import score_head, trim
+from rmcli.model.shard import without_weights
 from rmcli.model.weights import load_stored
 from rmcli.records import BatchKind
 from rmcli.tokens.tokenizer import RewardTokenizer, load_model_config
@@ -68,18 +70,26 @@ def load_model(
     return network.to(device).eval()  # pyright: ignore[reportArgumentType] (transformers wraps torch's `to`)
 
 
-def rebuild_network(model: ModelSection, seed: int, kind: BatchKind, device: torch.device | str) -> PreTrainedModel:
-    """The network that `RUN/backbone` describes, its weights still to be filled; `model` names that folder."""
+def rebuild_network(
+    model: ModelSection, seed: int, kind: BatchKind, device: torch.device | str, empty: bool = False
+) -> PreTrainedModel:
+    """The network that `RUN/backbone` describes, its weights still to be filled; `model` names that folder.
+
+    With `empty` they take no memory before `shard` has cut them.
+    """
     name = model.pretrained_model_name_or_path
     assert name is not None
     register()
     config = load_model_config(model)
     architectures.ensure_classifier(config)
-    network = _random_network(config, name, seed, device)
+    with without_weights(include_buffers=False) if empty else nullcontext():
+        network = _random_network(config, name, seed, "cpu" if empty else device)
     forget_padding(network)
     if kind == "packed":
         _run_packed(network, model)
-    return network.to(device).eval()  # pyright: ignore[reportArgumentType] (transformers wraps torch's `to`)
+    if not empty:
+        network.to(device)  # pyright: ignore[reportArgumentType] (transformers wraps torch's `to`)
+    return network.eval()
 
 
 def _random_network(config: PreTrainedConfig, name: str, seed: int, device: torch.device | str) -> Any:

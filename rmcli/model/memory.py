@@ -1,6 +1,7 @@
 """What a training step needs, estimated from the config alone, and what can be had."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import torch
@@ -10,8 +11,12 @@ from rmcli.backbones import architectures
 from rmcli.backbones.pretrained import explaining_sizes
 from rmcli.config.sections import Config, TrainSection
 from rmcli.model import limits
-from rmcli.model.compact_adamw import BLOCK, PIECE, SMALLEST
+from rmcli.model.compact_adamw import PIECE, has_8_bits, scale_shape
 from rmcli.model.device import is_reduced, pick_device
+from rmcli.model.flops import FlopCounter
+from rmcli.model.network import flop_counter, score_head, trim
+from rmcli.parallel import world
+from rmcli.parallel.mesh import MeshShape
 from rmcli.records import BatchKind
 
 # Measured on a CPU beside all that is counted: the libraries' own buffers and code, once they compute.
@@ -21,14 +26,15 @@ _UPDATE_COPIES = 7  # float32 copies of one piece that CompactAdamW holds at a t
 
 @dataclass(frozen=True)
 class NetworkSizes:
-    """What the estimate knows of a network: how many numbers, in which weights and layers."""
+    """What is known of a network before it is loaded: how many numbers, in which weights and layers; its FLOPs."""
 
     num_parameters: int
-    weight_sizes: tuple[int, ...]  # numbers of each weight
+    weight_shapes: tuple[tuple[int, ...], ...]  # of all but the head
     layers: int
     whole_layers: int  # those that run on every token: all, or all but a trimmed last one
     hidden_size: int
     intermediate_size: int
+    counter: FlopCounter
 
 
 @dataclass(frozen=True)
@@ -78,20 +84,35 @@ def sizes_of(config: Config, model_config: PreTrainedConfig, kind: BatchKind = "
     model_config.num_labels = 1
     with torch.device("meta"), explaining_sizes(str(config.model.pretrained_model_name_or_path)):
         network: Any = AutoModelForSequenceClassification.from_config(model_config, trust_remote_code=False)
-    weight_sizes = tuple(parameter.numel() for parameter in network.parameters())
+    head = score_head(network).weight
+    weight_shapes = tuple(tuple(weight.shape) for weight in network.parameters() if weight is not head)
     trims = kind == "packed" and config.model.trim_last_layer and architectures.trims_last_layer(model_config)
+    if trims:
+        trim(network)
     return NetworkSizes(
-        num_parameters=sum(weight_sizes),
-        weight_sizes=weight_sizes,
+        num_parameters=sum(map(prod, weight_shapes)) + head.numel(),
+        weight_shapes=weight_shapes,
         layers=text.num_hidden_layers,
         whole_layers=text.num_hidden_layers - trims,
         hidden_size=text.hidden_size,
         intermediate_size=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
+        counter=flop_counter(network),
     )
 
 
-def estimate(sizes: NetworkSizes, config: Config, tokens: int, several_forwards: bool) -> MemoryEstimate:
-    """Of a step whose largest forward has so many tokens; `several_forwards`: whether it adds up gradients."""
+def estimate(
+    sizes: NetworkSizes,
+    config: Config,
+    tokens: int,
+    several_forwards: bool,
+    mesh: MeshShape | None = None,
+) -> MemoryEstimate:
+    """Of a step whose largest forward has so many tokens; `several_forwards`: whether it adds up gradients.
+
+    With the `mesh` of several processes: what one of them needs.
+    """
+    if mesh is not None and mesh.size > 1:
+        return _of_one_process(estimate(sizes, config, tokens, True), sizes, mesh)
     train, device = config.train, pick_device(config)
     reduced = is_reduced(config.model.dtype, device)
     split = train.master_weights == "split"
@@ -104,17 +125,41 @@ def estimate(sizes: NetworkSizes, config: Config, tokens: int, several_forwards:
         states=state_bytes(sizes, train),
         activations_per_token=_activation_numbers(sizes, train) * (2 if reduced else 4),
         tokens=tokens,
-        update=0 if plain else 4 * _UPDATE_COPIES * min(PIECE, max(sizes.weight_sizes)),
+        update=0 if plain else 4 * _UPDATE_COPIES * min(PIECE, max(map(prod, sizes.weight_shapes))),
         process=0 if device.type == "cuda" else _OF_THE_PROCESS,
     )
 
 
+def _of_one_process(alone: MemoryEstimate, sizes: NetworkSizes, mesh: MeshShape) -> MemoryEstimate:
+    """Its parts of weights, gradients and states, and the units that are put together at a time.
+
+    Those are the rest of the backbone, whose largest weight is the embedding, and two layers: one is computed with
+    while the next one comes.
+    """
+    body, largest = sum(map(prod, sizes.weight_shapes)), max(map(prod, sizes.weight_shapes))
+    together = largest + 2 * (body - largest) // sizes.layers
+    return replace(
+        alone,
+        weights=4 * sizes.num_parameters // mesh.shard + 4 * together,
+        gradients=alone.gradients // mesh.shard + 4 * together,
+        states=alone.states // mesh.shard,
+    )
+
+
 def state_bytes(sizes: NetworkSizes, train: TrainSection) -> int:
-    """AdamW's two states, and the low halves of split masters, in memory and in a checkpoint."""
-    low = 2 * sizes.num_parameters if train.master_weights == "split" else 0
-    if train.optimizer == "adamw":
-        return 8 * sizes.num_parameters + low
-    return sum(2 * (n + 4 * -(-n // BLOCK)) if n >= SMALLEST else 8 * n for n in sizes.weight_sizes) + low
+    """AdamW's two states, and the low halves of split masters, in memory and in a checkpoint.
+
+    The head has neither low halves nor 8-bit states. Not counted: each weight's number of steps.
+    """
+    of_body = sum(map(prod, sizes.weight_shapes))
+    low = 2 * of_body if train.master_weights == "split" else 0
+    bits = 8 if train.optimizer == "adamw_8bit" else 32
+    body = sum(2 * _one_state(shape, bits) for shape in sizes.weight_shapes)
+    return body + low + 8 * (sizes.num_parameters - of_body)
+
+
+def _one_state(shape: tuple[int, ...], bits: int) -> int:
+    return prod(shape) + 4 * prod(scale_shape(shape)) if has_8_bits(shape, bits) else 4 * prod(shape)
 
 
 def _activation_numbers(sizes: NetworkSizes, train: TrainSection) -> int:
@@ -133,6 +178,8 @@ def _activation_numbers(sizes: NetworkSizes, train: TrainSection) -> int:
     return kept[train.activation_checkpointing] + per_layer
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that can be had on the device now."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else limits.host_memory()
+def free_memory(device: torch.device, processes: int = 1) -> int:
+    """Bytes that this process can have on the device now; each of several on one machine its part of main memory."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return limits.host_memory() // min(processes, world.local_size(processes))

@@ -1,10 +1,15 @@
 """What is reported of scores: accuracy, margin, and the range of the scores."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from rmcli.parallel import collectives, world
+
+TOTALS = ("correct", "margin", "score_sum", "score_min", "score_max")
+_MOST_PARTS = 256
 
 
 def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
@@ -17,41 +22,76 @@ def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, f
 
 @dataclass
 class PairMetrics:
-    """Sums over pairs, kept as tensors so that adding to them never waits for the device.
+    """Sums over pairs and scores, kept as tensors so that adding to them never waits for the device.
 
-    A tie counts one half in the accuracy. Loss is the pair loss without the penalty.
+    A tie counts one half in the accuracy. `parts`: (5,) of each forward, in order: pairs in the right order, sum of
+    their margins, sum of the scores, the smallest and the largest score. Counts are tensors once they are `summed`.
     """
 
-    num_pairs: int = 0
-    correct: Tensor | float = 0.0
-    margin: Tensor | float = 0.0
-    score_sum: Tensor | float = 0.0
-    num_scores: int = 0
-    score_min: Tensor | float = float("inf")
-    score_max: Tensor | float = float("-inf")
+    num_pairs: int | Tensor = 0
+    num_scores: int | Tensor = 0
+    parts: list[Tensor] = field(default_factory=list)
 
     def add(self, scores_S: Tensor, better_M: Tensor, worse_M: Tensor) -> None:
-        """Scores and the (M,) indices of each pair's members among them."""
+        """Scores, maybe none, and the (M,) indices of each pair's members among them."""
         scores_S = scores_S.detach()
         difference = scores_S[better_M] - scores_S[worse_M]
         self.num_pairs += len(difference)
         self.num_scores += len(scores_S)
-        self.correct += (difference > 0).sum() + 0.5 * (difference == 0).sum()
-        self.margin += difference.sum()
-        self.score_sum += scores_S.sum()
-        smallest, largest = scores_S.aminmax()
-        # Tensors from the first batch on: a plain number would have to be brought to the device.
-        lowest, highest = self.score_min, self.score_max
-        self.score_min = torch.minimum(lowest, smallest) if isinstance(lowest, Tensor) else smallest
-        self.score_max = torch.maximum(highest, largest) if isinstance(highest, Tensor) else largest
+        correct = (difference > 0).sum() + 0.5 * (difference == 0).sum()
+        smallest = scores_S.min() if len(scores_S) else scores_S.new_full((), float("inf"))
+        largest = scores_S.max() if len(scores_S) else -smallest
+        part = torch.stack([correct.to(scores_S.dtype), difference.sum(), scores_S.sum(), smallest, largest])
+        self._take_in([part])
+
+    def merge(self, other: "PairMetrics") -> None:
+        """Bit by bit as if what was added to the other one had been added here."""
+        self.num_pairs += other.num_pairs
+        self.num_scores += other.num_scores
+        self._take_in(other.parts)
+
+    def _take_in(self, parts: list[Tensor]) -> None:
+        self.parts += parts
+        if len(self.parts) >= _MOST_PARTS:
+            self.parts = [self._total()]
+
+    def _total(self) -> Tensor:
+        """(5,) over all parts, one added after the other."""
+        total = torch.tensor([0.0, 0.0, 0.0, float("inf"), float("-inf")])
+        for number, part in enumerate(self.parts):
+            if number == 0:
+                total = total.to(part)
+            sums, smallest, largest = total[:3] + part[:3], total[3].minimum(part[3]), total[4].maximum(part[4])
+            total = torch.cat([sums, smallest[None], largest[None]])
+        return total
+
+    def total(self) -> dict[str, Tensor]:
+        """Sums and range by name, on the device."""
+        return dict(zip(TOTALS, self._total(), strict=True))
+
+    def summed(self, share: float = 1.0, device: torch.device | str = "cpu") -> "PairMetrics":
+        """The same over all processes; sums times `share`, where several processes count the same scores.
+
+        Nothing is waited for. With one process it is this one itself. `device` is that of the scores, on which all
+        processes meet, those that have none too.
+        """
+        if world.size() == 1:
+            return self
+        total = self._total().to(device, torch.float64)
+        counts = [total.new_full((), float(count)) for count in (self.num_pairs, self.num_scores)]
+        sums = collectives.add_up(torch.cat([torch.stack(counts), total[:3]])) * share
+        lowest, highest = collectives.largest(torch.stack([-total[3], total[4]]))
+        num_pairs, num_scores = sums[:2].round()
+        return PairMetrics(num_pairs, num_scores, [torch.cat([sums[2:], torch.stack([-lowest, highest])])])
 
     def result(self) -> dict[str, float]:
         """Means and range as plain numbers; NaN where nothing was added to take a mean of."""
-        pairs, scores = self.num_pairs or float("nan"), self.num_scores or float("nan")
+        pairs, scores = int(self.num_pairs) or float("nan"), int(self.num_scores) or float("nan")
+        total = {name: float(value) for name, value in self.total().items()}
         return {
-            "accuracy": float(self.correct) / pairs,
-            "margin": float(self.margin) / pairs,
-            "score_mean": float(self.score_sum) / scores,
-            "score_min": float(self.score_min),
-            "score_max": float(self.score_max),
+            "accuracy": total["correct"] / pairs,
+            "margin": total["margin"] / pairs,
+            "score_mean": total["score_sum"] / scores,
+            "score_min": total["score_min"],
+            "score_max": total["score_max"],
         }

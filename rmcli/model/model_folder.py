@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jinja2.exceptions import TemplateError
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from rmcli.backbones.internlm2.auto import REWARD_ARCHITECTURE
@@ -96,16 +97,22 @@ def _ids(tokenizer: Any, conversation: Conversation) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def export(network: PreTrainedModel, reward: RewardTokenizer, toml: str, folder: Path) -> None:
+def export(
+    network: PreTrainedModel,
+    reward: RewardTokenizer,
+    toml: str,
+    folder: Path,
+    weights: dict[str, Tensor] | None = None,
+) -> None:
     """Write `folder` beside and rename it. `toml` is the resolved configuration.
 
-    Loads with AutoModelForSequenceClassification; the tokenizer's chat template ends with the reward token. The files
+    `weights` is the whole state dict of a network that is cut over processes. Loads with AutoModelForSequenceClassification; the tokenizer's chat template ends with the reward token. The files
     are proven by the hashes in rmcli.sha256. Raises RmcliError, and leaves nothing, where it cannot be written.
     """
     temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
     template = exported_template(reward)
     try:
-        network.save_pretrained(temporary)
+        network.save_pretrained(temporary, state_dict=weights)
         save_tokenizer(reward, template, temporary)
         (temporary / CONFIG_FILE).write_text(toml, encoding="utf-8")
         mode = (temporary / CONFIG_FILE).stat().st_mode & 0o777
@@ -116,10 +123,10 @@ def export(network: PreTrainedModel, reward: RewardTokenizer, toml: str, folder:
             shutil.rmtree(folder)
         temporary.rename(folder)
     except (OSError, SafetensorError) as error:
-        weights = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
+        num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise RmcliError(
-            f"cannot write {folder}: {reason} (its weights have {weights:,} bytes)", "is the disk full?"
+            f"cannot write {folder}: {reason} (its weights have {num_bytes:,} bytes)", "is the disk full?"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from rmcli.config.sections import TrainSection
 from rmcli.model.compact_adamw import CompactAdamW
+from rmcli.parallel.parts import whole
 
 Optimizer = torch.optim.AdamW | CompactAdamW
 
@@ -74,7 +75,7 @@ def clip_and_step(network: nn.Module, optimizer: Optimizer, max_norm: float, los
     the device: fused AdamW reads the flag itself (`found_inf`).
     """
     clip = optimizer.clip if isinstance(optimizer, CompactAdamW) else nn.utils.clip_grad_norm_
-    norm = clip(network.parameters(), max_norm)
+    norm = whole(clip(network.parameters(), max_norm))
     skipped = (~(torch.isfinite(norm) & torch.isfinite(loss))).float()
     optimizer.found_inf = skipped  # pyright: ignore[reportAttributeAccessIssue] (read by the fused kernel)
     optimizer.grad_scale = None  # pyright: ignore[reportAttributeAccessIssue]

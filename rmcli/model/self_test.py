@@ -22,13 +22,13 @@ from rmcli.backbones import architectures
 from rmcli.backbones.architectures import BatchChoice
 from rmcli.errors import ConfigError, RmcliError
 from rmcli.model import batch
+from rmcli.model.attention.row_share import RowShare
 from rmcli.model.backend import attention_backend, stock_attention, use_stock_attention
 from rmcli.model.device import is_reduced
 from rmcli.model.forward import hidden_at_scores
 from rmcli.model.network import score_head
 from rmcli.model.rope import hold_rope
 from rmcli.model.sequence_parallel import sequence_group
-from rmcli.parallel import adjoints
 from rmcli.records import TokenGroup
 
 NUM_HEADS = 64  # a single score may agree by chance
@@ -78,7 +78,9 @@ class Probe:
         scores_SN = hidden_SD.to(heads_DN.dtype) @ heads_DN
         (gradient,) = torch.autograd.grad((scores_SN[:, 0] * direction_S).sum(), embeds)
         if (group := sequence_group(network)) is not None:
-            gradient = adjoints.add_up(gradient, group) / group.size  # each has the embeddings, and this same loss
+            # Of this process's own tokens, by the sum of one loss over the processes.
+            whole = RowShare.of(self.packed.layout, group).put_together(gradient) / group.size
+            gradient = whole[:, : self.packed.num_tokens]
         return Outcome(scores_SN.detach(), gradient[0].to(heads_DN.dtype))
 
     def run_alone(self, network: Any, dtype: str) -> Outcome:
@@ -106,9 +108,21 @@ class Probe:
 
 
 def _hidden(network: Any, one: Any, dtype: str) -> tuple[Tensor, Tensor]:
-    """Hidden states at the scores, and the embeddings that they come from."""
-    embeds = network.get_input_embeddings()(one.input_ids).detach().requires_grad_()
-    return hidden_at_scores(network, one, dtype, inputs_embeds=embeds), embeds
+    """Hidden states at the scores, and the embeddings that they come from.
+
+    The embeddings are caught where the network makes them: a sharded one makes them nowhere else.
+    """
+    caught: list[Tensor] = []
+
+    def cut_off(module: Any, arguments: Any, embeds: Tensor) -> Tensor:
+        caught.append(embeds.detach().requires_grad_())
+        return caught[-1]
+
+    handle = network.get_input_embeddings().register_forward_hook(cut_off)
+    try:
+        return hidden_at_scores(network, one, dtype), caught[0]
+    finally:
+        handle.remove()
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,12 @@ class PackedSplit:
         longest = np.maximum.reduceat(self._response_lengths[pack], np.cumsum(numbers) - numbers)
         return numbers, prefixes, prefixes + longest
 
+    def conversation_lengths(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(groups,) tokens of each prefix and how many responses it has, and (responses,) tokens of each response."""
+        columns = self._prefix_lengths, self._num_responses, self._response_lengths
+        prefixes, numbers, responses = (np.concatenate([np.empty(0, np.int64), *column]) for column in columns)
+        return prefixes, numbers, responses
+
     @property
     def tokens_per_pack(self) -> np.ndarray:
         """(rows,) int64."""

@@ -1,10 +1,13 @@
 """What processes tell each other outside a backward pass. On one process each gives back what it was given."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
+from rmcli.errors import FailedElsewhere
 from rmcli.parallel import world
 
 Value = TypeVar("Value")
@@ -29,24 +32,47 @@ def largest_number(number: int) -> int:
     return int(largest(torch.tensor(number)))
 
 
-def gather(value: Value) -> list[Value]:
+# A group of processes other than all of them, or of the same for a thread beside the training; None: the usual one.
+Group = distributed.ProcessGroup | None
+
+
+def gather(value: Value, group: Group = None) -> list[Value]:
     """What each process gave, by rank, on every process. Values are pickled by these processes for each other."""
     if world.size() == 1:
         return [value]
     values: list[Any] = [None] * world.size()
-    distributed.all_gather_object(values, value)
+    distributed.all_gather_object(values, value, group)
     return values
 
 
-def from_first(value: Value) -> Value:
+def from_first(value: Value, group: Group = None) -> Value:
     """What the first process gave; the others' values are not looked at."""
     if world.size() == 1:
         return value
     values = [value]
-    distributed.broadcast_object_list(values, src=0)
+    distributed.broadcast_object_list(values, src=0, group=group)
     return values[0]
 
 
-def wait_for_all() -> None:
-    """Until every process is here."""
-    gather(None)
+@contextmanager
+def together(group: Group = None) -> Iterator[None]:
+    """What each process does for itself; where one fails all do. Raises FailedElsewhere where it was another."""
+    if world.size() == 1:
+        yield
+        return
+    try:
+        yield
+    except BaseException:
+        gather(False, group)
+        raise
+    if not all(gather(True, group)):
+        raise FailedElsewhere
+
+
+def on_first(function: Callable[[], Value], group: Group = None) -> Value:
+    """What the first process's call gives, on all; the others wait. Raises as `together` does."""
+    value: Any = None
+    with together(group):
+        if world.is_first():
+            value = function()
+    return from_first(value, group)

@@ -32,6 +32,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0")) if distributed.is_initialized() else 0
 
 
+def local_size(otherwise: int) -> int:
+    """How many processes are on this machine, as the launcher says; `otherwise` where none does."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or otherwise)
+
+
 @contextmanager
 def joined(size: int) -> Iterator[None]:
     """Meet the other processes at the place that the environment names; nothing where this one is alone.

@@ -19,6 +19,8 @@ from rmcli.errors import RmcliError
 from rmcli.model.hashes import first_fault, write_hashes
 from rmcli.model.model_folder import OF_CHECKPOINT, OF_OLD_CHECKPOINT
 from rmcli.packs.staging import sync
+from rmcli.parallel import world
+from rmcli.parallel.collectives import Group, from_first, on_first, together
 from rmcli.runs import tensors as tensor_files
 
 FOLDER, LATEST = "checkpoints", "latest"
@@ -26,17 +28,29 @@ FORMAT_VERSION = 1
 STEP, BEST = "step-", "best-step-"
 
 
-def save(run_folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], keep: int) -> Path:
+def save(
+    run_folder: Path,
+    step: int,
+    tensors: Mapping[str, Tensor],
+    facts: Mapping[str, Any],
+    keep: int,
+    group: Group = None,
+) -> Path:
     """Write `checkpoints/step-N`, point `latest` to it and keep the `keep` newest, and the best that `facts` names.
 
-    Raises RmcliError with the bytes it would have taken; what was there before is then as it was.
+    All processes call it, each with what lies on it; the first one's facts are kept. Raises RmcliError with the bytes
+    it would have taken; what was there before is then as it was.
     """
-    path = _write(run_folder, f"{STEP}{step}", tensors, facts)
-    try:
-        _point_to(path)
-    except OSError as error:
-        raise _cannot_write(path, tensors, error) from error
-    remove_older(path, facts, keep)
+    path = _write(run_folder, f"{STEP}{step}", tensors, facts, group)
+
+    def finish() -> None:
+        try:
+            _point_to(path)
+        except OSError as error:
+            raise _cannot_write(path, tensors, error) from error
+        remove_older(path, facts, keep)
+
+    on_first(finish, group)
     return path
 
 
@@ -51,31 +65,45 @@ def remove_older(path: Path, facts: Mapping[str, Any], keep: int) -> None:
 
 def save_best(run_folder: Path, step: int, weights: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Path:
     """Write `checkpoints/best-step-N`. An older best stays until a checkpoint knows of this one."""
-    return _write(run_folder, f"{BEST}{step}", weights, facts)
+    return _write(run_folder, f"{BEST}{step}", weights, facts, None)
 
 
-def _write(run_folder: Path, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Path:
+def _write(
+    run_folder: Path, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], group: Group
+) -> Path:
     folder = run_folder / FOLDER
-    target, temporary = folder / name, folder / f"{name}.tmp-{os.getpid()}"
+    target, temporary = folder / name, folder / f"{name}.tmp-{from_first(os.getpid(), group)}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tensor_files.write(temporary, tensors)
-        text = json.dumps({"format_version": FORMAT_VERSION, **facts}, indent=2, allow_nan=False, ensure_ascii=False)
-        (temporary / OF_CHECKPOINT).write_text(text + "\n", encoding="utf-8")
-        write_hashes(temporary)
-        for path in [*temporary.iterdir(), temporary]:
-            sync(path)
-        if (wrong := tensor_files.first_difference(temporary, tensors)) is not None:
+        on_first(lambda: folder.mkdir(parents=True, exist_ok=True), group)
+        tensor_files.write(temporary, tensors, group)
+        with together(group):
+            for path in tensor_files.own_files(temporary):
+                sync(path)
+        on_first(lambda: _seal(temporary, facts), group)
+        if (wrong := tensor_files.first_difference(temporary, tensors, group)) is not None:
             raise OSError(f"{wrong} reads back otherwise than it was written: the disk is faulty")
-        if target.exists():  # of a run that was killed before it pointed there
-            remove(target)
-        temporary.rename(target)
-        sync(folder)
+        on_first(lambda: _rename(temporary, target), group)
     except (OSError, RuntimeError) as error:
         raise _cannot_write(target, tensors, error) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if world.is_first():
+            shutil.rmtree(temporary, ignore_errors=True)
     return target
+
+
+def _seal(temporary: Path, facts: Mapping[str, Any]) -> None:
+    text = json.dumps({"format_version": FORMAT_VERSION, **facts}, indent=2, allow_nan=False, ensure_ascii=False)
+    (temporary / OF_CHECKPOINT).write_text(text + "\n", encoding="utf-8")
+    write_hashes(temporary)
+    for path in [*temporary.iterdir(), temporary]:
+        sync(path)
+
+
+def _rename(temporary: Path, target: Path) -> None:
+    if target.exists():  # of a run that was killed before it pointed there
+        remove(target)
+    temporary.rename(target)
+    sync(target.parent)
 
 
 def _cannot_write(path: Path, tensors: Mapping[str, Tensor], error: Exception) -> RmcliError:

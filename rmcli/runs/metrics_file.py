@@ -28,8 +28,13 @@ def open_metrics(run_folder: Path, kept: int | None) -> TextIO:
     return path.open("a", encoding="utf-8")
 
 
-def add_metrics(file: TextIO, values: Mapping[str, Any]) -> None:
-    """One line, on disk as far as the process can tell. Raises RmcliError, with no half line left, if it is not."""
+def add_metrics(file: TextIO | None, values: Mapping[str, Any]) -> None:
+    """One line, on disk as far as the process can tell. Raises RmcliError, with no half line left, if it is not.
+
+    Of several processes only the first has the file.
+    """
+    if file is None:
+        return
     line = (json.dumps(values) + "\n").encode()
     before = os.fstat(file.fileno()).st_size
     try:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rmcli.errors import RmcliError
 from rmcli.model.compact_adamw import CompactAdamW, join_bits
 from rmcli.model.optim import Optimizer
+from rmcli.parallel.parts import own_part, zeros_as
 from rmcli.runs import tensors
 
 MASTER_LOW = "master_low"
@@ -73,7 +74,7 @@ def read_optimizer(folder: Path, network: nn.Module, optimizer: Optimizer) -> No
         state: dict[str, Any] = optimizer.state[weight]
         if not isinstance(optimizer, CompactAdamW):  # torch's own makes its states in the first step
             for part, (dtype, shape) in kept.items():
-                state[part] = torch.empty(shape, dtype=dtype, device=weight.device)
+                state[part] = zeros_as(weight if shape else own_part(weight), shape, dtype)
         wanted |= {_key(name, part): value for part, value in state.items()}
     _refuse_left_over(
         folder, "optimizer.", {name for name in stored if name.startswith("optimizer.")} - wanted.keys()

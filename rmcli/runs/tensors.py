@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,6 +19,9 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_state
 from torch.distributed.checkpoint.state_dict_saver import save as save_state
 
 from rmcli.errors import RmcliError
+from rmcli.parallel import world
+from rmcli.parallel.collectives import Group, gather
+from rmcli.parallel.parts import own_part
 
 FILE_BYTES = 2**27  # of one file, about: it is put together in memory, twice
 
@@ -26,12 +30,16 @@ def num_bytes(tensors: Mapping[str, Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
-def write(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Into files of the folder, which is made. Raises OSError, or RuntimeError with what torch said."""
-    writer = HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=_files(tensors), save_distributed=True)
-    with _one_process():
-        whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        save_state(whole, storage_writer=writer, no_dist=True)
+def write(folder: Path, tensors: Mapping[str, Tensor], group: Group = None) -> None:
+    """Into files of the folder, which is made. Raises OSError, or RuntimeError with what torch said.
+
+    Every process writes what lies on it; of what is whole on all of them one writes it.
+    """
+    files = _files(_sizes_of_all(tensors, group))
+    writer = HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=files, save_distributed=True)
+    with _explained():
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_state(contiguous, storage_writer=writer, process_group=group, no_dist=world.size() == 1)
 
 
 def read(folder: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -46,8 +54,9 @@ def read(folder: Path, tensors: Mapping[str, Tensor]) -> None:
                 f"checkpoint {folder}: {name} is {_told(stored[name])} there and {_told(here)} here",
                 "it belongs to another model or configuration",
             )
-    with _one_process():
-        load_state(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+    with _explained():
+        reader = HuggingFaceStorageReader(str(folder))
+        load_state(dict(tensors), storage_reader=reader, no_dist=world.size() == 1)
 
 
 def shapes(folder: Path) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
@@ -59,17 +68,55 @@ def shapes(folder: Path) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
     return {name: (entry.properties.dtype, tuple(entry.size)) for name, entry in entries.items()}  # pyright: ignore
 
 
-def first_difference(folder: Path, tensors: Mapping[str, Tensor]) -> str | None:
-    """The first tensor that is not there bit by bit, read from the disk itself where the system lets us."""
-    missing = set(tensors)
-    for path in sorted(folder.glob("*.safetensors")):
+def first_difference(folder: Path, tensors: Mapping[str, Tensor], group: Group = None) -> str | None:
+    """The first tensor that is not there bit by bit, read from the disk itself where the system lets us.
+
+    Every process looks at the files that it has written; together they must hold all there is.
+    """
+    looked = gather(_read_back(folder, tensors), group)
+    sizes = _sizes_of_all(tensors, group)
+    different = [name for one in looked for name in one.different]
+    missing = sizes.keys() - set().union(*(one.found for one in looked))
+    if different or missing:
+        return min(different or missing)
+    less = sum(sizes.values()) - sum(one.num_bytes for one in looked)
+    return f"a part of {less:,} bytes" if less else None
+
+
+class _ReadBack(NamedTuple):
+    """What one process finds in its own files."""
+
+    found: set[str]
+    different: list[str]
+    num_bytes: int
+
+
+def _read_back(folder: Path, tensors: Mapping[str, Tensor]) -> _ReadBack:
+    found, different, num_bytes = set(), [], 0
+    for path in own_files(folder):
         _forget_cached(path)
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (it is no mapping)
-                missing.discard(name)
-                if not _same_bits(file.get_tensor(name), tensors[name]):
-                    return name
-    return min(missing, default=None)
+                stored = file.get_tensor(name)
+                found.add(name)
+                num_bytes += stored.numel() * stored.element_size()
+                if name not in tensors or not _same_bits(stored, own_part(tensors[name])):
+                    different.append(name)
+    return _ReadBack(found, different, num_bytes)
+
+
+def own_files(folder: Path) -> list[Path]:
+    """Those that this process has written."""
+    return sorted(folder.glob(f"shard-{world.rank() + 1:05d}-*.safetensors"))
+
+
+def _sizes_of_all(tensors: Mapping[str, Tensor], group: Group) -> dict[str, int]:
+    """Bytes of every tensor that any process has, whole; in the same order on each."""
+    own = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
+    together: dict[str, int] = {}
+    for sizes in gather(own, group):
+        together |= sizes
+    return together
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:
@@ -88,11 +135,10 @@ def _forget_cached(path: Path) -> None:
             os.close(descriptor)
 
 
-def _files(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+def _files(sizes: Mapping[str, int]) -> dict[str, int]:
     """Which file, from 1 on, each tensor goes to."""
     number, filled, files = 1, 0, {}
-    for name, tensor in tensors.items():
-        size = tensor.numel() * tensor.element_size()
+    for name, size in sizes.items():
         if filled and filled + size > FILE_BYTES:
             number, filled = number + 1, 0
         files[name] = number
@@ -105,8 +151,8 @@ def _told(kind: tuple[torch.dtype, tuple[int, ...]]) -> str:
 
 
 @contextmanager
-def _one_process() -> Iterator[None]:
-    """`no_dist=True` says that one process reads or writes; DCP warns of it all the same. Its errors become ours."""
+def _explained() -> Iterator[None]:
+    """Where one process reads or writes DCP warns that it is one. Its errors become ours."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)

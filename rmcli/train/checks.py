@@ -16,8 +16,14 @@ from rmcli.packs.reader import PackedSplit
 from rmcli.tokens.tokenizer import RewardTokenizer
 
 
-def check_master_weights(config: Config, device: torch.device) -> None:
-    """Split masters are bfloat16 weights: raise ConfigError where the arithmetic is float32."""
+def check_master_weights(config: Config, device: torch.device, processes: int) -> None:
+    """Split masters are bfloat16 weights of one process: raise ConfigError where the arithmetic is float32."""
+    if config.train.master_weights == "split" and processes > 1:
+        raise ConfigError(
+            f"train.master_weights = 'split' on {processes} processes: FSDP2 keeps one kind of weight, and would lose "
+            "the float32 sums of bfloat16 gradients",
+            "set train.master_weights=float32: sharded, it computes the same in bfloat16 and takes less on each",
+        )
     if config.train.master_weights == "split" and not is_reduced(config.model.dtype, device):
         raise ConfigError(
             f"train.master_weights = 'split' trains bfloat16 weights, but model.dtype = {config.model.dtype!r} is "

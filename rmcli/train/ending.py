@@ -8,6 +8,7 @@ import torch
 
 from rmcli import output
 from rmcli.errors import INTERRUPTED, TERMINATED, RmcliError, Stopped, Terminated
+from rmcli.parallel import world
 from rmcli.runs import checkpoint, record
 from rmcli.runs.folder import resume_command
 from rmcli.train.job import Job
@@ -23,7 +24,8 @@ def recorded(job: Job, command: str | None) -> Iterator[dict[str, Any]]:
         _begin(job, command)
         with memory_explained(job):
             yield figures
-        record.end(job.run_folder, record.FINISHED, figures)
+        if world.is_first():
+            record.end(job.run_folder, record.FINISHED, figures)
     except OSError as error:
         _end(job, record.FAILED, {"error": str(error)})
         message = f"cannot write into {job.run_folder}: {error.strerror or error}"
@@ -50,11 +52,19 @@ def stopped(job: Job, stop: Stop, step: int) -> Stopped:
 
 
 def _begin(job: Job, command: str | None) -> None:
+    if not world.is_first():
+        return
     if job.past is not None:
         record.go_on(job.run_folder, {"command": command, "step": job.past.step, "device": _device_name(job.device)})
         return
     data = {"folder": str(job.data_folder.absolute()), "manifest_sha256": job.manifest["manifest_sha256"]}
-    facts = {"command": command, "preset": job.resolved.name, "data": data, "device": _device_name(job.device)}
+    facts = {
+        "command": command,
+        "preset": job.resolved.name,
+        "data": data,
+        "device": _device_name(job.device),
+        "processes": job.spread.processes,
+    }
     record.begin(job.run_folder, facts)
 
 
@@ -63,6 +73,8 @@ def _device_name(device: torch.device) -> str:
 
 
 def _end(job: Job, status: str, values: dict[str, Any]) -> None:
+    if not world.is_first():
+        return
     try:
         record.end(job.run_folder, status, values)
     except OSError as error:

@@ -13,7 +13,7 @@ from rmcli.model.metrics import PairMetrics
 from rmcli.packs.reader import PackedSplit
 from rmcli.records import BatchKind
 from rmcli.train.feed import groups_of
-from rmcli.train.plan import Slice
+from rmcli.train.pieces import Slice
 
 
 def evaluate(network: Any, split: PackedSplit, config: Config, pad_token_id: int, kind: BatchKind) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from rmcli.model.flops import FlopCounter
 from rmcli.model.losses import Targets
 from rmcli.packs.reader import PackedSplit
 from rmcli.records import BatchKind, TokenGroup
-from rmcli.train.plan import Slice, Step
+from rmcli.train.pieces import Slice
+from rmcli.train.plan import Step
 
 STEPS_AHEAD = 2
 Item = TypeVar("Item")

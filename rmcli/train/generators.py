@@ -2,31 +2,43 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rmcli import output
+from rmcli.parallel import world
 from rmcli.runs import tensors
 from rmcli.train.past import INEXACT
 
-CPU, CUDA = "generator_0.cpu", "generator_0.cuda"  # 0: the number of the process
+
+def _key(kind: str) -> str:
+    return f"generator_{world.rank()}.{kind}"
 
 
 def states(device: torch.device) -> dict[str, Tensor]:
-    """One byte tensor each."""
-    found = {CPU: torch.get_rng_state()}
+    """One byte tensor each, under the number of the process."""
+    found = {_key("cpu"): torch.get_rng_state()}
     if device.type == "cuda":
-        found[CUDA] = torch.cuda.get_rng_state(device)
+        found[_key("cuda")] = torch.cuda.get_rng_state(device)
     return found
 
 
+def seed_apart(seed: int) -> None:
+    """Each process draws numbers of its own: the masks of dropout must not repeat from one to the next."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, world.rank()]).generate_state(1)[0]))
+
+
 def restore(checkpoint: Path, device: torch.device) -> None:
-    """Put them back as they were when the checkpoint was written; a device that it knows nothing of is said."""
+    """Put them back as they were when the checkpoint was written; what it does not know of is said.
+
+    A process that it does not know of keeps its own, which its number sets apart from the others'.
+    """
     stored = tensors.shapes(checkpoint)
     here = states(device)
     tensors.read(checkpoint, {name: state for name, state in here.items() if name in stored})
-    torch.set_rng_state(here[CPU])
+    torch.set_rng_state(here[_key("cpu")])
     if device.type == "cuda":
-        if CUDA not in stored:
-            output.warn(f"the checkpoint was written without a GPU: {INEXACT}")
-        torch.cuda.set_rng_state(here[CUDA], device)
+        if _key("cuda") not in stored:
+            output.warn(f"the checkpoint was written without this GPU: {INEXACT}")
+        torch.cuda.set_rng_state(here[_key("cuda")], device)

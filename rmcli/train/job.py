@@ -18,15 +18,17 @@ from rmcli.model import flops, model_folder
 from rmcli.model.backend import check_attention
 from rmcli.model.device import pick_device
 from rmcli.model.kernels import check_compilable, check_kernels
-from rmcli.model.memory import MemoryEstimate, estimate, sizes_of
+from rmcli.model.memory import MemoryEstimate, estimate, free_memory, sizes_of
 from rmcli.packs.manifest import read_manifest
 from rmcli.packs.reader import PackedSplit
 from rmcli.runs import backbone
 from rmcli.runs.folder import next_run_folder
 from rmcli.tokens.tokenizer import CHAT_TEMPLATE_HINT, RewardTokenizer, load_model_config, load_tokenizer
 from rmcli.train.checks import Use, adopt_data_settings, check_master_weights, check_same_tokens, count_use, has_use
-from rmcli.train.past import Past, check_length, check_same_run
-from rmcli.train.plan import PackSizes, has_several_forwards, largest_forward, num_steps
+from rmcli.train.past import Past, check_length, check_processes, check_same_run
+from rmcli.train.pieces import PackSizes
+from rmcli.train.plan import has_several_forwards, largest_forward, num_steps
+from rmcli.train.spread import Spread, check_sizes, spread_over
 
 GIB = 2**30
 
@@ -49,6 +51,7 @@ class Job:
     batch_choice: BatchChoice
     use: Use
     device: torch.device
+    spread: Spread = Spread()
     past: Past | None = None  # the checkpoint that the run goes on from
     goes_on: bool = False  # in a folder that an earlier start made, from its checkpoint where it has one
 
@@ -68,11 +71,6 @@ class Job:
             return self.config.train.peak_tflops * 1e12
         return flops.peak_flops(torch.cuda.get_device_name(self.device)) if self.device.type == "cuda" else None
 
-    @property
-    def plans_packs(self) -> bool:
-        """Whether forwards are planned as packs; single conversations are, each pack one after the other."""
-        return self.batch_choice.kind != "padded"
-
 
 def build_job(
     resolved: Resolved,
@@ -80,15 +78,20 @@ def build_job(
     run_folder: Path | None,
     past: Past | None = None,
     goes_on: bool = False,
+    processes: int = 1,
 ) -> Job:
-    """Read the data and check it against the configuration and a past; load no weights and write nothing."""
+    """Read the data and check it against the configuration and a past; load no weights and write nothing.
+
+    `processes` train together.
+    """
     manifest = read_manifest(data_folder)
     resolved = adopt_data_settings(resolved, manifest, data_folder)
     for said in without_effect(resolved, "model", "loss", "train"):
         output.warn(said)
     config = resolved.config
     device = pick_device(config)
-    check_master_weights(config, device)
+    check_master_weights(config, device, processes)
+    check_sizes(config.parallel, processes)
     model = _where_it_lies(config.model, run_folder, past)
     model_config = load_model_config(model)
     check_max_length(model_config, config.data.max_length, config.model.pretrained_model_name_or_path)
@@ -106,19 +109,32 @@ def build_job(
     train_split = PackedSplit(data_folder, "train")
     if not len(train_split):
         raise RmcliError(f"{data_folder} has no training pairs", "lower data.eval_fraction, or prepare more rows")
-    sizes = PackSizes([train_split.group_tokens(row) for row in range(len(train_split))])
+    network = sizes_of(config, model_config, batch_choice.kind)
+    sizes = PackSizes.of(train_split, network.counter)
     model_folder.exported_template(reward)  # what could not be exported is not trained
-    total_steps = num_steps(sizes, config.train, batch_choice.kind != "padded")
+    ranks = processes // config.parallel.sequence_parallel_size
+    total_steps = num_steps(sizes, config.train, batch_choice.kind, ranks)
     eval_split = PackedSplit(data_folder, "eval")
     if config.train.best is not None and not has_use(eval_split, config.loss.loss_type):
         raise ConfigError(
             f"train.best = {config.train.best!r}, but {data_folder} has no pairs held out",
             "prepare with data.eval_fraction above 0, or leave train.best out",
         )
-    for said in in_vain(resolved, _without_effect_here(config, sizes, batch_choice, total_steps, eval_split)):
+    uncapped = config.train.model_copy(update={"max_steps": None})
+    most_steps = num_steps(sizes, uncapped, batch_choice.kind, ranks)
+    for said in in_vain(resolved, _without_effect_here(config, most_steps, total_steps, eval_split)):
         output.warn(said)
+    tokens = -(-largest_forward(config, sizes, batch_choice.kind, ranks) // config.parallel.sequence_parallel_size)
+    several_forwards = has_several_forwards(config, sizes, batch_choice.kind, ranks)
+    spread = spread_over(
+        processes,
+        config.parallel,
+        lambda mesh: estimate(network, config, tokens, several_forwards, mesh).total,
+        free_memory(device, processes),
+    )
     if past is not None:
         check_same_run(past, resolved, manifest, reward)
+        check_processes(past, config.train, spread)
         check_length(past, total_steps, config.train)
     return Job(
         resolved=resolved,
@@ -131,15 +147,11 @@ def build_job(
         eval_split=eval_split,
         sizes=sizes,
         total_steps=total_steps,
-        memory=estimate(
-            sizes_of(config, model_config, batch_choice.kind),
-            config,
-            largest_forward(config, sizes, batch_choice.kind),
-            has_several_forwards(config, sizes, batch_choice.kind),
-        ),
+        memory=estimate(network, config, tokens, several_forwards, spread.mesh),
         batch_choice=batch_choice,
         use=count_use(train_split, config.loss.loss_type),
         device=device,
+        spread=spread,
         past=past,
         goes_on=goes_on,
     )
@@ -151,17 +163,16 @@ def _where_it_lies(model: ModelSection, run_folder: Path | None, past: Past | No
 
 
 def _without_effect_here(
-    config: Config, sizes: PackSizes, batch_choice: BatchChoice, total_steps: int, eval_split: PackedSplit
+    config: Config, most_steps: int, total_steps: int, eval_split: PackedSplit
 ) -> dict[str, str | None]:
     """Settings that change nothing with this data: key -> why, None where it does."""
     train = config.train
-    uncapped = num_steps(sizes, train.model_copy(update={"max_steps": None}), batch_choice.kind != "padded")
     never = "no pair is held out that this loss can be told on (data.eval_fraction)"
     only_at_end = f"the run has {total_steps:,} steps, and is evaluated at its end in any case"
     return {
         "train.max_steps": (
-            f"train.max_epochs = {train.max_epochs} gives {uncapped:,} steps"
-            if (train.max_steps or 0) > uncapped
+            f"train.max_epochs = {train.max_epochs} gives {most_steps:,} steps"
+            if (train.max_steps or 0) > most_steps
             else None
         ),
         "train.eval_steps": (

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
+from torch import Tensor
 
 from rmcli import output
 from rmcli.errors import RmcliError
@@ -18,14 +19,17 @@ from rmcli.model import optim
 from rmcli.model.attention.layout import BatchShape
 from rmcli.model.forward import scores
 from rmcli.model.losses import objective
+from rmcli.model.metrics import PairMetrics
 from rmcli.model.network import flop_counter
+from rmcli.model.shard import expect_last_forward
+from rmcli.parallel.collectives import largest_number
 from rmcli.records import BatchKind
 from rmcli.runs import checkpoint, record, state
 from rmcli.runs.metrics_file import add_metrics
 from rmcli.train import generators, window_state
 from rmcli.train.ending import stopped
 from rmcli.train.evaluate import evaluate
-from rmcli.train.feed import Feeder, StepFeed, ahead, shape_of_all
+from rmcli.train.feed import Feeder, Forward, StepFeed, ahead, shape_of_all
 from rmcli.train.job import Job
 from rmcli.train.nonfinite import Skipped, count_skipped, stop_if_skipped
 from rmcli.train.out_of_memory import memory_explained
@@ -34,7 +38,7 @@ from rmcli.train.plan import Step, plan
 from rmcli.train.profile import profiled
 from rmcli.train.saver import Saver
 from rmcli.train.signals import Stop, stop_on_signals
-from rmcli.train.window import Window, log
+from rmcli.train.window import Window, add_up_step, log
 
 
 class Trainer:
@@ -51,9 +55,11 @@ class Trainer:
             device=job.device,
             counter=flop_counter(network),
             shape=self._batch_shape(),
+            rank=job.spread.rank,
+            ranks=job.spread.ranks,
         )
-        self.window = Window(job.peak_flops)
-        self.saver = Saver(job.config.train.async_checkpoint)
+        self.window = self._new_window()
+        self.saver = Saver(job.config.train.async_checkpoint, job.spread.mesh)
         self.step = 0  # done
         self.num_skipped = 0
         self.best: dict[str, Any] | None = None  # step and value of the best evaluation
@@ -65,15 +71,19 @@ class Trainer:
         """What rows are filled up to, so that layers are compiled once; None where they are not compiled."""
         if self.config.train.kernels != "compile":
             return None
-        steps = plan(self.job.sizes, self.config.train, self.job.plans_packs, self.config.data.max_packed_length)
+        steps = plan(self.job.sizes, self.config.train, self.kind, self.config.data.max_packed_length)
         return shape_of_all((forward for step in steps for forward in step.forwards[0]), self.job.train_split)
 
-    def fit(self, metrics_file: TextIO, profile_folder: Path | None = None) -> dict[str, Any]:
+    def _new_window(self) -> Window:
+        peak = self.job.peak_flops
+        return Window(peak and peak * self.job.spread.processes)
+
+    def fit(self, metrics_file: TextIO | None, profile_folder: Path | None = None) -> dict[str, Any]:
         """All steps that are not behind it. Returns the last log line joined with the last evaluation."""
         train, total = self.config.train, self.job.total_steps
-        packed, limit = self.job.plans_packs, self.config.data.max_packed_length
+        limit = self.config.data.max_packed_length
         unread: Skipped | None = None  # the flag of the last step, read one step later
-        steps = (step for step in plan(self.job.sizes, train, packed, limit) if step.number > self.step)
+        steps = (step for step in plan(self.job.sizes, train, self.kind, limit) if step.number > self.step)
         with (
             output.progress("train", total) as progress,
             _no_garbage_collection(),
@@ -98,7 +108,7 @@ class Trainer:
         return self.summary
 
     def _do_what_is_due(
-        self, step: Step, share: float, skipped: Skipped, metrics_file: TextIO, stop: Stop
+        self, step: Step, share: float, skipped: Skipped, metrics_file: TextIO | None, stop: Stop
     ) -> Skipped | None:
         """Log, evaluate, save and stop after this step. Returns its flag where nothing had to read it."""
         train, number, last = self.config.train, step.number, step.number == self.job.total_steps
@@ -123,14 +133,14 @@ class Trainer:
             raise stopped(self.job, stop, number)
         return None if is_logged or is_saved else skipped
 
-    def log(self, step: Step, share: float, metrics_file: TextIO) -> None:
+    def log(self, step: Step, share: float, metrics_file: TextIO | None) -> None:
         """One line about the steps since the last one."""
         values = {"step": step.number, "epoch": step.epoch, "lr": self.config.train.lr * share}
         values |= self.window.result()
         if self.config.train.nonfinite == "skip":
             values["skipped_steps"] = self.num_skipped
         self.summary = {**self.summary, **values}
-        self.window = Window(self.job.peak_flops)
+        self.window = self._new_window()
         gc.collect()
         log(self.progress, metrics_file, values)
 
@@ -148,7 +158,7 @@ class Trainer:
         return skipped
 
     def run_step(self, feed: StepFeed) -> Skipped:
-        """One optimizer step over all forwards of this rank. Nothing in it waits for the device."""
+        """One optimizer step over all forwards of this process. Nothing in it waits for the device."""
         self.network.train()
         loss, pair_loss, all_penalty = (torch.zeros((), device=self.job.device) for _ in range(3))
         if not feed.row_ids:
@@ -156,32 +166,46 @@ class Trainer:
             return Skipped(feed.step.number, loss, ())  # nothing to learn from in this step
         # Conversations run one by one are several forwards, too, though their backward is one.
         optim.expect_gradients(self.optimizer, several=len(feed.forwards) > 1 or self.kind == "single")
-        for forward in feed.forwards:
+        metrics, share = PairMetrics(), self.job.spread.share
+        for number, forward in enumerate(feed.forwards, 1):
+            expect_last_forward(self.network, number == len(feed.forwards))
             here = f" in step {feed.step.number}, at a forward of {forward.batch.num_tokens:,} tokens"
             with memory_explained(self.job, here):
-                scores_S = scores(self.network, forward.batch, self.config.model.dtype)
-                preference_loss, penalty = objective(
-                    scores_S, forward.targets, self.config.loss, feed.total_weight, feed.total_scores
-                )
-                (preference_loss + penalty).backward()
-            loss += (preference_loss + penalty).detach()
-            pair_loss += preference_loss.detach()
+                pairs, penalty = self._run_forward(forward, feed, metrics)
+                ((pairs + penalty) * share).backward()
+            loss += (pairs + penalty).detach()
+            pair_loss += pairs.detach()
             all_penalty += penalty.detach()
-            self.window.metrics.add(scores_S, forward.targets.better, forward.targets.worse)
             self.progress.advance_part(len(feed.forwards))
-        norm, skipped = optim.clip_and_step(self.network, self.optimizer, self.config.train.max_norm, loss)
-        self.window.add_step(feed, loss, pair_loss, all_penalty, norm)
+        sums = add_up_step(feed, pair_loss, all_penalty, loss, share)
+        self.window.metrics.merge(metrics.summed(share))
+        norm, skipped = optim.clip_and_step(self.network, self.optimizer, self.config.train.max_norm, sums.loss)
+        self.window.add_step(sums, norm)
         return Skipped(feed.step.number, skipped, feed.row_ids)
 
-    def save(self, metrics_file: TextIO, last: bool) -> None:
+    def _run_forward(self, forward: Forward, feed: StepFeed, metrics: PairMetrics) -> tuple[Tensor, Tensor]:
+        """This forward's share of the step's loss: of the pairs, and the penalty. An empty one adds nothing."""
+        scores_S = scores(self.network, forward.batch, self.config.model.dtype)
+        if forward.is_empty:
+            return scores_S.sum() * 0, scores_S.detach().sum() * 0
+        scores_S = scores_S[: forward.num_scores]
+        metrics.add(scores_S, forward.targets.better, forward.targets.worse)
+        return objective(scores_S, forward.targets, self.config.loss, feed.total_weight, feed.total_scores)
+
+    def save(self, metrics_file: TextIO | None, last: bool) -> None:
         """A checkpoint. That of the last step stands before the model is exported, which may fail."""
-        os.fsync(metrics_file.fileno())
+        num_bytes = 0
+        if metrics_file is not None:
+            os.fsync(metrics_file.fileno())
+            num_bytes = os.fstat(metrics_file.fileno()).st_size
         tensors = state.tensors_of(self.network, self.optimizer) | generators.states(self.job.device)
-        facts = self.facts(os.fstat(metrics_file.fileno()).st_size)
+        facts = self.facts(num_bytes)
         folder, step, keep = self.job.run_folder, self.step, self.config.train.save_total_limit
         self._saved_at = time.monotonic()
         try:
-            self.saver.save(tensors, lambda tensors: checkpoint.save(folder, step, tensors, facts, keep))
+            self.saver.save(
+                tensors, lambda tensors, group: checkpoint.save(folder, step, tensors, facts, keep, group)
+            )
         except RmcliError as error:
             self._go_on_without(error, last)
 
@@ -197,8 +221,9 @@ class Trainer:
         output.warn(f"{error.message}; the model, which needs a third of its room, is written all the same")
 
     def _is_time_to_save(self) -> bool:
+        """Agreed on by all processes, whose clocks are not one."""
         minutes = self.config.train.save_minutes
-        return minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
+        return minutes is not None and largest_number(time.monotonic() - self._saved_at >= 60 * minutes) > 0
 
     def facts(self, metrics_bytes: int) -> dict[str, Any]:
         """What a checkpoint holds that is no tensor."""
@@ -211,6 +236,7 @@ class Trainer:
             "identity": identity(self.job.manifest, self.job.reward),
             "machine": machine(self.job.device),
             "rows": self.kind,
+            "ranks": self.job.spread.ranks,
             "metrics_bytes": metrics_bytes,
             "window": window_state.to_numbers(self.window),
             "summary": record.json_values(self.summary),
@@ -226,15 +252,15 @@ class Trainer:
             output.warn(f"rows run {self.kind}, before they ran {facts['rows']}: {INEXACT}")
         self.step, self.num_skipped, self.best = past.step, facts["skipped"], facts["best"]
         self.summary = dict(facts["summary"])
-        window_state.fill(self.window, facts["window"], self.job.device)
+        window_state.fill(self.window, facts["window"], self.job.device, self.job.spread.processes > 1)
         if facts["shape"] is not None and self.feeder.shape is not None:
             self.feeder.shape = BatchShape(**facts["shape"])
         state.read_optimizer(past.checkpoint, self.network, self.optimizer)
         generators.restore(past.checkpoint, self.job.device)
 
-    def evaluate_and_log(self, step: int, metrics_file: TextIO) -> None:
+    def evaluate_and_log(self, step: int, metrics_file: TextIO | None) -> None:
         pad_token_id = self.job.reward.pad_token_id
-        result = evaluate(self.network, self.job.eval_split, self.config, pad_token_id, self.kind)
+        result = evaluate(self.network, self.job.eval_split, self.config, pad_token_id, self.kind, self.job.spread)
         if not result:
             return
         self.summary |= result

@@ -28,7 +28,7 @@ def gib(number: int) -> str:
 
 def check_memory(job: Job) -> None:
     """Stop before loading what cannot fit. Raises RmcliError with need, have and what would fit."""
-    have = free_memory(job.device)
+    have = free_memory(job.device, job.spread.processes)
     if not job.config.train.check_memory or job.memory.total <= have:
         return
     raise RmcliError(
@@ -125,4 +125,4 @@ def _way(job: Job, settings: dict[str, str]) -> Way:
 
 
 def _estimate(job: Job, config: Config, tokens: int) -> MemoryEstimate:
-    return estimate(job.memory.sizes, config, tokens, job.memory.several_forwards)
+    return estimate(job.memory.sizes, config, tokens, job.memory.several_forwards, job.spread.mesh)

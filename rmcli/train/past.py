@@ -9,11 +9,13 @@ import torch
 
 from rmcli import output
 from rmcli.config.layers import Resolved
-from rmcli.config.sections import Config
+from rmcli.config.sections import Config, TrainSection
 from rmcli.errors import ConfigError, RmcliError
 from rmcli.model import optim
+from rmcli.parallel import world
 from rmcli.runs import record
 from rmcli.tokens.tokenizer import RewardTokenizer
+from rmcli.train.spread import Spread
 
 # What may be another than before and changes no bit of the run, and what changes only how sums are rounded.
 FREE = (
@@ -32,6 +34,9 @@ FREE = (
 ROUNDING = (
     "model.attention",
     "model.trim_last_layer",
+    "parallel.data_parallel",
+    "parallel.dp_replicate_size",
+    "parallel.sequence_parallel_size",
     "train.activation_checkpointing",
     "train.deterministic",
     "train.device",
@@ -128,9 +133,28 @@ def check_length(past: Past, total_steps: int, train: Any) -> None:
         )
 
 
+def check_processes(past: Past, train: TrainSection, spread: Spread) -> None:
+    """Other processes may go on with a run whose steps do not depend on them, said. Raises ConfigError else."""
+    before = past.facts.get("ranks", 1)
+    if spread.ranks != before and train.pairs_per_step is None:
+        raise ConfigError(
+            f"{spread.ranks} data-parallel processes, but {past.checkpoint} was trained on {before}: a step is "
+            "train.batch_size x train.accumulative_counts packs on each, so that it would be other pairs",
+            f"go on with {before}, or start a run with train.pairs_per_step, whose steps hold the same on any number",
+        )
+    number = past.facts["machine"].get("processes", 1)
+    if number != spread.processes:
+        output.warn(f"{spread.processes} processes (was {number}): {INEXACT}")
+
+
 def machine(device: torch.device) -> dict[str, Any]:
     """On what bits depend besides the configuration."""
-    return {"versions": record.versions(), "device": str(device.type), "threads": torch.get_num_threads()}
+    return {
+        "versions": record.versions(),
+        "device": str(device.type),
+        "threads": torch.get_num_threads(),
+        "processes": world.size(),
+    }
 
 
 def _say_other_versions(past: Past) -> None:

@@ -1,6 +1,6 @@
 """Which groups run in which step, forward and rank: a pure function of the packs, the ranks and the config."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -8,74 +8,55 @@ import numpy as np
 
 from rmcli.config.sections import Config, TrainSection
 from rmcli.records import BatchKind
-
-
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """Groups `start` to `stop` of one pack."""
-
-    pack: int
-    start: int
-    stop: int
-
-
-PlannedForward = tuple[Slice, ...]
+from rmcli.train.balance import share_out
+from rmcli.train.pieces import PackSizes, PlannedForward, Slice
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One optimizer step: for each rank its forwards. `number` counts from 1, `epoch` from 0."""
+    """One optimizer step: for each rank its forwards, equally many. `number` counts from 1, `epoch` from 0."""
 
     number: int
     epoch: int
     forwards: tuple[tuple[PlannedForward, ...], ...]
 
 
-@dataclass(frozen=True)
-class PackSizes:
-    """What plan knows of the packs: tokens of each group of each pack."""
-
-    group_tokens: Sequence[np.ndarray]
-
-    @property
-    def num_groups(self) -> int:
-        return sum(len(tokens) for tokens in self.group_tokens)
-
-
-def num_steps(sizes: PackSizes, train: TrainSection, packed: bool, ranks: int = 1) -> int:
+def num_steps(sizes: PackSizes, train: TrainSection, kind: BatchKind, ranks: int = 1) -> int:
     """Optimizer steps of the whole run."""
     if train.pairs_per_step is not None:
         per_epoch = -(-sizes.num_groups // train.pairs_per_step)
     else:
-        rows = len(sizes.group_tokens) if packed else sizes.num_groups
+        rows = sizes.num_groups if kind == "padded" else len(sizes.group_tokens)
         per_epoch = -(-rows // (train.batch_size * train.accumulative_counts * ranks))
     total = per_epoch * train.max_epochs
     return total if train.max_steps is None else min(total, train.max_steps)
 
 
 def plan(
-    sizes: PackSizes, train: TrainSection, packed: bool, max_packed_length: int, ranks: int = 1
+    sizes: PackSizes, train: TrainSection, kind: BatchKind, max_packed_length: int, ranks: int = 1
 ) -> Iterator[Step]:
     """All steps in order. Every group comes once per epoch; the last step of an epoch may be smaller.
 
-    With `pairs_per_step` packs are cut at group boundaries: groups come in seeded random order and are laid into
-    forwards of at most `max_packed_length` tokens. Otherwise a forward is `batch_size` packs (single groups
-    when not packed) and a step `accumulative_counts` forwards on each rank.
+    With `pairs_per_step` packs are cut at group boundaries: groups come in seeded random order, as many a step on any
+    number of ranks, and are laid into forwards of at most `max_packed_length` tokens. Otherwise a forward is
+    `batch_size` packs (single groups when padded) and a step `accumulative_counts` forwards on each rank. Several
+    ranks share a step's groups by what they cost (`balance`); their forwards are equally many, some may be empty.
     """
     steps = (
-        (epoch, forwards)
-        for epoch in range(train.max_epochs)
-        for forwards in _epoch(sizes, train, packed, max_packed_length, ranks, epoch)
+        (epoch, pieces) for epoch in range(train.max_epochs) for pieces in _epoch(sizes, train, kind, ranks, epoch)
     )
-    for number, (epoch, forwards) in enumerate(islice(steps, train.max_steps), 1):
-        yield Step(number, epoch, tuple(tuple(forwards[rank::ranks]) for rank in range(ranks)))
+    for number, (epoch, pieces) in enumerate(islice(steps, train.max_steps), 1):
+        if ranks == 1:
+            forwards = (tuple(_in_order(pieces, sizes, train, kind, max_packed_length)),)
+        else:
+            forwards = share_out(pieces, sizes, train, kind, max_packed_length, ranks)
+        yield Step(number, epoch, forwards)
 
 
-def _epoch(
-    sizes: PackSizes, train: TrainSection, packed: bool, max_packed_length: int, ranks: int, epoch: int
-) -> Iterator[list[PlannedForward]]:
+def _epoch(sizes: PackSizes, train: TrainSection, kind: BatchKind, ranks: int, epoch: int) -> Iterator[list[Slice]]:
+    """The groups of each step, in seeded random order."""
     generator = np.random.default_rng([train.seed, epoch])
-    if train.pairs_per_step is None and packed:
+    if train.pairs_per_step is None and kind != "padded":
         whole = [Slice(pack, 0, len(tokens)) for pack, tokens in enumerate(sizes.group_tokens)]
     else:
         whole = [
@@ -84,15 +65,19 @@ def _epoch(
             for group in range(len(tokens))
         ]
     order = [whole[index] for index in generator.permutation(len(whole))]
-    if train.pairs_per_step is not None:
-        limit = max_packed_length if packed else None
-        for start in range(0, len(order), train.pairs_per_step):
-            yield _fill_forwards(order[start : start + train.pairs_per_step], sizes, limit, train.batch_size)
-        return
-    per_step = train.batch_size * train.accumulative_counts * ranks
+    per_step = train.pairs_per_step or train.batch_size * train.accumulative_counts * ranks
     for start in range(0, len(order), per_step):
-        slices = order[start : start + per_step]
-        yield [tuple(slices[at : at + train.batch_size]) for at in range(0, len(slices), train.batch_size)]
+        yield order[start : start + per_step]
+
+
+def _in_order(
+    pieces: list[Slice], sizes: PackSizes, train: TrainSection, kind: BatchKind, max_packed_length: int
+) -> list[PlannedForward]:
+    """One rank's forwards: one filled after the other."""
+    if train.pairs_per_step is None:
+        return [tuple(pieces[at : at + train.batch_size]) for at in range(0, len(pieces), train.batch_size)]
+    limit = None if kind == "padded" else max_packed_length
+    return _fill_forwards(pieces, sizes, limit, train.batch_size)
 
 
 def _fill_forwards(
@@ -114,9 +99,15 @@ def _fill_forwards(
     return [tuple(forward) for forward in forwards]
 
 
-def largest_forward(config: Config, sizes: PackSizes, kind: BatchKind) -> int:
-    """Tokens of the largest forward of the run, an upper bound: without sharing a pair's prompt runs twice."""
+def largest_forward(config: Config, sizes: PackSizes, kind: BatchKind, ranks: int = 1) -> int:
+    """Tokens of the largest forward of the run, an upper bound: without sharing a pair's prompt runs twice.
+
+    Of several ranks the largest that is planned for one epoch.
+    """
     train = config.train
+    if ranks > 1:
+        steps = plan(sizes, _one_epoch(train), kind, config.data.max_packed_length, ranks)
+        return max(sizes.tokens(forward, kind) for step in steps for rank in step.forwards for forward in rank)
     if kind == "padded":
         return train.batch_size * 2 * config.data.max_length
     times = 2 if kind == "single" else 1
@@ -127,8 +118,11 @@ def largest_forward(config: Config, sizes: PackSizes, kind: BatchKind) -> int:
     return times * sum(packs[: train.batch_size])
 
 
-def has_several_forwards(config: Config, sizes: PackSizes, kind: BatchKind) -> bool:
-    """Whether some step adds up the gradients of more than one forward."""
-    one_epoch = config.train.model_copy(update={"max_epochs": 1})
-    steps = plan(sizes, one_epoch, kind != "padded", config.data.max_packed_length)
+def has_several_forwards(config: Config, sizes: PackSizes, kind: BatchKind, ranks: int = 1) -> bool:
+    """Whether some step adds up the gradients of more than one forward on a rank."""
+    steps = plan(sizes, _one_epoch(config.train), kind, config.data.max_packed_length, ranks)
     return kind == "single" or any(len(step.forwards[0]) > 1 for step in steps)
+
+
+def _one_epoch(train: TrainSection) -> TrainSection:
+    return train.model_copy(update={"max_epochs": 1})

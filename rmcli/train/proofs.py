@@ -19,6 +19,7 @@ from rmcli.model.forward import scores
 from rmcli.model.losses import objective
 from rmcli.model.network import score_head
 from rmcli.model.optim import Optimizer
+from rmcli.parallel.parts import own_part, whole
 from rmcli.records import BatchKind, Comparison, TokenGroup
 from rmcli.runs import state
 from rmcli.tokens.tokenizer import RewardTokenizer
@@ -37,7 +38,7 @@ def prove(job: Job, network: Any, optimizer: Optimizer, kind: BatchKind) -> None
     head_is_kept(network, state.tensors_of(network, optimizer))
     proven = ["packed rows exact"] if kind == "packed" else []
     proven += ["head finite, trainable, in the optimizer and in the checkpoint"]
-    groups = _first_groups(job)
+    groups = _first_groups(job, kind)
     if groups:
         batch = build_batch(kind, groups, job.reward.pad_token_id, job.device)
         if job.reward.mode != "last":
@@ -46,7 +47,7 @@ def prove(job: Job, network: Any, optimizer: Optimizer, kind: BatchKind) -> None
         scores_S = _scores(network, batch, job.config.model.dtype)
         finite(scores_S)
         proven.append("first scores finite")
-        if not score_head(network).weight.count_nonzero():
+        if not whole(score_head(network).weight).count_nonzero():
             loss = first_loss_is_analytic(scores_S, groups, job.config.loss)
             proven.append(f"first loss {loss:.4f}, as a zero head's must be")
     output.say(f"proven: {'; '.join(proven)}")
@@ -55,7 +56,7 @@ def prove(job: Job, network: Any, optimizer: Optimizer, kind: BatchKind) -> None
 def head_is_sound(network: Any) -> None:
     """Its weight is finite and takes gradients."""
     weight = score_head(network).weight
-    if not torch.isfinite(weight).all():
+    if not torch.isfinite(whole(weight)).all():
         raise RmcliError("the weight of the score head is not finite before step 1", _REPORT)
     if not weight.requires_grad:
         raise RmcliError("the weight of the score head takes no gradient: it would never learn", _REPORT)
@@ -72,8 +73,10 @@ def every_weight_is_trained(network: Any, optimizer: Optimizer) -> None:
 
 def head_is_kept(network: Any, tensors: Mapping[str, Tensor]) -> None:
     """The head's own weight is among what a checkpoint is written from."""
-    place = score_head(network).weight.data_ptr()
-    if not any(name.startswith("model.") and tensor.data_ptr() == place for name, tensor in tensors.items()):
+    place = own_part(score_head(network).weight).data_ptr()
+    if not any(
+        name.startswith("model.") and own_part(tensor).data_ptr() == place for name, tensor in tensors.items()
+    ):
         raise RmcliError("the weight of the score head is no part of a checkpoint: it would be lost", _REPORT)
 
 
@@ -154,9 +157,9 @@ def _cost_behind(distance: float) -> float:
     return max(distance, 0.0) + math.log1p(math.exp(-abs(distance)))
 
 
-def _first_groups(job: Job) -> list[TokenGroup]:
+def _first_groups(job: Job, kind: BatchKind) -> list[TokenGroup]:
     """Those of the run's first forward that has any for this loss."""
-    steps = plan(job.sizes, job.config.train, job.plans_packs, job.config.data.max_packed_length)
+    steps = plan(job.sizes, job.config.train, kind, job.config.data.max_packed_length)
     forwards = (forward for step in steps for forward in step.forwards[0])
     each = (groups_of(job.train_split, forward, job.config.loss.loss_type) for forward in forwards)
     return next((groups for groups in each if groups), [])

@@ -19,7 +19,12 @@ def is_run(folder: Path) -> bool:
 
 
 def resumed_job(
-    folder: Path, data: Path | None, preset: str | None, files: Sequence[Path], settings: Sequence[str]
+    folder: Path,
+    data: Path | None,
+    preset: str | None,
+    files: Sequence[Path],
+    settings: Sequence[str],
+    processes: int = 1,
 ) -> Job:
     """The run of this folder, with its own configuration and data but for what is given and may change.
 
@@ -34,7 +39,7 @@ def resumed_job(
     if path is None and _status(folder) == record.FINISHED:
         raise RmcliError(f"{folder} is finished and has no checkpoint to go on from", "start a new run")
     past = None if path is None else Past(path, checkpoint.open_facts(path))
-    return build_job(resolved, data or data_of(folder), folder, past, goes_on=True)
+    return build_job(resolved, data or data_of(folder), folder, past, goes_on=True, processes=processes)
 
 
 def check_untouched(job: Job) -> None:

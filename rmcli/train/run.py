@@ -1,23 +1,24 @@
 """A job run: weights loaded, self-test, loop, export. The run folder holds what comes of it."""
 
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, TextIO
 
 from accelerate.utils import set_seed
 
 from rmcli import output
-from rmcli.backbones import architectures
 from rmcli.model import kernels, model_folder, optim, self_test
-from rmcli.model.load import load_model, rebuild_network
 from rmcli.model.network import score_head, whole_row_layers
 from rmcli.model.recompute import checkpoint_activations
-from rmcli.runs import backbone, checkpoint, lock
+from rmcli.model.shard import gathered, is_sharded
+from rmcli.parallel import world
+from rmcli.parallel.collectives import on_first
+from rmcli.runs import checkpoint, lock
 from rmcli.runs.folder import BEST_MODEL, MODEL, claim, claim_next, reopen, write_config
 from rmcli.runs.metrics_file import open_metrics
 from rmcli.runs.state import read_weights
-from rmcli.train import proofs
+from rmcli.train import generators, proofs
 from rmcli.train.collapse import collapse_warning
 from rmcli.train.describe import describe
 from rmcli.train.determinism import deterministic
@@ -26,6 +27,7 @@ from rmcli.train.ending import recorded
 from rmcli.train.job import Job
 from rmcli.train.loop import Trainer
 from rmcli.train.memory import check_memory
+from rmcli.train.network import network_of
 from rmcli.train.resume import check_untouched
 
 
@@ -34,39 +36,45 @@ def run(job: Job, with_profile: bool = False, command: str | None = None) -> dic
 
     `with_profile` writes `profile/` into it; `command` is what the user typed, for run.json.
     """
-    with deterministic(job.config.train.deterministic):
-        _say_plan(describe(job))
+    with deterministic(job.config.train.deterministic), ExitStack() as held:
+        _say_plan(job, describe(job))
         _say_use(job)
         check_memory(job)
         check_disk(job)
         job = _claimed(job)
-        with lock.held(job.run_folder):
-            if job.goes_on:
-                check_untouched(job)
-                reopen(job.run_folder, None if job.past is None else job.past.checkpoint)
-            if job.past is not None:  # who wrote it may have been killed before older ones were gone
-                checkpoint.remove_older(job.past.checkpoint, job.past.facts, job.config.train.save_total_limit)
-            with recorded(job, command) as figures:
-                figures |= _train(job, with_profile)
+        on_first(lambda: _open(job, held))
+        with recorded(job, command) as figures:
+            figures |= _train(job, with_profile)
     if (warning := collapse_warning(figures)) is not None:
         output.warn(warning)
     return figures
 
 
 def _claimed(job: Job) -> Job:
+    """The run folder is this run's own. Of several processes the first one makes it."""
     if job.goes_on:
         return job
     if job.run_folder_is_named:
-        claim(job.run_folder)
+        on_first(lambda: claim(job.run_folder))
         return job
-    return replace(job, run_folder=claim_next(job.run_folder.parent, job.resolved.name))
+    return replace(job, run_folder=on_first(lambda: claim_next(job.run_folder.parent, job.resolved.name)))
+
+
+def _open(job: Job, held: ExitStack) -> None:
+    """Lock the folder for as long as `held` is, and make it as it was at the checkpoint that the run goes on from."""
+    held.enter_context(lock.held(job.run_folder))
+    if job.goes_on:
+        check_untouched(job)
+        reopen(job.run_folder, None if job.past is None else job.past.checkpoint)
+    if job.past is not None:  # who wrote it may have been killed before older ones were gone
+        checkpoint.remove_older(job.past.checkpoint, job.past.facts, job.config.train.save_total_limit)
 
 
 def _train(job: Job, with_profile: bool) -> dict[str, Any]:
     config = job.config
-    write_config(job.run_folder, job.resolved.toml())
+    on_first(lambda: write_config(job.run_folder, job.resolved.toml()))
     set_seed(config.train.seed)
-    network = _network(job)
+    network = network_of(job)
     expected = self_test.expect(network, job.batch_choice, config.model.dtype, config.train.seed)
     if config.train.kernels == "liger":
         kernels.use_liger(network)
@@ -79,13 +87,15 @@ def _train(job: Job, with_profile: bool) -> dict[str, Any]:
     if config.train.kernels == "compile":
         kernels.compile_layers(whole_row_layers(network))
     trainer = Trainer(job, network, optimizer, kind)
+    if job.spread.processes > 1:
+        generators.seed_apart(config.train.seed)
     if job.past is not None:
         trainer.go_on(job.past)
     with (
-        open_metrics(job.run_folder, job.past and job.past.facts["metrics_bytes"]) as metrics_file,
+        _metrics(job) as metrics_file,
         kernels.explained() if config.train.kernels == "compile" else nullcontext(),
     ):
-        summary = trainer.fit(metrics_file, job.run_folder / "profile" if with_profile else None)
+        summary = trainer.fit(metrics_file, job.run_folder / "profile" if with_profile and world.is_first() else None)
     optim.restore_float32(optimizer)
     shipped = {"model": _export(job, network, MODEL)}
     if trainer.best is not None:
@@ -94,30 +104,23 @@ def _train(job: Job, with_profile: bool) -> dict[str, Any]:
     return {**summary, **shipped, "run": str(job.run_folder)}
 
 
-def _network(job: Job) -> Any:
-    """From its model, and what a later start needs of that is kept; or from the run's own checkpoint."""
-    config, kind = job.config, job.batch_choice.kind
-    if job.past is None:
-        network = load_model(config.model, job.reward, config.train.seed, kind, job.device)
-        backbone.keep(job.run_folder, network, job.reward)
-    else:
-        output.say(f"going on from {job.past.checkpoint}, after step {job.past.step} of {job.total_steps}")
-        own = backbone.section(job.run_folder, config.model)
-        network = rebuild_network(own, config.train.seed, kind, job.device)
-        network.config.name_or_path = str(config.model.pretrained_model_name_or_path)
-        read_weights(job.past.checkpoint, network)
-    if architectures.loads_only_here(network.config):
-        output.warn(f"transformers has no {type(network).__name__}: the model folder will load in rmcli only")
-    return network
+def _metrics(job: Job) -> AbstractContextManager[TextIO | None]:
+    """metrics.jsonl, which of several processes the first one writes."""
+    if not world.is_first():
+        return nullcontext()
+    return open_metrics(job.run_folder, job.past and job.past.facts["metrics_bytes"])
 
 
 def _export(job: Job, network: Any, name: str) -> str:
     folder = job.run_folder / name
-    model_folder.export(network, job.reward, job.resolved.toml(), folder)
+    weights = gathered(network) if is_sharded(network) else None
+    on_first(lambda: model_folder.export(network, job.reward, job.resolved.toml(), folder, weights))
     return str(folder)
 
 
-def _say_plan(numbers: Mapping[str, Any]) -> None:
+def _say_plan(job: Job, numbers: Mapping[str, Any]) -> None:
+    if job.spread.processes > 1:
+        output.say(job.spread.name + (f": {job.spread.reason}" if job.spread.reason else ""))
     output.say(
         f"{numbers['pairs']:,} pairs in {numbers['packs']:,} packs, {numbers['steps']:,} steps of about "
         f"{numbers['pairs_per_step']:,} pairs, {numbers['eval_pairs']:,} pairs held out"

@@ -4,26 +4,42 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from torch import Tensor
+import torch
+from torch import Tensor, distributed
+from torch.distributed.device_mesh import DeviceMesh
 
-Write = Callable[[Mapping[str, Tensor]], Path]
+from rmcli.parallel.collectives import Group
+from rmcli.parallel.mesh import MeshShape, build_mesh
+from rmcli.parallel.parts import host_copy
+
+# What writes: the tensors, and the group that the processes talk in meanwhile.
+Write = Callable[[Mapping[str, Tensor], Group], Path]
 
 
 class Saver:
-    """`save` takes what writes; its error surfaces there, or, beside the training, at the next `check` or `save`."""
+    """`save` takes what writes; its error surfaces there, or, beside the training, at the next `check` or `save`.
 
-    def __init__(self, beside: bool) -> None:
+    `mesh` is how weights are cut over several processes. Beside the training these talk in a group of their own:
+    in that of the training their messages would meet the steps'.
+    """
+
+    def __init__(self, beside: bool, mesh: MeshShape | None = None) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if beside else None
+        self._group: Group = None
+        self._mesh: DeviceMesh | None = None
+        if beside and mesh is not None and mesh.size > 1:
+            self._group = distributed.new_group(backend="gloo")
+            self._mesh = build_mesh(mesh, torch.device("cpu"))
         self._under_way: Future[Path] | None = None
 
     def save(self, tensors: Mapping[str, Tensor], write: Write) -> None:
         """Beside the training `write` gets copies in main memory, which later steps do not change."""
         if self._pool is None:
-            write(tensors)
+            write(tensors, None)
             return
         self.wait()
-        copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
-        self._under_way = self._pool.submit(write, copies)
+        copies = {name: host_copy(tensor, self._mesh) for name, tensor in tensors.items()}
+        self._under_way = self._pool.submit(write, copies, self._group)
 
     def check(self) -> None:
         """Raise what went wrong in a checkpoint that has ended."""

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TextIO
 
 import torch
@@ -9,8 +10,31 @@ from torch import Tensor
 
 from rmcli import output
 from rmcli.model.metrics import PairMetrics
+from rmcli.parallel import collectives, world
 from rmcli.runs.metrics_file import add_metrics
 from rmcli.train.feed import StepFeed
+
+
+@dataclass(frozen=True)
+class StepSums:
+    """What a step's forwards add up to, over all processes: loss, whole and in its two parts, tokens and FLOPs."""
+
+    loss: Tensor
+    pair_loss: Tensor
+    penalty: Tensor
+    num_tokens: Tensor | int
+    flops: Tensor | float
+    effective_flops: Tensor | float
+
+
+def add_up_step(feed: StepFeed, pair_loss: Tensor, penalty: Tensor, loss: Tensor, share: float) -> StepSums:
+    """This process's sums joined with the others', of which `share` counts; on one process they are as they are."""
+    if world.size() == 1:
+        return StepSums(loss, pair_loss, penalty, feed.num_tokens, feed.flops, feed.effective_flops)
+    counted = torch.tensor([feed.num_tokens, feed.flops, feed.effective_flops], dtype=torch.float64)
+    parts = torch.stack([loss, pair_loss, penalty]).double()
+    sums = collectives.add_up(torch.cat([parts, counted.to(parts.device)]) * share)
+    return StepSums(*sums[:3].to(loss.dtype), *sums[3:])
 
 
 class Window:
@@ -18,9 +42,10 @@ class Window:
 
     def __init__(self, peak_flops: float | None) -> None:
         self.metrics = PairMetrics()
-        self.peak_flops = peak_flops
-        self.num_tokens = 0
-        self.flops = self.effective_flops = 0.0
+        self.peak_flops = peak_flops  # of all devices
+        self.num_tokens: Tensor | int = 0
+        self.flops: Tensor | float = 0.0
+        self.effective_flops: Tensor | float = 0.0
         self.losses: list[tuple[Tensor, Tensor, Tensor]] = []  # the whole, the pairs' part, the penalty
         self.norms: list[Tensor] = []
         self.seconds = 0.0
@@ -29,12 +54,12 @@ class Window:
     def restart_clock(self) -> None:
         self.started = time.perf_counter()
 
-    def add_step(self, feed: StepFeed, loss: Tensor, pair_loss: Tensor, penalty: Tensor, norm: Tensor) -> None:
-        """A step and its loss, whole and in its two parts, still on the device."""
-        self.num_tokens += feed.num_tokens
-        self.flops += feed.flops
-        self.effective_flops += feed.effective_flops
-        self.losses.append((loss, pair_loss, penalty))
+    def add_step(self, sums: "StepSums", norm: Tensor) -> None:
+        """A step, still on the device."""
+        self.num_tokens += sums.num_tokens
+        self.flops += sums.flops
+        self.effective_flops += sums.effective_flops
+        self.losses.append((sums.loss, sums.pair_loss, sums.penalty))
         self.norms.append(norm)
         self.seconds += time.perf_counter() - self.started
         self.restart_clock()
@@ -46,6 +71,7 @@ class Window:
         self.norms.pop()
 
     def result(self) -> dict[str, Any]:
+        num_pairs, num_tokens = round(float(self.metrics.num_pairs)), round(float(self.num_tokens))
         seconds = self.seconds + time.perf_counter() - self.started
         return {
             "loss": _mean([whole for whole, _, _ in self.losses]),
@@ -53,16 +79,19 @@ class Window:
             "penalty": _mean([penalty for _, _, penalty in self.losses]),
             **self.metrics.result(),
             "grad_norm": _mean(self.norms),
-            "pairs": self.metrics.num_pairs,
-            "tokens": self.num_tokens,
-            "tokens_per_s": self.num_tokens / seconds,
-            "pairs_per_s": self.metrics.num_pairs / seconds,
+            "pairs": num_pairs,
+            "tokens": num_tokens,
+            "tokens_per_s": num_tokens / seconds,
+            "pairs_per_s": num_pairs / seconds,
             **self._rates(seconds),
         }
 
     def _rates(self, seconds: float) -> dict[str, float]:
         """Model FLOP/s, and their share of what the device can do where that is known."""
-        rates = {"flops_per_s": self.flops / seconds, "effective_flops_per_s": self.effective_flops / seconds}
+        rates = {
+            "flops_per_s": float(self.flops) / seconds,
+            "effective_flops_per_s": float(self.effective_flops) / seconds,
+        }
         if self.peak_flops is not None:
             rates["mfu"] = rates["flops_per_s"] / self.peak_flops
             rates["effective_mfu"] = rates["effective_flops_per_s"] / self.peak_flops
@@ -73,7 +102,7 @@ def _mean(values: Sequence[Tensor]) -> float:
     return float(torch.stack(list(values)).mean()) if values else float("nan")
 
 
-def log(progress: output.Progress, metrics_file: TextIO, values: Mapping[str, Any]) -> None:
+def log(progress: output.Progress, metrics_file: TextIO | None, values: Mapping[str, Any]) -> None:
     """One line into metrics.jsonl, and its main fields on the screen."""
     add_metrics(metrics_file, values)
     progress.line(

@@ -87,7 +87,7 @@ def test_a_config_file_that_names_a_model_takes_no_default_preset(tmp_path):
         ("loss.loss_type=hinge", "loss.loss_type = 'hinge'", None),
         ("data.eval_fraction=1.0", "data.eval_fraction = 1.0", None),
         ("data.max_packed_length=100", "max_packed_length = 100 is below max_length = 1024", None),
-        ("parallel.sequence_parallel_size=2", "sequence_parallel_size other than 1 is not built yet", None),
+        ("parallel.data_parallel=zero3", "parallel.data_parallel = 'zero3'", None),
         ("lr=1", "--set 'lr=1' is not of the form section.key=value", "write -s train.lr=1"),
     ],
 )

@@ -468,7 +468,12 @@ TABLE: dict[str, Shown] = {
     "train.best": trains("train.best=eval_loss"),
     "train.nonfinite": bad_step_is_left_out,
     "train.max_skipped": so_many_bad_steps_are_left_out,
-    "parallel.sequence_parallel_size": refuses("parallel.sequence_parallel_size=2", "not built yet"),
+    # What they do on several processes: tests/train/test_processes.py.
+    "parallel.data_parallel": refuses("parallel.data_parallel=shard", "on one process: there is nothing to cut"),
+    "parallel.dp_replicate_size": refuses("parallel.dp_replicate_size=2", "= 2 does not divide the 1 process"),
+    "parallel.sequence_parallel_size": refuses(
+        "parallel.sequence_parallel_size=2", "= 2 does not divide the 1 process"
+    ),
 }
 
 

@@ -23,7 +23,8 @@ from rmcli.packs.reader import PackedSplit
 from rmcli.packs.writer import PackWriter
 from rmcli.records import PAIR, Comparison
 from rmcli.train.feed import groups_of, shape_of_all
-from rmcli.train.plan import PackSizes, plan
+from rmcli.train.pieces import PackSizes
+from rmcli.train.plan import plan
 from support.exactness import gradients, largest_relative, packs, uneven_groups
 from support.networks import random_group, tiny_model
 
@@ -177,7 +178,7 @@ def test_one_shape_holds_every_forward_of_a_run_and_is_no_larger(train, tmp_path
         writer.finish({})
     split = PackedSplit(tmp_path / "set", "train")
     sizes = PackSizes([split.group_tokens(row) for row in range(len(split))])
-    steps = plan(sizes, TrainSection.model_validate(train), True, 300)
+    steps = plan(sizes, TrainSection.model_validate(train), "packed", 300)
     forwards = [forward for step in steps for forward in step.forwards[0]]
     shape = shape_of_all(forwards, split)
     for loss_type in ("ties", "focal"):

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, LlamaConfig
+from transformers import AutoModelForSequenceClassification, LlamaConfig, MixtralConfig
 
 from rmcli.config.resolve import resolve
 from rmcli.config.sections import TrainSection
 from rmcli.model import batch, compact_adamw, forward, optim
 from rmcli.model.compact_adamw import CompactAdamW, dequantize, dynamic_map, join_bits, quantize, round_bits
-from rmcli.model.memory import estimate, sizes_of
+from rmcli.model.memory import estimate, sizes_of, state_bytes
 from rmcli.runs import checkpoint, state
 from support.networks import random_group, tiny_model
 from support.places import REPOSITORY
@@ -300,25 +300,62 @@ def test_a_number_is_stored_as_the_nearest_value_of_its_block(signed):
     assert torch.equal(dequantize(*quantize(torch.zeros(1, 256), signed), signed), torch.zeros(1, 256))
 
 
-@pytest.mark.parametrize("numbers", [100, 256, 576])
-def test_a_block_ends_with_its_row_so_that_a_cut_between_rows_changes_no_state(numbers):
-    """The states of a weight cut between rows, as over ranks, are the whole one's, cut; also on from there."""
+@pytest.mark.parametrize("shape", [(96, 100), (96, 256), (96, 576), (6, 16, 300)])
+def test_a_weight_cut_along_its_first_axis_keeps_its_states(shape):
+    """As over ranks: the states of its parts are the whole one's, cut; also on from there."""
     generator = torch.Generator().manual_seed(0)
-    whole = torch.nn.Parameter(torch.randn(96, numbers, generator=generator))
-    halves = [torch.nn.Parameter(whole[:32].detach().clone()), torch.nn.Parameter(whole[32:].detach().clone())]
+    whole = torch.nn.Parameter(torch.randn(shape, generator=generator))
+    cut = shape[0] // 2
+    halves = [torch.nn.Parameter(whole[:cut].detach().clone()), torch.nn.Parameter(whole[cut:].detach().clone())]
     group = {"split": False, "state_bits": 8}
     one, two = (CompactAdamW([{"params": p, **group}], lr=1e-2, betas=(0.9, 0.95)) for p in ([whole], halves))
     for _ in range(3):
         whole.grad = torch.randn(whole.shape, generator=generator)
-        halves[0].grad, halves[1].grad = whole.grad[:32].clone(), whole.grad[32:].clone()
+        halves[0].grad, halves[1].grad = whole.grad[:cut].clone(), whole.grad[cut:].clone()
         one.step()
         two.step()
-    assert one.state[whole]["exp_avg_scale"].shape == (96, -(-numbers // 256))
+    assert one.state[whole]["exp_avg_scale"].shape == (*shape[:-1], -(-shape[-1] // 256))
+    for name in ("exp_avg", "exp_avg_scale", "exp_avg_sq", "exp_avg_sq_scale"):
+        assert same_bits(torch.cat([two.state[half][name] for half in halves]), one.state[whole][name]), name
+    assert same_bits(torch.cat([half.detach() for half in halves]), whole.detach())
+
+
+@pytest.mark.parametrize(("shape", "eight"), [((2, 2048), True), ((2, 2047), False), ((8192,), False)])
+def test_vectors_and_small_weights_keep_float32_states(shape, eight):
+    weight = torch.nn.Parameter(torch.zeros(shape))
+    optimizer = CompactAdamW([{"params": [weight], "state_bits": 8}], lr=1e-2, betas=(0.9, 0.95))
     for name in ("exp_avg", "exp_avg_sq"):
-        for value in (name, f"{name}_scale"):
-            cut = [two.state[half][value] for half in halves if f"{name}_scale" in two.state[half]]
-            assert same_bits(torch.cat(cut), one.state[whole][value][96 - sum(map(len, cut)) :])
-    assert same_bits(torch.cat([half.detach() for half in halves])[32:], whole.detach()[32:])
+        assert optimizer.state[weight][name].dtype == (torch.uint8 if eight else torch.float32)
+        assert (f"{name}_scale" in optimizer.state[weight]) == eight
+
+
+STACKED_EXPERTS = MixtralConfig(
+    vocab_size=97,
+    hidden_size=4160,  # its rows end within a block; the head and the vectors have more than 4096 numbers
+    intermediate_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    num_key_value_heads=2,
+    head_dim=8,
+    num_local_experts=3,
+    num_labels=1,
+)
+
+
+@pytest.mark.parametrize("master_weights", ["float32", "split"])
+@pytest.mark.parametrize("optimizer_name", ["adamw", "adamw_8bit"])
+def test_bytes_of_states_are_counted_exactly(optimizer_name, master_weights):
+    levers = [f"train.optimizer={optimizer_name}", f"train.master_weights={master_weights}", "model.dtype=bfloat16"]
+    config = resolve("tiny", settings=levers).config
+    network = AutoModelForSequenceClassification.from_config(STACKED_EXPERTS)
+    assert any(weight.ndim == 3 for weight in network.parameters())
+    optimizer = optim.build_optimizer(network, network.score, config.train)
+    for weight in network.parameters():
+        weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    kept = [value for state in optimizer.state.values() for name, value in state.items() if name != "step"]
+    sizes = sizes_of(config, STACKED_EXPERTS)
+    assert state_bytes(sizes, config.train) == sum(value.numel() * value.element_size() for value in kept)
 
 
 @pytest.mark.parametrize(

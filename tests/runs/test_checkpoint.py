@@ -142,8 +142,8 @@ def test_what_the_disk_does_not_give_back_is_no_checkpoint(tmp_path, state, monk
     path = checkpoint.save(tmp_path, 3, state, {"step": 3}, keep=1)
     write = tensors.write
 
-    def faulty(target, given):
-        write(target, given | {"model.a": given["model.a"] + 1})
+    def faulty(target, given, group):
+        write(target, given | {"model.a": given["model.a"] + 1}, group)
 
     monkeypatch.setattr(tensors, "write", faulty)
     with pytest.raises(RmcliError, match=r"model.a reads back otherwise than it was written: the disk is faulty"):

@@ -624,7 +624,7 @@ def test_a_step_never_waits_for_the_device(tiny_run, tmp_path, levers):
     job = build_job(resolve("tiny", settings=levers), tiny_run.data, tmp_path / "run")
     network = load_model(job.config.model, job.reward, 0, "packed")
     trainer = Trainer(job, network, optim.build_optimizer(network, score_head(network), job.config.train), "packed")
-    steps = plan(job.sizes, job.config.train, True, job.config.data.max_packed_length)
+    steps = plan(job.sizes, job.config.train, "packed", job.config.data.max_packed_length)
     feeds = [trainer.feeder.build(step) for step, _ in zip(steps, range(2), strict=False)]
     trainer.run_step(feeds[0])
     with NoWaiting():

@@ -41,6 +41,11 @@ class RowShare:
         missing = self.whole.num_tokens - row.shape[1]
         return pad(row, (0, 0) * (row.ndim - 2) + (0, missing)).narrow(1, self.start, self.num_tokens)
 
+    def put_together(self, own: Tensor) -> Tensor:
+        """(1, T / N, ...) -> (1, T, ...), all processes' tokens on each, those that fill the row up included."""
+        before, after = self.start, self.whole.num_tokens - self.start - self.num_tokens
+        return adjoints.add_up(pad(own, (0, 0) * (own.ndim - 2) + (before, after)), self.group)
+
     def take_scores(self, tensor: Tensor, axis: int) -> Tensor:
         """All S reward positions, on each process, of a tensor over its own tokens.
 

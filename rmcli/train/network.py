@@ -1,0 +1,68 @@
+"""The network of a job: from its model, or from what the run itself has kept; on several processes cut over them."""
+
+from typing import Any
+
+from torch import Tensor
+
+from rmcli import output
+from rmcli.backbones import architectures
+from rmcli.model.device import is_reduced
+from rmcli.model.load import load_model, rebuild_network
+from rmcli.model.shard import fill, shard
+from rmcli.parallel import world
+from rmcli.parallel.collectives import together
+from rmcli.parallel.mesh import build_mesh
+from rmcli.runs import backbone
+from rmcli.runs.state import read_weights
+from rmcli.train.job import Job
+
+
+def network_of(job: Job) -> Any:
+    """With the weights that the run begins or goes on with; what a later start needs of its model is kept."""
+    if job.past is not None:
+        output.say(f"going on from {job.past.checkpoint}, after step {job.past.step} of {job.total_steps}")
+    network = _on_one_process(job) if job.spread.processes == 1 else _on_several(job)
+    network.config.name_or_path = str(job.config.model.pretrained_model_name_or_path)
+    if architectures.loads_only_here(network.config):
+        output.warn(f"transformers has no {type(network).__name__}: the model folder will load in rmcli only")
+    return network
+
+
+def _on_one_process(job: Job) -> Any:
+    if job.past is None:
+        return _loaded(job)
+    network = _rebuilt(job, empty=False)
+    read_weights(job.past.checkpoint, network)
+    return network
+
+
+def _on_several(job: Job) -> Any:
+    """The first process reads the model, and hands its weights out; what a checkpoint holds each reads for itself."""
+    full: dict[str, Tensor] = {}
+    with together():
+        if job.past is None and world.is_first():
+            loaded = _loaded(job)
+            full = {name: one.detach() for name, one in (*loaded.named_parameters(), *loaded.named_buffers())}
+            del loaded
+    network = _rebuilt(job, empty=True)
+    reduced = is_reduced(job.config.model.dtype, job.device)
+    shard(network, build_mesh(job.spread.mesh, job.device), reduced, job.device)
+    if job.past is None:
+        fill(network, full)
+    else:
+        read_weights(job.past.checkpoint, network)
+    return network
+
+
+def _loaded(job: Job) -> Any:
+    """On several processes it may be larger than a device."""
+    model = job.config.model
+    device = job.device if job.spread.processes == 1 or model.random_weights else "cpu"
+    network = load_model(model, job.reward, job.config.train.seed, job.batch_choice.kind, device)
+    backbone.keep(job.run_folder, network, job.reward)
+    return network
+
+
+def _rebuilt(job: Job, empty: bool) -> Any:
+    own = backbone.section(job.run_folder, job.config.model)
+    return rebuild_network(own, job.config.train.seed, job.batch_choice.kind, job.device, empty)
