@@ -8,6 +8,7 @@ above what it holds once its network is built. No time is taken: the processes s
 """
 
 import json
+import os
 import re
 import tempfile
 from pathlib import Path
@@ -87,7 +88,8 @@ def run(rank: int, size: int, recompute: str, folder: str) -> None:
 
 
 def measure(size: int, recompute: str = "none") -> dict[str, int]:
-    """Bytes, of the process that has most of each."""
+    """Bytes, of the process that has most of each. Memory that is freed goes back at once: the peak is of tensors."""
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
     with tempfile.TemporaryDirectory() as folder:
         multiprocessing.spawn(run, (size, recompute, folder), nprocs=size)
         of_each = [json.loads(Path(folder, f"{rank}.json").read_text(encoding="ascii")) for rank in range(size)]
@@ -117,7 +119,8 @@ def main() -> None:
                 number / 2**20 for number in (figures["peak"], figures["swapped"], swapped_by_formula(size))
             )
             alone = alone or peak
-            print(f"| {recompute} | {size} | {peak:,.0f} | {peak / alone:.2f} | {swapped:,.1f} | {formula:,.1f} |")
+            line = f"| {recompute} | {size} | {peak:,.0f} | {peak / alone:.2f} | {swapped:,.1f} | {formula:,.1f} |"
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Rows that several processes share against whole rows on one: scores, and gradients summed over all processes."""
 
 import pytest
-from transformers import PreTrainedConfig
+from transformers import CONFIG_MAPPING, PreTrainedConfig
 
+import sequence_parallel
 from ranks import on_ranks
 from rmcli.backbones.architectures import BatchChoice
 from rmcli.config.resolve import resolve
@@ -26,6 +27,7 @@ def check(number: int, case: Case, scores: float = 1e-5, gradients: float = 1e-4
         assert gradient_error < gradients, case
 
 
+HERE = sorted(PACKED.keys() & set(CONFIG_MAPPING))  # an older transformers has not all
 NINE_HEADS = (("num_attention_heads", 9), ("num_key_value_heads", 3), ("hidden_size", 72))
 ONE_KEY_HEAD = (("num_attention_heads", 8), ("num_key_value_heads", 1))
 BEHIND_A_PROMPT = ((40, (2, 3)),)  # both scores in the last share; the prompt cut by every border
@@ -34,9 +36,7 @@ CASES = {
     "soft-capping": (2, Case("gemma2")),
     "complex rotations, values of another size": (4, Case("deepseek_v2")),
     "a view of the result": (2, Case("jetmoe", trimmed=False)),
-    "the whole last layer": (4, Case(trimmed=False)),
-    "9 heads of 3, on 2": (2, Case(changes=NINE_HEADS)),
-    "9 heads of 3, on 4": (4, Case(changes=NINE_HEADS, trimmed=False)),
+    "9 heads of 3": (2, Case(changes=NINE_HEADS)),
     "one head of keys": (4, Case(changes=ONE_KEY_HEAD)),
     "no reward position": (4, Case(shapes=BEHIND_A_PROMPT)),
     "no reward position, the whole last layer": (4, Case(shapes=BEHIND_A_PROMPT, trimmed=False)),
@@ -56,7 +56,7 @@ def test_a_shared_row_equals_a_whole_one(number, case):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [2, 4])
-@pytest.mark.parametrize("name", sorted(PACKED))
+@pytest.mark.parametrize("name", HERE)
 def test_every_architecture_shares_its_rows(name, number):
     for of_kinds in on_ranks(number, errors_of_all_layers, name):
         for score_error, gradient_error in of_kinds:
@@ -67,7 +67,6 @@ def test_every_architecture_shares_its_rows(name, number):
 # Layer norms, and groups of two beside each other. transformers computes root mean squares in float32 in any model.
 IN_FLOAT64 = [
     (2, Case("starcoder2", dtype="float64", trimmed=False)),
-    (4, Case("starcoder2", dtype="float64")),
     (4, Case("gpt_neox", dtype="float64")),
     (4, Case("starcoder2", dtype="float64", size=2)),
     (4, Case("starcoder2", dtype="float64", size=2, sharded=True)),
@@ -117,6 +116,15 @@ def test_an_unproven_backbone_that_fails_the_self_test_shares_no_rows():
         assert said.startswith(message)
 
 
+@pytest.mark.slow
+def test_half_the_memory_and_what_is_sent():
+    """A pair of 8,192 tokens through 6 layers."""
+    alone, shared = (sequence_parallel.measure(size) for size in (1, 2))
+    assert shared["peak"] < 0.65 * alone["peak"]
+    assert shared["swapped"] == sequence_parallel.swapped_by_formula(2)
+    assert 0 < shared["added"] < 1e-3 * shared["swapped"]
+
+
 # --- refused before weights are loaded ---
 
 
@@ -136,7 +144,7 @@ def refusal(backbone: PreTrainedConfig, choice: BatchChoice = PACKED_ROWS, **tra
     return None
 
 
-@pytest.mark.parametrize("name", sorted(PACKED))
+@pytest.mark.parametrize("name", HERE)
 def test_tiny_backbones_may_share(name):
     changes = {"residual_dropout": 0.0} if name == "seed_oss" else {}  # which is 0.1 by default
     assert refusal(tiny_config(name, **changes)) is None
