@@ -37,8 +37,18 @@ class Terminated(BaseException):
     """SIGTERM or its like came: what is half-written is cleared on the way out."""
 
 
-class FailedElsewhere(Exception):
-    """Another process of this training has failed, and tells why."""
+class FailedElsewhere(RmcliError):
+    """Another process of this training has failed, and says why with its own exit code: this one ends in silence.
+
+    Without a message it has ended without a word, and nobody says so yet.
+    """
+
+    WITHOUT_A_WORD = "another process of this run has ended without a word"
+
+    def __init__(self, message: str | None = None, exit_code: int = 1) -> None:
+        super().__init__(message or self.WITHOUT_A_WORD)
+        self.is_told = message is not None
+        self.exit_code = exit_code
 
 
 class Skip(Exception):

@@ -69,6 +69,40 @@ def give_up(stream: TextIO) -> None:
         os.close(nowhere)
 
 
+_voice: int | None = None  # where stderr led before this process fell silent
+_is_said = False  # what is about to be said has been said by another process
+
+
+def fall_silent() -> None:
+    """From now on what this process and its libraries write goes nowhere: another one talks for all."""
+    global _voice
+    if _voice is None:
+        doing(None)
+        _voice = os.dup(2)
+        give_up(sys.stdout)
+        give_up(sys.stderr)
+
+
+def talk_again() -> None:
+    """stderr leads where it did before this process fell silent."""
+    global _voice
+    if _voice is not None:
+        os.dup2(_voice, 2)
+        os.close(_voice)
+        _voice = None
+
+
+@contextmanager
+def said_already(is_said: bool) -> Iterator[None]:
+    """Inside, where `is_said`, talk goes nowhere: the process that started this one has said the same."""
+    global _is_said
+    before, _is_said = _is_said, is_said
+    try:
+        yield
+    finally:
+        _is_said = before
+
+
 _SHOWN_AFTER, _EVERY = 0.5, 0.25  # seconds: what is quick says nothing
 _CLEAR = "\r\x1b[2K"
 
@@ -146,6 +180,8 @@ def _put_answer(text: str, flush: bool = True) -> None:
 
 def _put_talk(text: str) -> None:
     """Where stderr takes no more, the work goes on in silence."""
+    if _is_said:
+        return
     with _status.lock:
         _status.clear()
         try:

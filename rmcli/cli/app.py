@@ -20,6 +20,7 @@ from rmcli.cli.presets import presets_app
 from rmcli.cli.score import score_command
 from rmcli.cli.train import train_command
 from rmcli.cli.wording import Command, Group
+from rmcli.parallel.word import is_one_of_others
 
 app = typer.Typer(
     name="rmcli",
@@ -95,8 +96,10 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="The version.")
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand == "train" and is_one_of_others(os.environ):
+        output.fall_silent()

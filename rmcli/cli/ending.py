@@ -11,7 +11,8 @@ from typing import NoReturn
 import typer
 
 from rmcli import output
-from rmcli.errors import ENDING_SIGNALS, INTERRUPTED, TERMINATED, RmcliError, Terminated
+from rmcli.errors import ENDING_SIGNALS, INTERRUPTED, TERMINATED, FailedElsewhere, RmcliError, Terminated
+from rmcli.parallel import word
 
 
 @contextmanager
@@ -23,23 +24,34 @@ def one_line_for_everything() -> Iterator[None]:
     try:
         with _signals_raise():
             yield
-    except RmcliError as error:
-        output.error(error.message, error.hint)
+    except FailedElsewhere as error:
+        if word.take_for_peer(error):
+            output.error(error.message, error.hint)
         raise typer.Exit(error.exit_code) from None
+    except RmcliError as error:
+        raise _said(error.message, error.hint, error.exit_code) from None
     except KeyboardInterrupt:
-        output.error("interrupted", None)
-        raise typer.Exit(INTERRUPTED) from None
+        raise _said("interrupted", None, INTERRUPTED) from None
     except Terminated:
-        output.error("terminated", None)
-        raise typer.Exit(TERMINATED) from None
+        raise _said("terminated", None, TERMINATED) from None
     except BrokenPipeError:  # who reads has had enough, as head has
         raise typer.Exit(1) from None
     except OSError as error:
-        output.error(_in_words(error), None)
-        raise typer.Exit(1) from None
+        raise _said(_in_words(error), None, 1) from None
     except MemoryError:
-        output.error("out of memory", None)
-        raise typer.Exit(1) from None
+        raise _said("out of memory", None, 1) from None
+    except (typer.Exit, typer.Abort, SystemExit):
+        raise
+    except Exception as error:
+        word.take(f"{type(error).__name__}: {error}", 1)  # whose traceback is seen
+        raise
+
+
+def _said(message: str, hint: str | None, exit_code: int) -> typer.Exit:
+    """The end of the command, and why: of several processes one says it."""
+    if word.take(message, exit_code):
+        output.error(message, hint)
+    return typer.Exit(exit_code)
 
 
 @contextmanager

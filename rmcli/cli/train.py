@@ -3,12 +3,14 @@
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rmcli import output
+from rmcli.cli.ending import one_line_for_everything
 from rmcli.cli.options import (
     ConfigFiles,
     DryRun,
@@ -25,8 +27,9 @@ from rmcli.errors import RmcliError
 
 if TYPE_CHECKING:
     from rmcli.config.layers import Resolved
-    from rmcli.prepare.job import Job
+    from rmcli.prepare.job import Job as PrepareJob
     from rmcli.train.find_data import Elsewhere
+    from rmcli.train.job import Job
 
 
 @reports
@@ -45,6 +48,15 @@ def train_command(
     profile: Annotated[
         bool, typer.Option("--profile", help="Write a trace of a few steps, and where a step goes.")
     ] = False,
+    num_processes: Annotated[
+        int | None,
+        typer.Option(
+            "--num-processes",
+            metavar="N",
+            min=0,
+            help="Train on N processes of this machine, one per GPU; 0: all its GPUs. Several machines: torchrun.",
+        ),
+    ] = None,
     preset: Preset = None,
     config: ConfigFiles = None,
     set_: Settings = None,
@@ -54,47 +66,84 @@ def train_command(
     verbose: Verbose = False,
 ) -> None:
     """Train a reward model on prepared data."""
+    from rmcli.parallel import parent
+    from rmcli.parallel.launch import run_together
+    from rmcli.parallel.word import peers_explained
+    from rmcli.parallel.world import joined
+    from rmcli.train.describe import describe
+    from rmcli.train.launcher import check_gpus, started_processes, wanted_processes
+    from rmcli.train.resume import finished
+    from rmcli.train.same import check_same_job
+
+    wanted, started = wanted_processes(num_processes, os.environ), started_processes(os.environ)
+    with joined(started), one_line_for_everything(), peers_explained():
+        with output.said_already(parent.is_there()):
+            job = _job(data, out, resume, preset, config or (), set_ or (), dry_run, json, max(wanted, started))
+        check_same_job(job)
+        check_gpus(wanted, job.device.type)
+        if dry_run:
+            show_config(job.resolved, describe(job), json)
+            return
+        summary = finished(job.run_folder) if job.is_done else None
+        if summary is None and wanted > 1:
+            raise typer.Exit(run_together(["-m", "rmcli", *sys.argv[1:]], wanted))
+        summary = _run(job, profile) if summary is None else _say_finished(job, summary)
+        if json:
+            output.answer_json(summary)
+        else:
+            output.answer(summary["model"])
+        held_out = str(job.data_folder / "eval.jsonl") if "eval_pairs" in summary else "FILE"
+        say_next("score", summary["model"], held_out, "-o", "scores.jsonl")
+
+
+def _job(
+    data: str | None,
+    out: Path | None,
+    resume: bool,
+    preset: str | None,
+    config: Sequence[Path],
+    set_: Sequence[str],
+    dry_run: bool,
+    as_json: bool,
+    processes: int,
+) -> "Job":
+    """What is to be trained. Each process finds and checks it; what is chosen or made for it the first one does."""
     from rmcli.config.resolve import resolve
     from rmcli.packs import remote
-    from rmcli.runs import lock
+    from rmcli.parallel.agreement import on_each, one_per_machine_first
+    from rmcli.parallel.collectives import on_first
     from rmcli.runs.folder import clear_unborn, newest_unfinished
-    from rmcli.train.describe import describe
     from rmcli.train.job import build_job
-    from rmcli.train.launcher import check_one_process
-    from rmcli.train.resume import finished, is_run, resumed_job
+    from rmcli.train.resume import is_run, resumed_job
+
+    earlier = on_first(lambda: (out or newest_unfinished(Path("runs"))) if resume else None)
+    given = None if data is None else one_per_machine_first(lambda: remote.local(data))
+    if earlier is not None and on_first(lambda: is_run(earlier)):
+        return on_each(lambda: resumed_job(earlier, given, preset, config, set_, processes))
+    if earlier is not None and not dry_run:
+        on_first(lambda: clear_unborn(earlier))
+    resolved = on_each(lambda: resolve(preset, config, set_))
+    try:
+        folder = given or on_first(lambda: _prepared_data(resolved, dry_run))
+    except RmcliError as error:
+        if dry_run:
+            show_config(resolved, {"missing": error.message}, as_json)
+        raise
+    return on_each(lambda: build_job(resolved, folder, out, processes=processes))
+
+
+def _run(job: "Job", profile: bool) -> dict[str, Any]:
     from rmcli.train.run import run
 
-    check_one_process(os.environ)
-    earlier = (out or newest_unfinished(Path("runs"))) if resume else None
-    if earlier is not None and is_run(earlier):
-        given = None if data is None else remote.local(data)
-        job = resumed_job(earlier, given, preset, config or (), set_ or ())
-    else:
-        if earlier is not None and not dry_run:
-            clear_unborn(earlier)
-        resolved = resolve(preset, config or (), set_ or ())
-        try:
-            folder = _prepared_data(resolved, dry_run) if data is None else remote.local(data)
-        except RmcliError as error:
-            if dry_run:
-                show_config(resolved, {"missing": error.message}, json)
-            raise
-        job = build_job(resolved, folder, out)
-    if dry_run:
-        show_config(job.resolved, describe(job), json)
-        return
-    summary = finished(job.run_folder) if job.is_done else None
-    if summary is not None:
-        lock.clear(job.run_folder)
-        output.say(f"{job.run_folder} is finished: all {job.total_steps} steps are done")
-    else:
-        summary = run(job, profile, shlex.join(["rmcli", *sys.argv[1:]]))
-    if json:
-        output.answer_json(summary)
-    else:
-        output.answer(summary["model"])
-    held_out = str(job.data_folder / "eval.jsonl") if "eval_pairs" in summary else "FILE"
-    say_next("score", summary["model"], held_out, "-o", "scores.jsonl")
+    return run(job, profile, shlex.join(["rmcli", *sys.argv[1:]]))
+
+
+def _say_finished(job: "Job", summary: dict[str, Any]) -> dict[str, Any]:
+    from rmcli.runs import lock
+
+    lock.clear(job.run_folder)
+    output.say(f"{job.run_folder} is finished: all {job.total_steps} steps are done")
+    return summary
 
 
 def _prepared_data(resolved: "Resolved", dry_run: bool) -> Path:
@@ -135,7 +184,7 @@ def _prepare_command(wanted: "Resolved") -> str:
     return shlex.join(["rmcli", "prepare", *parts, *map_fn, "--preset", wanted.name])
 
 
-def _say_changed_map_functions(job: "Job", found: "Elsewhere") -> None:
+def _say_changed_map_functions(job: "PrepareJob", found: "Elsewhere") -> None:
     """Rows may become other pairs than they are in the set that is prepared again."""
     from rmcli.rows.map_fns.apply import source_sha256
 

@@ -66,24 +66,18 @@ def build_packed(
     """
     tokens: list[np.ndarray] = []
     positions: list[np.ndarray] = []
-    segments: list[Segment] = []
-    start = 0
     for group in groups:
-        prefix_start, prefix_length = start, len(group.prefix)
+        prefix_length = len(group.prefix)
         tokens.append(group.prefix)
         positions.append(np.arange(prefix_length))
-        start += prefix_length
-        for number, response in enumerate(group.responses):
+        for response in group.responses:
             tokens.append(response)
             positions.append(np.arange(prefix_length, prefix_length + len(response)))
-            if number == 0:
-                segments.append(Segment(prefix_start, prefix_length + len(response), prefix_start, 0))
-            else:
-                segments.append(Segment(start, len(response), prefix_start, prefix_length))
-            start += len(response)
+    segments = segments_of(groups)
+    num_tokens = sum(group.num_tokens for group in groups)
     if shape is not None:
         shape = shape.grown_for(segments)
-        for filling in shape.filling(start):
+        for filling in shape.filling(num_tokens):
             tokens.append(np.zeros(filling.length))
             positions.append(np.arange(filling.length))
     layout = PackedLayout.from_segments(tuple(segments), device, shape)
@@ -92,8 +86,24 @@ def build_packed(
         position_ids=to_device(torch.from_numpy(np.concatenate(positions).astype(np.int64))[None], device),
         score_index=layout.score_index,
         layout=layout,
-        num_tokens=start,
+        num_tokens=num_tokens,
     )
+
+
+def segments_of(groups: Sequence[TokenGroup]) -> list[Segment]:
+    """One for each response of the groups, end to end; a group's prefix rides with its first."""
+    segments: list[Segment] = []
+    start = 0
+    for group in groups:
+        prefix_start, prefix_length = start, len(group.prefix)
+        start += prefix_length
+        for number, response in enumerate(group.responses):
+            if number == 0:
+                segments.append(Segment(prefix_start, prefix_length + len(response), prefix_start, 0))
+            else:
+                segments.append(Segment(start, len(response), prefix_start, prefix_length))
+            start += len(response)
+    return segments
 
 
 def build_padded(groups: Sequence[TokenGroup], pad_token_id: int, device: torch.device | str = "cpu") -> PaddedBatch:

@@ -39,8 +39,8 @@ class PairMetrics:
         self.num_pairs += len(difference)
         self.num_scores += len(scores_S)
         correct = (difference > 0).sum() + 0.5 * (difference == 0).sum()
-        smallest = scores_S.min() if len(scores_S) else scores_S.new_full((), float("inf"))
-        largest = scores_S.max() if len(scores_S) else -smallest
+        nothing = scores_S.new_full((), float("inf"))
+        smallest, largest = scores_S.aminmax() if len(scores_S) else (nothing, -nothing)
         part = torch.stack([correct.to(scores_S.dtype), difference.sum(), scores_S.sum(), smallest, largest])
         self._take_in([part])
 
@@ -57,23 +57,23 @@ class PairMetrics:
 
     def _total(self) -> Tensor:
         """(5,) over all parts, one added after the other."""
-        total = torch.tensor([0.0, 0.0, 0.0, float("inf"), float("-inf")])
-        for number, part in enumerate(self.parts):
-            if number == 0:
-                total = total.to(part)
-            sums, smallest, largest = total[:3] + part[:3], total[3].minimum(part[3]), total[4].maximum(part[4])
-            total = torch.cat([sums, smallest[None], largest[None]])
-        return total
+        like = self.parts[0] if self.parts else torch.empty(0)
+        sums, smallest = like.new_zeros(3), like.new_full((1,), float("inf"))
+        largest = -smallest
+        for part in self.parts:
+            sums = sums + part[:3]
+            smallest, largest = smallest.minimum(part[3]), largest.maximum(part[4])
+        return torch.cat([sums, smallest, largest])
 
     def total(self) -> dict[str, Tensor]:
         """Sums and range by name, on the device."""
         return dict(zip(TOTALS, self._total(), strict=True))
 
-    def summed(self, share: float = 1.0, device: torch.device | str = "cpu") -> "PairMetrics":
+    def summed(self, device: torch.device | str, share: float = 1.0) -> "PairMetrics":
         """The same over all processes; sums times `share`, where several processes count the same scores.
 
-        Nothing is waited for. With one process it is this one itself. `device` is that of the scores, on which all
-        processes meet, those that have none too.
+        No device is waited for. With one process it is this one itself. `device`: that of the scores, where all
+        processes meet, those that have no scores too.
         """
         if world.size() == 1:
             return self

@@ -33,10 +33,10 @@ def shard(network: PreTrainedModel, mesh: DeviceMesh, is_reduced: bool, device: 
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if is_reduced else exact
     body = backbone(network)
     layers = last_layer.find_layers(body, network.config.get_text_config().num_hidden_layers)
-    for layer in layers or ():
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
-    fully_shard(body, mesh=mesh, mp_policy=policy)
-    fully_shard(score_head(network), mesh=mesh, mp_policy=exact)
+    # Put away after each forward, the outermost units, too: what is read between two is always the parts.
+    for unit in (*(layers or ()), body):
+        fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+    fully_shard(score_head(network), mesh=mesh, mp_policy=exact, reshard_after_forward=True)
     for unit in _units(network):
         unit.set_gradient_divide_factor(1.0)
         unit.set_force_sum_reduction_for_comms(True)  # gloo has no other; and it is the sum that is wanted

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed
 
-from rmcli.errors import FailedElsewhere
+from rmcli.errors import FailedElsewhere, RmcliError
 from rmcli.parallel import world
 
 Value = TypeVar("Value")
@@ -56,17 +56,32 @@ def from_first(value: Value, group: Group = None) -> Value:
 
 @contextmanager
 def together(group: Group = None) -> Iterator[None]:
-    """What each process does for itself; where one fails all do. Raises FailedElsewhere where it was another."""
+    """What each process does for itself; where one fails all do, the lowest with its own error.
+
+    Raises FailedElsewhere on the others, whether they have failed themselves or not.
+    """
     if world.size() == 1:
         yield
         return
+    error = None
     try:
         yield
-    except BaseException:
-        gather(False, group)
-        raise
-    if not all(gather(True, group)):
-        raise FailedElsewhere
+    except BaseException as caught:  # noqa: BLE001  (told to the others, and raised again)
+        error = caught
+    told = gather(None if error is None else _told(error), group)
+    failed = [rank for rank, one in enumerate(told) if one is not None]
+    if error is not None and (failed[0] == world.rank() or not isinstance(error, RmcliError)):
+        raise error
+    if failed:
+        message, exit_code = told[failed[0]] or ("", 1)
+        raise FailedElsewhere(f"process {failed[0]}: {message}", exit_code) from error
+
+
+def _told(error: BaseException) -> tuple[str, int]:
+    """What the others are to know of it: message and exit code."""
+    if isinstance(error, RmcliError):
+        return error.message, error.exit_code
+    return f"{type(error).__name__}: {error}", 1
 
 
 def on_first(function: Callable[[], Value], group: Group = None) -> Value:

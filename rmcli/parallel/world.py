@@ -7,6 +7,9 @@ from datetime import timedelta
 
 import torch
 from torch import distributed
+from torch.distributed.rendezvous import rendezvous
+
+from rmcli.parallel import word
 
 # Longer than any one process may work alone while the others wait: rank 0 reads a large model, or writes one.
 PATIENCE = timedelta(hours=1)
@@ -49,8 +52,12 @@ def joined(size: int) -> Iterator[None]:
     has_cuda = torch.cuda.is_available()
     if has_cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if has_cuda else "gloo", timeout=PATIENCE)
+    store, rank, _ = next(rendezvous("env://", timeout=PATIENCE))
+    backend = "cpu:gloo,cuda:nccl" if has_cuda else "gloo"
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+    word.share(store, rank)
     try:
         yield
     finally:
+        word.share(None, 0)
         distributed.destroy_process_group()

@@ -1,10 +1,11 @@
 """Whether data, tokenizer, loss and configuration go together."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from rmcli.config.layers import Resolved
@@ -20,8 +21,8 @@ def check_master_weights(config: Config, device: torch.device, processes: int) -
     """Split masters are bfloat16 weights of one process: raise ConfigError where the arithmetic is float32."""
     if config.train.master_weights == "split" and processes > 1:
         raise ConfigError(
-            f"train.master_weights = 'split' on {processes} processes: FSDP2 keeps one kind of weight, and would lose "
-            "the float32 sums of bfloat16 gradients",
+            f"train.master_weights = 'split' on {processes} processes: FSDP2 keeps one kind of weight, and would "
+            "lose the float32 sums of bfloat16 gradients",
             "set train.master_weights=float32: sharded, it computes the same in bfloat16 and takes less on each",
         )
     if config.train.master_weights == "split" and not is_reduced(config.model.dtype, device):
@@ -41,15 +42,18 @@ class Use:
     left_out: int
     comparisons_left_out: int
     margins: int
+    is_used_G: np.ndarray = field(repr=False)  # (groups of the split,) whether it is not left out
 
 
 def count_use(split: PackedSplit, loss_type: str) -> Use:
     """Read all comparisons once. Raises ConfigError when the loss can learn from none of them."""
     lists = pairwise = left_out = comparisons_left_out = margins = 0
+    is_used = []
     for row in range(len(split)):
         for group in split.groups(row):
             used = comparisons_of(group, loss_type)
             as_list = trains_as_list(group, loss_type)
+            is_used.append(bool(used))
             lists += as_list
             pairwise += bool(used) and not as_list
             left_out += not used
@@ -61,7 +65,7 @@ def count_use(split: PackedSplit, loss_type: str) -> Use:
             "labels only",
             "try -s loss.loss_type=ties or ranking",
         )
-    return Use(lists, pairwise, left_out, comparisons_left_out, margins)
+    return Use(lists, pairwise, left_out, comparisons_left_out, margins, np.array(is_used))
 
 
 def has_use(split: PackedSplit, loss_type: str) -> bool:

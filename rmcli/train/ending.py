@@ -9,6 +9,7 @@ import torch
 from rmcli import output
 from rmcli.errors import INTERRUPTED, TERMINATED, RmcliError, Stopped, Terminated
 from rmcli.parallel import world
+from rmcli.parallel.word import peers_explained
 from rmcli.runs import checkpoint, record
 from rmcli.runs.folder import resume_command
 from rmcli.train.job import Job
@@ -22,7 +23,7 @@ def recorded(job: Job, command: str | None) -> Iterator[dict[str, Any]]:
     figures: dict[str, Any] = {}
     try:
         _begin(job, command)
-        with memory_explained(job):
+        with memory_explained(job), peers_explained():
             yield figures
         if world.is_first():
             record.end(job.run_folder, record.FINISHED, figures)

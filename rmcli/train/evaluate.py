@@ -1,60 +1,83 @@
 """The held-out pairs: loss, accuracy, margin and score range."""
 
+from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 
 from rmcli.config.sections import Config
-from rmcli.model.batch import build_batch, build_targets
 from rmcli.model.forward import scores
 from rmcli.model.losses import objective
 from rmcli.model.metrics import PairMetrics
+from rmcli.model.network import flop_counter
 from rmcli.packs.reader import PackedSplit
+from rmcli.parallel.collectives import add_up
 from rmcli.records import BatchKind
+from rmcli.train.balance import ByRank, share_out
 from rmcli.train.feed import groups_of
-from rmcli.train.pieces import Slice
+from rmcli.train.pieces import PackSizes, Slice
+from rmcli.train.share import Share
+from rmcli.train.spread import Spread
 
 
-def evaluate(network: Any, split: PackedSplit, config: Config, pad_token_id: int, kind: BatchKind) -> dict[str, Any]:
+def evaluate(
+    network: Any,
+    split: PackedSplit,
+    config: Config,
+    pad_token_id: int,
+    kind: BatchKind,
+    spread: Spread,
+) -> dict[str, Any]:
     """Over all held-out pairs: loss (as in training, whole and in parts), accuracy, margin, score range. Empty
-    without any."""
+    without any. Each process runs its share of them; all get the same result.
+    """
     # Rows keep their own sizes here: compiled layers would be built again and again.
     compiled = config.train.kernels == "compile"
     with torch.no_grad(), torch.compiler.set_stance("force_eager") if compiled else nullcontext():
-        return _evaluate(network, split, config, pad_token_id, kind)
+        network.eval()
+        metrics = PairMetrics()
+        loss_sum, weight_sum, penalty_sum = 0.0, 0.0, 0.0
+        for own in _shares(network, split, config, kind, spread):
+            forward = own.forward(kind, config.loss.loss_type, pad_token_id, network.device)
+            scores_S = forward.own(scores(network, forward.batch, config.model.dtype))
+            preference_loss, penalty = objective(scores_S, forward.targets, config.loss, 1.0, 1)
+            loss_sum, penalty_sum = loss_sum + float(preference_loss), penalty_sum + float(penalty)
+            weight_sum += sum(group.weight for group in own.groups)
+            metrics.add(scores_S, forward.targets.better, forward.targets.worse)
+    sums = add_up(torch.tensor([loss_sum, penalty_sum, weight_sum], dtype=torch.float64)) * spread.share
+    return _result(metrics.summed(network.device, spread.share), *sums.tolist())
 
 
-def _evaluate(network: Any, split: PackedSplit, config: Config, pad_token_id: int, kind: BatchKind) -> dict[str, Any]:
-    forwards = [[Slice(row, 0, count)] for row, count in enumerate(split.groups_per_pack)]
-    if kind == "padded":
-        single = [Slice(row, g, g + 1) for row, count in enumerate(split.groups_per_pack) for g in range(count)]
-        size = config.train.batch_size
-        forwards = [single[at : at + size] for at in range(0, len(single), size)]
-    if not forwards:
-        return {}
-    network.eval()
-    metrics = PairMetrics()
-    loss_sum, weight_sum, penalty_sum = 0.0, 0.0, 0.0
-    for forward in forwards:
-        groups = groups_of(split, forward, config.loss.loss_type)
-        if not groups:
-            continue
-        batch = build_batch(kind, groups, pad_token_id, network.device)
-        targets = build_targets(groups, config.loss.loss_type, network.device)
-        scores_S = scores(network, batch, config.model.dtype)
-        preference_loss, penalty = objective(scores_S, targets, config.loss, 1.0, 1)
-        loss_sum, penalty_sum = loss_sum + float(preference_loss), penalty_sum + float(penalty)
-        weight_sum += sum(group.weight for group in groups)
-        metrics.add(scores_S, targets.better, targets.worse)
+def _result(metrics: PairMetrics, loss_sum: float, penalty_sum: float, weight_sum: float) -> dict[str, Any]:
     if not metrics.num_scores:
         return {}
-    pair_loss, mean_penalty = loss_sum / weight_sum, penalty_sum / metrics.num_scores
+    pair_loss, mean_penalty = loss_sum / weight_sum, penalty_sum / int(metrics.num_scores)
     values = {
         "loss": pair_loss + mean_penalty,
         "pair_loss": pair_loss,
         "penalty": mean_penalty,
         **metrics.result(),
-        "pairs": metrics.num_pairs,
+        "pairs": int(metrics.num_pairs),
     }
     return {f"eval_{name}": value for name, value in values.items()}
+
+
+def _shares(network: Any, split: PackedSplit, config: Config, kind: BatchKind, spread: Spread) -> Iterator[Share]:
+    """This rank's groups of each round that has any for the loss."""
+    for planned in zip(*_forwards(network, split, config, kind, spread.ranks), strict=True):
+        side_by_side = [groups_of(split, forward, config.loss.loss_type) for forward in planned]
+        if any(side_by_side):
+            yield Share.of(side_by_side, spread.rank, kind)
+
+
+def _forwards(network: Any, split: PackedSplit, config: Config, kind: BatchKind, ranks: int) -> ByRank:
+    """By rank: packs one by one, or padded groups as in training; of several ranks equally many."""
+    packs = [Slice(row, 0, count) for row, count in enumerate(split.groups_per_pack)]
+    pieces = [Slice(p.pack, g, g + 1) for p in packs for g in range(p.stop)] if kind == "padded" else packs
+    size = config.train.batch_size if kind == "padded" else 1
+    if ranks == 1 or not pieces:
+        return (tuple(tuple(pieces[at : at + size]) for at in range(0, len(pieces), size)),) * ranks
+    sizes = PackSizes.of(split, flop_counter(network))
+    train = config.train.model_copy(update={"pairs_per_step": None, "batch_size": size})
+    return share_out(pieces, sizes, train, kind, config.data.max_packed_length, ranks)

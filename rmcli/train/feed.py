@@ -2,22 +2,22 @@
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from rmcli.model.attention.layout import BatchShape
-from rmcli.model.batch import PackedBatch, build_batch, build_targets, is_used
+from rmcli.model.batch import PackedBatch, is_used, segments_of
 from rmcli.model.flops import FlopCounter
-from rmcli.model.losses import Targets
 from rmcli.packs.reader import PackedSplit
 from rmcli.records import BatchKind, TokenGroup
 from rmcli.train.pieces import Slice
 from rmcli.train.plan import Step
+from rmcli.train.share import Forward, Share
 
 STEPS_AHEAD = 2
 Item = TypeVar("Item")
@@ -25,19 +25,11 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Forward:
-    """One forward and backward of this rank, on the device."""
-
-    batch: Any  # PackedBatch, SingleBatch or PaddedBatch
-    targets: Targets
-
-
-@dataclass(frozen=True)
 class StepFeed:
-    """A step with its forwards of this rank, and what all ranks' forwards together hold.
+    """A step with its forwards of this rank, some maybe empty, and what all ranks' forwards together hold.
 
-    `flops` are the model FLOPs of this rank's forwards as they run, `effective_flops` those of the same conversations
-    unshared.
+    Of this rank's groups are `num_tokens`, `flops` (model FLOPs as they run) and `effective_flops` (those of the same
+    conversations unshared).
     """
 
     step: Step
@@ -52,9 +44,10 @@ class StepFeed:
 
 @dataclass
 class Feeder:
-    """Builds a step's feed; `kind` is how conversations are run.
+    """Builds a step's feed; `kind` is how conversations are run, `rank` whose forwards are built of the `ranks`.
 
-    `shape` is what packed rows are filled up to, None where they keep their own size; it grows when it must.
+    `shape` is what packed rows are filled up to, None where they keep their own size; it grows when it must, by the
+    forwards of all ranks, so that it is the same on each.
     """
 
     split: PackedSplit
@@ -64,31 +57,37 @@ class Feeder:
     device: torch.device
     counter: FlopCounter
     shape: BatchShape | None = None
+    rank: int = 0
+    ranks: int = 1
 
     def build(self, step: Step) -> StepFeed:
         """Counted over the whole step and all ranks before the first backward: every group weighs the same."""
         ranks = [[groups_of(self.split, forward, self.loss_type) for forward in rank] for rank in step.forwards]
         everything = [group for rank in ranks for groups in rank for group in groups]
-        own = [groups for groups in ranks[0] if groups]
-        forwards = tuple(self._forward(groups) for groups in own)
-        together = [group for groups in own for group in groups]
+        rounds = [side_by_side for side_by_side in zip(*ranks, strict=True) if any(side_by_side)]
+        forwards = tuple(self._forward(side_by_side) for side_by_side in rounds)
+        together = [group for groups in ranks[self.rank] for group in groups]
         return StepFeed(
             step=step,
             forwards=forwards,
             total_weight=sum(group.weight for group in everything),
             total_scores=sum(len(group.responses) for group in everything),
             row_ids=tuple(group.row_id for group in everything),
-            num_tokens=sum(forward.batch.num_tokens for forward in forwards),
+            num_tokens=sum(forward.num_tokens for forward in forwards),
             flops=self.counter.of_groups(together, shared=self.kind == "packed"),
             effective_flops=self.counter.of_groups(together, shared=False),
         )
 
-    def _forward(self, groups: list[TokenGroup]) -> Forward:
-        batch = build_batch(self.kind, groups, self.pad_token_id, self.device, self.shape)
-        if isinstance(batch, PackedBatch):
-            self.shape = batch.layout.shape
-            _ = batch.layout.copies, batch.layout.at_scores  # here, not in the first layer
-        return Forward(batch, build_targets(groups, self.loss_type, self.device))
+    def _forward(self, side_by_side: Sequence[list[TokenGroup]]) -> Forward:
+        """This rank's of a round."""
+        shares = [Share.of(side_by_side, rank, self.kind) for rank in range(self.ranks)]
+        if self.shape is not None and self.kind == "packed":
+            for share in shares:
+                self.shape = self.shape.grown_for(segments_of(share.all_groups))
+        forward = shares[self.rank].forward(self.kind, self.loss_type, self.pad_token_id, self.device, self.shape)
+        if isinstance(forward.batch, PackedBatch):
+            _ = forward.batch.layout.copies, forward.batch.layout.at_scores  # here, not in the first layer
+        return forward
 
 
 def groups_of(split: PackedSplit, forward: Iterable[Slice], loss_type: str) -> list[TokenGroup]:
@@ -98,7 +97,7 @@ def groups_of(split: PackedSplit, forward: Iterable[Slice], loss_type: str) -> l
 
 
 def shape_of_all(forwards: Iterable[Iterable[Slice]], split: PackedSplit) -> BatchShape:
-    """The one shape that all these forwards fill up to, no larger than the largest of them needs.
+    """The one shape that all these forwards, some maybe empty, fill up to, no larger than the largest of them needs.
 
     Offsets of segments that do not exist and lengths that none has cost a kernel time as well. Groups that the loss
     does not use count, too: a forward without them is filled up.
@@ -107,7 +106,7 @@ def shape_of_all(forwards: Iterable[Iterable[Slice]], split: PackedSplit) -> Bat
     columns = np.stack([np.concatenate(column) for column in zip(*packs, strict=True)])  # one per group of the split
     first = [0, *itertools.accumulate(split.groups_per_pack)]
     sizes = []
-    for forward in forwards:
+    for forward in filter(None, forwards):
         groups = [g for part in forward for g in range(first[part.pack] + part.start, first[part.pack] + part.stop)]
         tokens, numbers, prefixes, longest = columns[:, groups]
         unshared = tokens + (numbers - 1) * prefixes

@@ -19,6 +19,7 @@ from rmcli.model.backend import check_attention
 from rmcli.model.device import pick_device
 from rmcli.model.kernels import check_compilable, check_kernels
 from rmcli.model.memory import MemoryEstimate, estimate, free_memory, sizes_of
+from rmcli.model.sequence_parallel import check_sequence_parallel
 from rmcli.packs.manifest import read_manifest
 from rmcli.packs.reader import PackedSplit
 from rmcli.runs import backbone
@@ -51,7 +52,7 @@ class Job:
     batch_choice: BatchChoice
     use: Use
     device: torch.device
-    spread: Spread = Spread()
+    spread: Spread
     past: Past | None = None  # the checkpoint that the run goes on from
     goes_on: bool = False  # in a folder that an earlier start made, from its checkpoint where it has one
 
@@ -97,6 +98,7 @@ def build_job(
     check_max_length(model_config, config.data.max_length, config.model.pretrained_model_name_or_path)
     batch_choice = choose_batches(config.model.use_varlen_attn, model_config, config.data.max_length)
     check_attention(config, model_config, batch_choice.kind, device)
+    check_sequence_parallel(config, model_config, batch_choice)
     check_kernels(config.train.kernels, batch_choice.kind, config.model.attention, device)
     if config.train.kernels == "compile":
         check_compilable(config, model_config)
@@ -110,7 +112,8 @@ def build_job(
     if not len(train_split):
         raise RmcliError(f"{data_folder} has no training pairs", "lower data.eval_fraction, or prepare more rows")
     network = sizes_of(config, model_config, batch_choice.kind)
-    sizes = PackSizes.of(train_split, network.counter)
+    use = count_use(train_split, config.loss.loss_type)
+    sizes = PackSizes.of(train_split, network.counter, use.is_used_G)
     model_folder.exported_template(reward)  # what could not be exported is not trained
     ranks = processes // config.parallel.sequence_parallel_size
     total_steps = num_steps(sizes, config.train, batch_choice.kind, ranks)
@@ -149,7 +152,7 @@ def build_job(
         total_steps=total_steps,
         memory=estimate(network, config, tokens, several_forwards, spread.mesh),
         batch_choice=batch_choice,
-        use=count_use(train_split, config.loss.loss_type),
+        use=use,
         device=device,
         spread=spread,
         past=past,

@@ -29,7 +29,7 @@ from rmcli.runs.metrics_file import add_metrics
 from rmcli.train import generators, window_state
 from rmcli.train.ending import stopped
 from rmcli.train.evaluate import evaluate
-from rmcli.train.feed import Feeder, Forward, StepFeed, ahead, shape_of_all
+from rmcli.train.feed import Feeder, StepFeed, ahead, shape_of_all
 from rmcli.train.job import Job
 from rmcli.train.nonfinite import Skipped, count_skipped, stop_if_skipped
 from rmcli.train.out_of_memory import memory_explained
@@ -37,6 +37,7 @@ from rmcli.train.past import INEXACT, Past, identity, machine
 from rmcli.train.plan import Step, plan
 from rmcli.train.profile import profiled
 from rmcli.train.saver import Saver
+from rmcli.train.share import Forward
 from rmcli.train.signals import Stop, stop_on_signals
 from rmcli.train.window import Window, add_up_step, log
 
@@ -71,8 +72,12 @@ class Trainer:
         """What rows are filled up to, so that layers are compiled once; None where they are not compiled."""
         if self.config.train.kernels != "compile":
             return None
-        steps = plan(self.job.sizes, self.config.train, self.kind, self.config.data.max_packed_length)
-        return shape_of_all((forward for step in steps for forward in step.forwards[0]), self.job.train_split)
+        forwards = (forward for step in self._plan() for of_rank in step.forwards for forward in of_rank if forward)
+        return shape_of_all(forwards, self.job.train_split)
+
+    def _plan(self) -> Iterator[Step]:
+        limit, ranks = self.config.data.max_packed_length, self.job.spread.ranks
+        return plan(self.job.sizes, self.config.train, self.kind, limit, ranks)
 
     def _new_window(self) -> Window:
         peak = self.job.peak_flops
@@ -81,9 +86,8 @@ class Trainer:
     def fit(self, metrics_file: TextIO | None, profile_folder: Path | None = None) -> dict[str, Any]:
         """All steps that are not behind it. Returns the last log line joined with the last evaluation."""
         train, total = self.config.train, self.job.total_steps
-        limit = self.config.data.max_packed_length
         unread: Skipped | None = None  # the flag of the last step, read one step later
-        steps = (step for step in plan(self.job.sizes, train, self.kind, limit) if step.number > self.step)
+        steps = (step for step in self._plan() if step.number > self.step)
         with (
             output.progress("train", total) as progress,
             _no_garbage_collection(),
@@ -103,7 +107,7 @@ class Trainer:
                     profiler.step()
                 unread = self._do_what_is_due(feed.step, share, skipped, metrics_file, stop)
             self._wait_for_the_last()
-            if stop.is_wanted:  # since the last step
+            if stop.agreed():  # since the last step
                 raise stopped(self.job, stop, self.step)
         return self.summary
 
@@ -120,7 +124,7 @@ class Trainer:
             self.log(step, share, metrics_file)
         if is_evaluated:
             self.evaluate_and_log(number, metrics_file)
-        is_stopping = stop.is_wanted  # asked once a step: what is stopped is saved
+        is_stopping = stop.agreed()  # asked once a step: what is stopped is saved
         is_saved = is_saved or is_stopping
         if is_saved:
             stop_if_skipped(skipped, self.job.manifest)
@@ -169,7 +173,7 @@ class Trainer:
         metrics, share = PairMetrics(), self.job.spread.share
         for number, forward in enumerate(feed.forwards, 1):
             expect_last_forward(self.network, number == len(feed.forwards))
-            here = f" in step {feed.step.number}, at a forward of {forward.batch.num_tokens:,} tokens"
+            here = f" in step {feed.step.number}, at a forward of {forward.num_tokens:,} tokens"
             with memory_explained(self.job, here):
                 pairs, penalty = self._run_forward(forward, feed, metrics)
                 ((pairs + penalty) * share).backward()
@@ -178,17 +182,14 @@ class Trainer:
             all_penalty += penalty.detach()
             self.progress.advance_part(len(feed.forwards))
         sums = add_up_step(feed, pair_loss, all_penalty, loss, share)
-        self.window.metrics.merge(metrics.summed(share))
+        self.window.metrics.merge(metrics.summed(self.job.device, share))
         norm, skipped = optim.clip_and_step(self.network, self.optimizer, self.config.train.max_norm, sums.loss)
         self.window.add_step(sums, norm)
         return Skipped(feed.step.number, skipped, feed.row_ids)
 
     def _run_forward(self, forward: Forward, feed: StepFeed, metrics: PairMetrics) -> tuple[Tensor, Tensor]:
         """This forward's share of the step's loss: of the pairs, and the penalty. An empty one adds nothing."""
-        scores_S = scores(self.network, forward.batch, self.config.model.dtype)
-        if forward.is_empty:
-            return scores_S.sum() * 0, scores_S.detach().sum() * 0
-        scores_S = scores_S[: forward.num_scores]
+        scores_S = forward.own(scores(self.network, forward.batch, self.config.model.dtype))
         metrics.add(scores_S, forward.targets.better, forward.targets.worse)
         return objective(scores_S, forward.targets, self.config.loss, feed.total_weight, feed.total_scores)
 
@@ -260,7 +261,8 @@ class Trainer:
 
     def evaluate_and_log(self, step: int, metrics_file: TextIO | None) -> None:
         pad_token_id = self.job.reward.pad_token_id
-        result = evaluate(self.network, self.job.eval_split, self.config, pad_token_id, self.kind, self.job.spread)
+        split = self.job.eval_split
+        result = evaluate(self.network, split, self.config, pad_token_id, self.kind, self.job.spread)
         if not result:
             return
         self.summary |= result

@@ -28,7 +28,7 @@ class PackSizes:
     """What plan knows of the packs. One rank needs the tokens only.
 
     `longest`: tokens of a group's longest conversation. `flops` of the group as it is packed, `flops_alone` of its
-    conversations one by one.
+    conversations one by one. What the loss does not use has tokens, but no responses and no FLOPs: it is not run.
     """
 
     group_tokens: Columns
@@ -38,15 +38,17 @@ class PackSizes:
     flops_alone: Columns = ()
 
     @staticmethod
-    def of(split: PackedSplit, counter: FlopCounter) -> "PackSizes":
+    def of(split: PackedSplit, counter: FlopCounter, is_used_G: np.ndarray | None = None) -> "PackSizes":
+        """All groups of a split; `is_used_G`: whether the loss uses each, all of them where it is not told."""
+        run = 1 if is_used_G is None else is_used_G
         prefixes_G, numbers_G, responses_R = split.conversation_lengths()
         starts_G = np.cumsum(numbers_G) - numbers_G
         columns = (
             prefixes_G + np.add.reduceat(responses_R, starts_G),
-            numbers_G,
+            numbers_G * run,
             prefixes_G + np.maximum.reduceat(responses_R, starts_G),
-            counter.of_lengths(prefixes_G, numbers_G, responses_R),
-            counter.of_lengths(prefixes_G, numbers_G, responses_R, shared=False),
+            counter.of_lengths(prefixes_G, numbers_G, responses_R) * run,
+            counter.of_lengths(prefixes_G, numbers_G, responses_R, shared=False) * run,
         )
         first = np.cumsum(split.groups_per_pack)[:-1]
         return PackSizes(*(np.split(column, first) for column in columns))

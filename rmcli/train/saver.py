@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, distributed
@@ -28,7 +29,7 @@ class Saver:
         self._group: Group = None
         self._mesh: DeviceMesh | None = None
         if beside and mesh is not None and mesh.size > 1:
-            self._group = distributed.new_group(backend="gloo")
+            self._group = cast(Group, distributed.new_group(backend="gloo"))
             self._mesh = build_mesh(mesh, torch.device("cpu"))
         self._under_way: Future[Path] | None = None
 

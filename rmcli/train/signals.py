@@ -3,21 +3,44 @@
 import os
 import signal
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from rmcli import output
 from rmcli.errors import ENDING_SIGNALS
+from rmcli.parallel import collectives, parent, world
 
 GRACE = 1.0  # seconds in which a second signal may end the run in the ordinary way
 
 
 class Stop:
-    """Whether a signal has come, asked between two steps: processes can then agree on the step."""
+    """Whether a signal has come, asked between two steps: processes agree on the step."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self._is_said = False
+        self._hand_back: Callable[[], None] = lambda: None
+
+    def on_first(self, hand_back: Callable[[], None]) -> None:
+        """What the first signal undoes."""
+        self._hand_back = hand_back
+
+    def come(self, number: int, is_agreed: bool = False) -> None:
+        """A first signal: the next one takes its ordinary way. Of several processes the first one talks."""
+        self.signal = signal.Signals(number)
+        self._hand_back()
+        # A launcher of others sends SIGTERM, too, when a process has failed: then no checkpoint is written.
+        if not self._is_said and (is_agreed or world.size() == 1 or parent.is_there()):
+            self._is_said = True
+            output.warn(f"{self.signal.name}: this step ends, and a checkpoint is written; once more leaves at once")
+
+    def agreed(self) -> bool:
+        """Whether a signal has come to any process. All ask at the same place of the same step, and hear the same."""
+        number = collectives.largest_number(self.signal or 0)
+        if number and world.size() > 1:
+            self.come(number, is_agreed=True)
+        return number > 0
 
     @property
     def is_wanted(self) -> bool:
@@ -45,10 +68,9 @@ def stop_on_signals() -> Iterator[Stop]:
             signal.signal(number, before[number])
 
     def first(number: int, frame: FrameType | None) -> None:
-        stop.signal = signal.Signals(number)
-        restore()
-        output.warn(f"{stop.signal.name}: this step ends, and a checkpoint is written; once more leaves at once")
+        stop.come(number)
 
+    stop.on_first(restore)
     with _second_leaves(taken):
         for number in taken:
             signal.signal(number, first)

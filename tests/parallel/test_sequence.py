@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from ranks import on_ranks
-from rmcli.errors import ConfigError
 from rmcli.parallel import sequence
 from support.adjoints import products, sent
 
@@ -25,17 +24,6 @@ def place_of(size: int) -> tuple[str, int, int]:
 def test_a_process_alone_has_no_group():
     assert sequence.own_group(1) is None
     assert on_ranks(2, sequence.own_group, 1) == [None, None]
-
-
-@pytest.mark.parametrize(
-    ("size", "processes", "hint"),
-    [(3, 4, "set it to 1, 2 or 4"), (4, 2, "set it to 1 or 2"), (2, 1, "start more processes")],
-)
-def test_a_size_that_does_not_divide(size, processes, hint):
-    with pytest.raises(ConfigError) as error:
-        sequence.check_size(size, processes)
-    message = f"parallel.sequence_parallel_size = {size} does not divide the number of processes, {processes}"
-    assert (error.value.message, error.value.hint) == (message, hint)
 
 
 @pytest.mark.parametrize("name", ["add_up", "swap"])

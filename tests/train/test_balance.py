@@ -131,6 +131,19 @@ def test_the_largest_forward_is_that_of_a_rank():
     assert has_several_forwards(several, SIZES, "packed", 2)
 
 
+def test_a_plan_tells_how_busy_its_ranks_are(cli):
+    assert cli("prepare", "tasks:200", "--preset", "tiny", "-o", "data").code == 0
+    (alone, four) = (
+        describe(build_job(resolve("tiny"), Path("data"), Path("run"), processes=number)) for number in (1, 4)
+    )
+    told = {name: four.pop(name) for name in ("processes", "data_parallel_ranks", "slowest_over_mean", "spread")}
+    assert four.keys() == alone.keys()
+    assert (told["processes"], told["data_parallel_ranks"]) == (4, 4)
+    assert 1 < told["slowest_over_mean"] < 1.05
+    assert (four["steps"], four["pairs_per_step"]) == (alone["steps"], alone["pairs_per_step"])
+    assert four["tokens_per_forward"] < alone["tokens_per_forward"]
+
+
 # --- real data ---
 
 # 1.00 to 1.01 packed; the limit of the issue is 1.1. By rounds: ranks wait for each other in each forward.
@@ -143,7 +156,7 @@ def test_four_ranks_are_busy_with_real_data(name, tmp_path, real_data, gguf):
     settings = [f"model.pretrained_model_name_or_path={gguf}", "train.pairs_per_step=64"]
     prepared = run_cli("prepare", real_data / f"{name}.jsonl.gz", "-o", tmp_path / "data", "-s", settings[0])
     assert prepared.code == 0, prepared.stderr
-    job = build_job(resolve(None, settings=settings), tmp_path / "data", Path("run"), ranks=4)
+    job = build_job(resolve(None, settings=settings), tmp_path / "data", Path("run"), processes=4)
     told = describe(job)
     assert (told["processes"], told["data_parallel_ranks"]) == (4, 4)
     assert 1 <= told["slowest_over_mean"] <= BUSY[name]

@@ -1,0 +1,33 @@
+"""What must be the same on all processes that train one model together."""
+
+from typing import Any
+
+from rmcli.parallel.agreement import check_same
+from rmcli.runs.record import versions
+from rmcli.train.job import Job
+
+
+def check_same_job(job: Job) -> None:
+    """Raises ConfigError on the first process, with both values, where two are about to train something else."""
+    check_same({**_settings(job), **_data(job), **_versions()})
+
+
+def _settings(job: Job) -> dict[str, Any]:
+    """Each key of the configuration by its name, as `-s` has it."""
+    return {
+        f"{section}.{key}": value
+        for section, values in job.config.model_dump().items()
+        for key, value in (values.items() if isinstance(values, dict) else [("", values)])
+    }
+
+
+def _data(job: Job) -> dict[str, Any]:
+    return {
+        "manifest_sha256 of the data": job.manifest["manifest_sha256"],
+        "the step to go on from": None if job.past is None else job.past.step,
+        "the output": str(job.run_folder) if job.run_folder_is_named else None,
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {f"{name}'s version": versions()[name] for name in ("rmcli", "torch", "transformers")}
