@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,20 +15,33 @@ from nano_run import settings
 from ranks import on_ranks
 from rmcli.backbones.architectures import BatchChoice
 from rmcli.config.resolve import resolve
+from rmcli.errors import Stopped
 from rmcli.model import optim
 from rmcli.parallel import world
 from rmcli.parallel.parts import whole
+from rmcli.runs import checkpoint
 from rmcli.train import job as jobs
 from rmcli.train import network as networks
 from rmcli.train.job import build_job
+from rmcli.train.loop import Trainer
 from rmcli.train.resume import is_run, resumed_job
 from rmcli.train.run import run
 from support.cli import run_cli
 from support.exactness import largest_relative
 
 
-def train(folder: str, out: str, keys: tuple[str, ...], kind: str = "", in_float64: bool = False) -> dict[str, Any]:
-    """`rmcli train` on these processes. Gives the gradients of its first step, before they are clipped."""
+def train(
+    folder: str,
+    out: str,
+    keys: tuple[str, ...],
+    kind: str = "",
+    in_float64: bool = False,
+    stop: tuple[int, int] = (-1, -1),
+) -> dict[str, Any]:
+    """`rmcli train` on these processes. Gives the gradients of its first step, before they are clipped.
+
+    `stop` = (rank, step): SIGTERM comes to that process in that step.
+    """
     os.chdir(folder)
     size = world.size()
     choose = jobs.choose_batches
@@ -46,15 +60,24 @@ def train(folder: str, out: str, keys: tuple[str, ...], kind: str = "", in_float
             first.update({name: whole(weight.grad).clone() for name, weight in network.named_parameters()})
         return clip(network, *arguments)
 
+    def stopped_in(self: Trainer, feed: Any) -> Any:
+        if (world.rank(), feed.step.number) == stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return whole_step(self, feed)
+
     def doubled(make: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *arguments, **named: make(*arguments, **named).double()
 
+    whole_step, Trainer.run_step = Trainer.run_step, stopped_in
     optim.clip_and_step = keeping
     for name in names if in_float64 else ():
         setattr(networks, name, doubled(before[name]))
     try:
         run(job)
+    except Stopped as error:
+        assert error.exit_code == 143
     finally:
+        Trainer.run_step = whole_step
         optim.clip_and_step, jobs.choose_batches = clip, choose
         for name in names:
             setattr(networks, name, before[name])
@@ -65,6 +88,7 @@ def train(folder: str, out: str, keys: tuple[str, ...], kind: str = "", in_float
 def place(tmp_path_factory) -> Path:
     """A folder with `data`: 45 groups of two, three and four answers with weights; 16 a step leave 13 in the last."""
     folder = tmp_path_factory.mktemp("processes")
+    nano_run.make_model(folder / "dropout")
     model = nano_run.make_model(folder / "nano")
     config = json.loads((model / "config.json").read_text()) | {"attention_dropout": 0.0}
     (model / "config.json").write_text(json.dumps(config))
@@ -100,8 +124,8 @@ KINDS = {
 }
 
 
-def keys_of(place: Path, *keys: str) -> tuple[str, ...]:
-    return (f"model.pretrained_model_name_or_path={place / 'nano'}", *KEYS, *keys)
+def keys_of(place: Path, *keys: str, model: str = "nano") -> tuple[str, ...]:
+    return (f"model.pretrained_model_name_or_path={place / model}", *KEYS, *keys)
 
 
 def compared(
@@ -140,3 +164,40 @@ def test_in_float32_only_rounding_differs(place):
     gradients, first, _ = compared(place, 2, *WAYS["shard"], in_float64=False)
     assert gradients < 1e-5
     assert first < 1e-5
+
+
+EXACT = {
+    "replicate": WAYS["replicate"],
+    "shard": (*WAYS["shard"], "train.async_checkpoint=true"),
+    "8 bits": (*WAYS["shard"], "train.optimizer=adamw_8bit"),
+}
+
+
+@pytest.mark.parametrize("way", EXACT)
+def test_two_processes_go_on_bitwise(place, way):
+    """With dropout; a signal to one of them stops both after the same step, between two log lines."""
+    keys = keys_of(place, *EXACT[way], "train.max_epochs=2", "train.log_every=2", model="dropout")
+    on_ranks(2, train, str(place), f"whole-{way}", keys)
+    on_ranks(2, train, str(place), f"run-{way}", keys, "", False, (1, 3))
+    assert checkpoint.latest(place / f"run-{way}").name == "step-3"
+    assert not (place / f"run-{way}" / "model").exists()
+    on_ranks(2, train, str(place), f"run-{way}", keys)
+    assert nano_run.lines(place / f"run-{way}") == nano_run.lines(place / f"whole-{way}")
+    assert nano_run.files(place / f"run-{way}" / "model") == nano_run.files(place / f"whole-{way}" / "model")
+
+
+def test_other_numbers_of_processes_go_on(place, capfd):
+    """1 -> 2 -> 4 -> 1: the same groups a step, so the loss of each step is that of a run on one process."""
+    keys = keys_of(place, "train.max_epochs=2", "train.eval_steps=100")
+    train(str(place), "one", keys)
+    train(str(place), "grown", keys, stop=(0, 1))
+    on_ranks(2, train, str(place), "grown", (), "", False, (1, 2))
+    on_ranks(4, train, str(place), "grown", (*WAYS["hybrid"],), "", False, (2, 4))
+    train(str(place), "grown", ("parallel.data_parallel=auto", "parallel.dp_replicate_size=1"))
+    assert "note: 1 processes (was 4): the run goes on, not bitwise" in capfd.readouterr().err
+    one, grown = nano_run.lines(place / "one"), nano_run.lines(place / "grown")
+    assert [line["step"] for line in one] == [line["step"] for line in grown]
+    for step in (2, 3, 5):  # the first after each change
+        (a,), (b,) = ([line for line in lines if line["step"] == step and "loss" in line] for lines in (one, grown))
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-6)
+        assert b["pairs"] == a["pairs"]
