@@ -53,11 +53,6 @@ def read(store: Any) -> Word | None:
     return None
 
 
-def is_taken() -> bool:
-    """Whether another process has said why all end."""
-    return _store is not None and read(_store) is not None
-
-
 def take(message: str, exit_code: int) -> bool:
     """Whether this process is the one that says why all end. Alone it always is. Who is not falls silent here."""
     if _store is None:
