@@ -42,7 +42,8 @@ class MemoryEstimate:
     """Bytes one training step needs, by what for. `tokens` are those of its largest forward.
 
     `update` is what the optimizer holds beside its states while it works, when the activations are gone. On a CPU
-    gradients and activations count in full: what a forward frees mostly stays with the process.
+    gradients and activations count in full: what a forward frees mostly stays with the process. `copies` are those of
+    a checkpoint that is written beside the training.
     """
 
     sizes: NetworkSizes
@@ -53,6 +54,7 @@ class MemoryEstimate:
     activations_per_token: int
     tokens: int
     update: int
+    copies: int
     process: int
 
     @property
@@ -70,7 +72,7 @@ class MemoryEstimate:
 
     @property
     def other(self) -> int:
-        return self.process + max(0, self.update - self.activations)
+        return self.copies + self.process + max(0, self.update - self.activations)
 
     @property
     def total(self) -> int:
@@ -126,6 +128,8 @@ def estimate(
         activations_per_token=_activation_numbers(sizes, train) * (2 if reduced else 4),
         tokens=tokens,
         update=0 if plain else 4 * _UPDATE_COPIES * min(PIECE, max(map(prod, sizes.weight_shapes))),
+        # Copies are in main memory: not where a GPU's weights are.
+        copies=checkpoint_bytes(sizes, train) if train.async_checkpoint and device.type == "cpu" else 0,
         process=0 if device.type == "cuda" else _OF_THE_PROCESS,
     )
 
@@ -143,7 +147,18 @@ def _of_one_process(alone: MemoryEstimate, sizes: NetworkSizes, mesh: MeshShape)
         weights=4 * sizes.num_parameters // mesh.shard + 4 * together,
         gradients=alone.gradients // mesh.shard + 4 * together,
         states=alone.states // mesh.shard,
+        copies=alone.copies // mesh.shard,
     )
+
+
+def checkpoint_bytes(sizes: NetworkSizes, train: TrainSection) -> int:
+    """Weights and the optimizer's states, as a checkpoint has them."""
+    return checkpoint_weights(sizes, train) + state_bytes(sizes, train)
+
+
+def checkpoint_weights(sizes: NetworkSizes, train: TrainSection) -> int:
+    """Bytes of the weights alone: 2 each where masters are split, else 4."""
+    return sizes.num_parameters * (2 if train.master_weights == "split" else 4)
 
 
 def state_bytes(sizes: NetworkSizes, train: TrainSection) -> int:

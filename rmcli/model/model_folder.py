@@ -106,8 +106,9 @@ def export(
 ) -> None:
     """Write `folder` beside and rename it. `toml` is the resolved configuration.
 
-    `weights` is the whole state dict of a network that is cut over processes. Loads with AutoModelForSequenceClassification; the tokenizer's chat template ends with the reward token. The files
-    are proven by the hashes in rmcli.sha256. Raises RmcliError, and leaves nothing, where it cannot be written.
+    `weights` is the whole state dict of a network that is cut over processes. Loads with
+    AutoModelForSequenceClassification; the tokenizer's chat template ends with the reward token. The files are proven
+    by the hashes in rmcli.sha256. Raises RmcliError, and leaves nothing, where it cannot be written.
     """
     temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
     template = exported_template(reward)

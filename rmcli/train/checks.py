@@ -21,8 +21,8 @@ def check_master_weights(config: Config, device: torch.device, processes: int) -
     """Split masters are bfloat16 weights of one process: raise ConfigError where the arithmetic is float32."""
     if config.train.master_weights == "split" and processes > 1:
         raise ConfigError(
-            f"train.master_weights = 'split' on {processes} processes: FSDP2 keeps one kind of weight, and would lose "
-            "the float32 sums of bfloat16 gradients",
+            f"train.master_weights = 'split' on {processes} processes: FSDP2 keeps one kind of weight, and would "
+            "lose the float32 sums of bfloat16 gradients",
             "set train.master_weights=float32: sharded, it computes the same in bfloat16 and takes less on each",
         )
     if config.train.master_weights == "split" and not is_reduced(config.model.dtype, device):

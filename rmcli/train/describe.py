@@ -56,7 +56,7 @@ def _ranks(job: Job) -> dict[str, Any]:
 
 
 def _memory(memory: MemoryEstimate) -> dict[str, Any]:
-    """What a step needs, by what for; `other` is what the update and the process itself hold beside it."""
+    """What a step needs, by what for; `other` is for the update, a checkpoint's copies and the process itself."""
     parts = ("weights", "gradients", "states", "activations", "other")
     return {
         "tokens_per_forward": memory.tokens,

@@ -7,7 +7,7 @@ from pathlib import Path
 from rmcli import output
 from rmcli.config.sections import TrainSection
 from rmcli.errors import RmcliError
-from rmcli.model.memory import NetworkSizes, state_bytes
+from rmcli.model.memory import NetworkSizes, checkpoint_bytes, checkpoint_weights
 from rmcli.runs import checkpoint
 from rmcli.train.job import Job
 
@@ -33,15 +33,14 @@ class DiskNeed:
 
 
 def disk_need(sizes: NetworkSizes, train: TrainSection, total_steps: int) -> DiskNeed:
-    """Of a whole run. A weight has 2 bytes in a checkpoint of split masters, else 4, and 4 in a model folder."""
-    weights = sizes.num_parameters * (2 if train.master_weights == "split" else 4)
+    """Of a whole run. A weight has 4 bytes in a model folder."""
     saves = -(-total_steps // train.save_steps)  # the last step's is always written
     return DiskNeed(
-        one=weights + state_bytes(sizes, train),
+        one=checkpoint_bytes(sizes, train),
         model=4 * sizes.num_parameters * (1 if train.best is None else 2),
         kept=min(saves, train.save_total_limit),
         at_once=min(saves, train.save_total_limit + 1),
-        best=0 if train.best is None else 2 * weights,
+        best=0 if train.best is None else 2 * checkpoint_weights(sizes, train),
     )
 
 

@@ -51,7 +51,7 @@ class Job:
     batch_choice: BatchChoice
     use: Use
     device: torch.device
-    spread: Spread = Spread()
+    spread: Spread
     past: Past | None = None  # the checkpoint that the run goes on from
     goes_on: bool = False  # in a folder that an earlier start made, from its checkpoint where it has one
 

@@ -10,6 +10,8 @@ from rmcli.model.device import is_reduced
 from rmcli.model.memory import MemoryEstimate, estimate, free_memory
 from rmcli.train.job import GIB, Job
 
+_TYPED = {"false": False}  # values that are no text
+
 
 @dataclass(frozen=True)
 class Way:
@@ -60,7 +62,7 @@ def what_helps_most(job: Job, number: int = 3) -> list[Way]:
 def _largest_forward_setting(job: Job, have: int) -> str | None:
     """The setting of a forward's size at the largest value that fits; None where not even the smallest does."""
     memory = job.memory
-    room = have - memory.held - memory.process
+    room = have - memory.held - memory.copies - memory.process
     if room < memory.update:
         return None
     key, unit = _forward_unit(job)
@@ -108,6 +110,8 @@ def _ways_together(job: Job) -> Iterator[Way]:
 def _choices(job: Job) -> Iterator[tuple[str, str]]:
     """What is exact comes first."""
     train = job.config.train
+    if job.memory.copies:
+        yield "train.async_checkpoint", "false"
     if train.activation_checkpointing == "none":
         yield "train.activation_checkpointing", "selective"
     if train.activation_checkpointing != "full":
@@ -119,7 +123,7 @@ def _choices(job: Job) -> Iterator[tuple[str, str]]:
 
 
 def _way(job: Job, settings: dict[str, str]) -> Way:
-    changed = {key.removeprefix("train."): value for key, value in settings.items()}
+    changed = {key.removeprefix("train."): _TYPED.get(value, value) for key, value in settings.items()}
     config = job.config.model_copy(update={"train": job.config.train.model_copy(update=changed)})
     return Way(settings, _estimate(job, config, job.memory.tokens))
 

@@ -1,7 +1,7 @@
 """How a run's processes share its work: which rows each runs, and how the model's weights lie on them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rmcli.config.sections import ParallelSection
 from rmcli.errors import ConfigError
@@ -13,7 +13,7 @@ from rmcli.parallel.mesh import MeshShape
 class Spread:
     """`mesh` says how weights lie on the processes; `sequence` neighbouring ones share each row."""
 
-    mesh: MeshShape = MeshShape()
+    mesh: MeshShape = field(default_factory=MeshShape)
     sequence: int = 1
     reason: str | None = None  # why auto has chosen this mesh
 
@@ -69,7 +69,7 @@ def _divisors(number: int) -> str:
 
 
 def spread_over(processes: int, parallel: ParallelSection, needs: Callable[[MeshShape], int], have: int) -> Spread:
-    """`needs` tells the bytes a process needs where weights lie so, `have` those it can have. The sizes are checked."""
+    """`needs`: the bytes that a process needs where weights lie so; `have`: what it can have. Sizes are checked."""
     copies = parallel.dp_replicate_size or 1
     whole, cut = MeshShape(processes, 1), MeshShape(copies, processes // copies)
     sequence = parallel.sequence_parallel_size

@@ -121,7 +121,7 @@ def test_prepare_on_a_full_disk_leaves_the_earlier_set(cli, small_disk):
 
 
 def train(cli, data: Path, out: Path, *settings: str):
-    options = [part for setting in settings for part in ("-s", setting)]
+    options = [part for setting in ("train.pairs_per_step=8", *settings) for part in ("-s", setting)]
     return cli("train", "-p", "tiny", "--data", data, "-o", out, *options)
 
 
@@ -132,18 +132,19 @@ def need():
     return 12 * parameters, 4 * parameters
 
 
-def test_dry_run_shows_what_will_be_written(cli, tiny_run, need):
-    options = ("-s", "train.save_steps=1", "-s", "train.max_steps=9", "-s", "train.save_total_limit=400")
-    plan = json.loads(cli("train", "-p", "tiny", "--data", tiny_run.data, "-n", "--json", *options).stdout)["plan"]
+def test_dry_run_shows_what_will_be_written(cli, nano_data, need):
+    settings = ("train.save_steps=1", "train.max_steps=9", "train.pairs_per_step=8", "train.save_total_limit=400")
+    options = [part for setting in settings for part in ("-s", setting)]
+    plan = json.loads(cli("train", "-p", "tiny", "--data", nano_data, "-n", "--json", *options).stdout)["plan"]
     assert plan["checkpoints_at_once"] == 9
     assert plan["disk_checkpoint_gib"] == round(need[0] / 2**30, 3)
     assert plan["disk_need_gib"] == round((9 * need[0] + need[1]) / 2**30, 2)
     assert plan["disk_have_gib"] > 0
 
 
-def test_without_room_for_one_checkpoint_and_the_model_nothing_begins(cli, tiny_run, monkeypatch, need):
+def test_without_room_for_one_checkpoint_and_the_model_nothing_begins(cli, nano_data, monkeypatch, need):
     monkeypatch.setattr("rmcli.train.disk.free_disk", lambda folder: sum(need) - 1)
-    result = train(cli, tiny_run.data, Path("run"))
+    result = train(cli, nano_data, Path("run"))
     assert result.code == 1
     assert (
         f"error: not enough room for run: one checkpoint and the model need {sum(need):,} bytes, and "
@@ -155,35 +156,35 @@ def test_without_room_for_one_checkpoint_and_the_model_nothing_begins(cli, tiny_
     assert not Path("run").exists()
 
 
-def test_a_file_system_that_counts_no_bytes_is_not_full(cli, tiny_run, monkeypatch):
+def test_a_file_system_that_counts_no_bytes_is_not_full(cli, nano_data, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 0, "total": 0}))
-    assert train(cli, tiny_run.data, Path("run"), "train.max_steps=1").code == 0
-    dry = cli("train", "-p", "tiny", "--data", tiny_run.data, "-n", "--json")
+    assert train(cli, nano_data, Path("run"), "train.max_steps=1").code == 0
+    dry = cli("train", "-p", "tiny", "--data", nano_data, "-n", "--json")
     assert json.loads(dry.stdout)["plan"]["disk_have_gib"] is None
 
 
-def test_without_room_for_all_checkpoints_the_run_warns(cli, tiny_run, monkeypatch, need):
+def test_without_room_for_all_checkpoints_the_run_warns(cli, nano_data, monkeypatch, need):
     monkeypatch.setattr("rmcli.train.disk.free_disk", lambda folder: 2 * need[0] + need[1])
-    result = train(cli, tiny_run.data, Path("run"), "train.max_steps=3", "train.save_steps=1")
+    result = train(cli, nano_data, Path("run"), "train.max_steps=3", "train.save_steps=1")
     assert result.code == 0, result.stderr
     assert f"note: 3 checkpoints at a time and the model need {3 * need[0]:,} bytes, and " in result.stderr
     assert "it will be full; train.save_total_limit=1 fits" in result.stderr
-    few = train(cli, tiny_run.data, Path("few"), "train.max_steps=1")
+    few = train(cli, nano_data, Path("few"), "train.max_steps=1")
     assert "it will be full" not in few.stderr
 
 
 @pytest.mark.parametrize(
     "settings", [(), ("train.optimizer=adamw_8bit",), ("model.dtype=bfloat16", "train.master_weights=split")]
 )
-def test_what_is_written_is_as_large_as_was_said(cli, tiny_run, settings):
-    told = need_of(build_job(resolve("tiny", settings=settings), tiny_run.data, Path("other")))
-    assert train(cli, tiny_run.data, Path("run"), "train.max_steps=1", *settings).code == 0
+def test_what_is_written_is_as_large_as_was_said(cli, nano_data, settings):
+    told = need_of(build_job(resolve("tiny", settings=settings), nano_data, Path("other")))
+    assert train(cli, nano_data, Path("run"), "train.max_steps=1", *settings).code == 0
     for folder, said in (("checkpoints/step-1", told.one), ("model", told.model)):
         written = sum(path.stat().st_size for path in Path("run", folder).rglob("*") if path.is_file())
         assert 0 <= written - said < 400_000  # the tokenizer; some kilobytes for each tensor
 
 
-def test_checkpoints_that_fill_the_disk_leave_the_last_good_one(cli, tiny_run, small_disk, monkeypatch, need):
+def test_checkpoints_that_fill_the_disk_leave_the_last_good_one(cli, nano_data, small_disk, monkeypatch, need):
     folder = small_disk(int(2.5 * need[0]))
     monkeypatch.setattr("rmcli.train.run.check_disk", lambda job: None)
     if not os.path.ismount(folder):
@@ -191,7 +192,7 @@ def test_checkpoints_that_fill_the_disk_leave_the_last_good_one(cli, tiny_run, s
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**30, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     run = folder / "run"
     settings = ("train.max_steps=4", "train.save_steps=1", "train.save_total_limit=3")
-    result = train(cli, tiny_run.data, run, *settings)
+    result = train(cli, nano_data, run, *settings)
     line = _error(result)
     assert line.startswith(f"error: cannot write checkpoint {run}/checkpoints/step-3 of ")
     assert " bytes: No space left on device; " in line
@@ -200,7 +201,7 @@ def test_checkpoints_that_fill_the_disk_leave_the_last_good_one(cli, tiny_run, s
     assert json.loads((run / "run.json").read_text())["result"]["status"] == "failed"
 
 
-def test_a_model_that_has_no_room_leaves_the_last_checkpoint(cli, tiny_run, small_disk, monkeypatch, need):
+def test_a_model_that_has_no_room_leaves_the_last_checkpoint(cli, nano_data, small_disk, monkeypatch, need):
     folder = small_disk(need[0] + need[1] // 2 + 300_000)
     monkeypatch.setattr("rmcli.train.run.check_disk", lambda job: None)
     run = folder / "run"
@@ -213,7 +214,7 @@ def test_a_model_that_has_no_room_leaves_the_last_checkpoint(cli, tiny_run, smal
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**30, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
         monkeypatch.setattr(Trainer, "save", save)
-    line = _error(train(cli, tiny_run.data, run, "train.max_steps=2"))
+    line = _error(train(cli, nano_data, run, "train.max_steps=2"))
     assert line.startswith(f"error: cannot write {run}/model: ")
     assert any(reason in line for reason in FULL)
     assert f"(its weights have {need[1]:,} bytes)" in line
@@ -221,7 +222,7 @@ def test_a_model_that_has_no_room_leaves_the_last_checkpoint(cli, tiny_run, smal
     assert [path.name for path in run.iterdir() if ".tmp-" in path.name or path.name == "model"] == []
 
 
-def test_metrics_that_have_no_room_are_one_line_and_no_half_line(cli, tiny_run, monkeypatch):
+def test_metrics_that_have_no_room_are_one_line_and_no_half_line(cli, nano_data, monkeypatch):
     whole, calls = os.write, []
 
     def half(descriptor, content):
@@ -233,9 +234,7 @@ def test_metrics_that_have_no_room_are_one_line_and_no_half_line(cli, tiny_run, 
         return whole(descriptor, content)
 
     monkeypatch.setattr("os.write", half)
-    line = _error(
-        train(cli, tiny_run.data, Path("run"), "train.max_steps=6", "train.log_every=1", "train.save_steps=1")
-    )
+    line = _error(train(cli, nano_data, Path("run"), "train.max_steps=6", "train.log_every=1", "train.save_steps=1"))
     assert line.startswith("error: cannot write run/metrics.jsonl: No space left on device (")
     assert line.endswith("; the last checkpoint is run/checkpoints/step-2")
     assert [json.loads(one)["step"] for one in Path("run/metrics.jsonl").read_text().splitlines()] == [1, 2]

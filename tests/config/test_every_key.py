@@ -75,7 +75,7 @@ class World:
         """What prepare made of these: the account, the packs, and what they were made for."""
 
         def make(folder: Path) -> dict[str, Any]:
-            result = self.run("prepare", "-p", "tiny", "-o", str(folder), *arguments)
+            result = self.run("prepare", "-p", "tiny", "--no-audit", "-o", str(folder), *arguments)
             assert result.code == 0, (arguments, result.stderr)
             manifest = json.loads((folder / "manifest.json").read_text())
             names = ("rows_by_source", "splits", "reward_token_id", "reward_mode", "chat_template_sha256")
@@ -118,7 +118,7 @@ class World:
         """Plain pairs with margins, for runs."""
 
         def make(folder: Path) -> Path:
-            options = ("--map-fn", "canonical", "-o", str(folder), *as_options(SMALL))
+            options = ("--map-fn", "canonical", "--no-audit", "-o", str(folder), *as_options(SMALL))
             result = self.run("prepare", "pairs.jsonl", "-p", "tiny", *options)
             assert result.code == 0, result.stderr
             return folder

@@ -8,7 +8,15 @@ from rmcli.runs import backbone
 from rmcli.tokens.tokenizer import RewardTokenizer, load_bare_tokenizer
 
 
-@pytest.mark.parametrize("name", ["gemma3", "llama3", "mistral-v3", "gguf"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("gemma3", marks=pytest.mark.slow),
+        pytest.param("llama3", marks=pytest.mark.slow),
+        "mistral-v3",
+        "gguf",
+    ],
+)
 def test_a_kept_tokenizer_is_the_one_that_was_trained_with(tmp_path, tokenizer_folder, gguf, name):
     place = gguf if name == "gguf" else tokenizer_folder(name)
     model = resolve("tiny").config.model.model_copy(update={"tokenizer_name_or_path": str(place)})

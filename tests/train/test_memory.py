@@ -13,6 +13,7 @@ from rmcli.config.resolve import resolve
 from rmcli.train import memory
 from rmcli.train.job import Job, build_job
 from rmcli.train.loop import Trainer
+from rmcli.train.saver import Saver
 from support.places import REPOSITORY
 
 MIB = 2**20
@@ -98,6 +99,29 @@ def shape(folder: Path, **changes: int) -> Path:
     config = json.loads((tiny / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | changes))
     return folder
+
+
+@pytest.mark.parametrize("levers", [(), ("train.optimizer=adamw_8bit", "train.master_weights=split")])
+def test_the_copies_of_a_checkpoint_written_beside_are_counted(cli, tiny_run, monkeypatch, levers):
+    whole, found = Saver.save, []
+
+    def save(self, tensors, write):
+        def counting(copies):
+            found.append(sum(copy.numel() * copy.element_size() for copy in copies.values()))
+            return write(copies)
+
+        whole(self, tensors, counting)
+
+    monkeypatch.setattr(Saver, "save", save)
+    levers = ("model.dtype=bfloat16", *levers)
+    job, beside = job_of(tiny_run.data, *levers), job_of(tiny_run.data, *levers, "train.async_checkpoint=true")
+    options = [part for lever in (*levers, "train.async_checkpoint=true") for part in ("-s", lever)]
+    assert cli("train", "-p", "tiny", "--data", tiny_run.data, "-s", "train.max_steps=1", *options).code == 0
+    (copied,) = found
+    assert 0 <= copied - (beside.memory.total - job.memory.total) < 6000  # the generator's state, numbers of steps
+    assert memory.what_fits(beside, job.memory.total).endswith(
+        f", or train.async_checkpoint=false ({memory.gib(job.memory.total)})"
+    )
 
 
 # --- memory that runs short ---

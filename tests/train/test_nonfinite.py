@@ -38,7 +38,7 @@ def metrics(run: str) -> list[dict]:
     return [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_step_left_out_leaves_only_its_count(cli, tiny_run, broken_in, monkeypatch):
+def test_a_step_left_out_leaves_only_its_count(cli, nano_data, broken_in, monkeypatch):
     weights = []
     whole = Trainer.run_step
 
@@ -50,7 +50,7 @@ def test_a_step_left_out_leaves_only_its_count(cli, tiny_run, broken_in, monkeyp
     monkeypatch.setattr(Trainer, "run_step", watched)
     broken_in(3)
     keys = ("train.max_steps=6", "train.pairs_per_step=4", "train.log_every=6", "train.nonfinite=skip")
-    result = train(cli, tiny_run.data, "run", *keys)
+    result = train(cli, nano_data, "run", *keys)
     assert result.code == 0, result.stderr
     said = [line for line in result.stderr.splitlines() if "not finite" in line]
     assert len(said) == 1
@@ -64,19 +64,19 @@ def test_a_step_left_out_leaves_only_its_count(cli, tiny_run, broken_in, monkeyp
     assert all(math.isfinite(value) for value in last.values())
 
 
-def test_a_run_of_them_stops(cli, tiny_run, broken_in):
+def test_a_run_of_them_stops(cli, nano_data, broken_in):
     broken_in(2, 3, 4)
     keys = ("train.max_steps=6", "train.pairs_per_step=4", "train.nonfinite=skip", "train.max_skipped=2")
-    result = train(cli, tiny_run.data, "run", *keys)
+    result = train(cli, nano_data, "run", *keys)
     assert result.code == 1
     assert "error: loss or gradient of step 4 is not finite (rows " in result.stderr
     assert "): more than train.max_skipped = 2 such steps\n" in result.stderr
 
 
-def test_what_was_left_out_is_counted_on_after_a_stop(cli, tiny_run, broken_in):
+def test_what_was_left_out_is_counted_on_after_a_stop(cli, nano_data, broken_in):
     broken_in(2)
     keys = ("train.max_steps=3", "train.pairs_per_step=4", "train.nonfinite=skip", "train.max_skipped=1")
-    assert train(cli, tiny_run.data, "run", *keys).code == 0
+    assert train(cli, nano_data, "run", *keys).code == 0
     broken_in(1)
     result = cli("train", "--resume", "-o", "run", "-s", "train.max_steps=6")
     assert result.code == 1
@@ -84,11 +84,11 @@ def test_what_was_left_out_is_counted_on_after_a_stop(cli, tiny_run, broken_in):
     assert "more than train.max_skipped = 1 such steps" in result.stderr
 
 
-def test_nothing_is_saved_after_a_step_that_is_not_finite(cli, tiny_run, broken_in):
+def test_nothing_is_saved_after_a_step_that_is_not_finite(cli, nano_data, broken_in):
     """The flag of the step itself is read before its checkpoint is written."""
     broken_in(2)
     keys = ("train.max_steps=6", "train.pairs_per_step=4", "train.save_steps=1")
-    result = train(cli, tiny_run.data, "run", *keys)
+    result = train(cli, nano_data, "run", *keys)
     assert result.code == 1
     assert "error: loss or gradient of step 2 is not finite" in result.stderr
     assert "; the last checkpoint is run/checkpoints/step-1\n" in result.stderr

@@ -33,8 +33,8 @@ def refused(*arguments, by) -> str:
     return raised.value.message
 
 
-def test_it_is_said_in_one_line(cli, tiny_run):
-    packed = cli("train", "-p", "tiny", "--data", tiny_run.data, "-o", "a", "-s", "train.max_steps=1")
+def test_it_is_said_in_one_line(cli, tiny_run, nano_data):
+    packed = cli("train", "-p", "tiny", "--data", nano_data, "-o", "a", "-s", "train.max_steps=1")
     assert packed.code == 0, packed.stderr
     assert (
         "proven: packed rows exact; head finite, trainable, in the optimizer and in the checkpoint; "
@@ -45,16 +45,16 @@ def test_it_is_said_in_one_line(cli, tiny_run):
     own = "model.tokenizer_name_or_path={presets}/tiny"
     settings = ("train.max_steps=1", "model.use_varlen_attn=false", on, own, "model.random_weights=false")
     options = [part for setting in settings for part in ("-s", setting)]
-    trained = cli("train", "-p", "tiny", "--data", tiny_run.data, "-o", "b", *options)
+    trained = cli("train", "-p", "tiny", "--data", nano_data, "-o", "b", *options)
     assert trained.code == 0, trained.stderr
     (line,) = (line for line in trained.stderr.splitlines() if line.startswith("proven: "))
     assert line.startswith("proven: head finite, trainable, in the optimizer and in the checkpoint; scores read at ")
     assert line.endswith("; first scores finite")
 
 
-def test_a_proof_that_fails_stops_the_run_before_step_1(cli, tiny_run, monkeypatch):
+def test_a_proof_that_fails_stops_the_run_before_step_1(cli, nano_data, monkeypatch):
     monkeypatch.setattr(proofs, "objective", lambda *_: (torch.tensor(0.5), torch.tensor(0.0)))
-    result = cli("train", "-p", "tiny", "--data", tiny_run.data, "-o", "a")
+    result = cli("train", "-p", "tiny", "--data", nano_data, "-o", "a")
     assert result.code == 1
     assert (
         "error: the first loss of a zero head is 0.500000, and by hand 0.628770 (ranking, log_barrier)"

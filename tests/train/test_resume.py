@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nano_run import files, lines, prepare_line, settings
+from nano_run import files, lines, settings
 from rmcli.model.batch import build_batch
 from rmcli.model.hashes import write_hashes
 from rmcli.runs import checkpoint
@@ -36,7 +36,8 @@ def train(cli, nano, monkeypatch):
                 os.kill(os.getpid(), by)
             return whole(self, feed)
 
-        first = ("-p", "tiny", "--data", "data", *settings(f"model.pretrained_model_name_or_path={nano}"))
+        own = settings(f"model.pretrained_model_name_or_path={nano}", "train.pairs_per_step=16")
+        first = ("-p", "tiny", "--data", "data", *own)
         how = ("--resume",) if resume else first
         with monkeypatch.context() as patch:
             patch.setattr(Trainer, "run_step", stopping)
@@ -48,8 +49,8 @@ def train(cli, nano, monkeypatch):
 
 
 @pytest.fixture
-def pairs(cli, nano):
-    assert cli(*prepare_line(nano, "data")).code == 0
+def pairs(cli, nano_data):
+    shutil.copytree(nano_data, "data")
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def groups_of_three(cli, nano):
 
 
 def check_every_stop(train, *keys: str, stops=STOPS):
-    keys = ("train.pairs_per_step=16", *STEPS, *keys)
+    keys = (*STEPS, *keys)
     train("whole", *keys)
     for number, stop in enumerate(stops):
         given = keys if number == 0 else ()
@@ -110,7 +111,7 @@ def test_every_lever_goes_on_bit_by_bit(pairs, train, levers):
 
 @pytest.mark.slow
 def test_accumulation_goes_on_bit_by_bit(pairs, train):
-    keys = ("train.accumulative_counts=2", "train.log_every=2", "train.max_epochs=4")
+    keys = ("train.pairs_per_step=none", "train.accumulative_counts=2", "train.log_every=2", "train.max_epochs=4")
     train("whole", *keys)
     total = lines("whole")[-1]["step"]
     for number, stop in enumerate((1, total // 2, total)):
@@ -129,7 +130,7 @@ def test_a_grown_embedding_goes_on_bit_by_bit(cli, nano, train):
     own = f"model.pretrained_model_name_or_path={nano}"
     token = ("model.reward_token='<|reward|>'", "model.reward_token_id=384")
     assert cli("prepare", "tasks:60", "-p", "tiny", "-o", "data", "--no-audit", *settings(own, *token)).code == 0
-    keys = (*token, "train.max_steps=4", "train.pairs_per_step=16")
+    keys = (*token, "train.max_steps=4")
     assert "the embedding grows from 384 to 448 rows" in train("whole", *keys).stderr
     train("run", *keys, stop_after=2, code=143)
     assert "the embedding grows" not in train("run", resume=True).stderr
@@ -204,14 +205,13 @@ def test_what_would_make_it_another_run_is_refused_with_both_values(stopped_run,
 
 
 @pytest.fixture(scope="session")
-def stopped_run(tmp_path_factory, nano):
+def stopped_run(tmp_path_factory, nano, nano_data):
     """Four steps, stopped after the second; the data lies beside it."""
     from support.cli import run_cli
 
     folder = tmp_path_factory.mktemp("stopped")
     model = settings(f"model.pretrained_model_name_or_path={nano}")
-    small = settings("data.eval_fraction=0.1", "data.max_packed_length=512")
-    assert run_cli("prepare", "tasks:90", "-p", "tiny", "-o", folder / "data", "--no-audit", *model, *small).code == 0
+    shutil.copytree(nano_data, folder / "data")
     whole = Trainer.run_step
     Trainer.run_step = lambda self, feed: (
         os.kill(os.getpid(), signal.SIGUSR1) if feed.step.number == 2 else None,

@@ -614,6 +614,7 @@ def test_the_collector_is_kept_out_of_steps(cli, tiny_run, monkeypatch):
     seen = []
     whole = Trainer.run_step
     monkeypatch.setattr(Trainer, "run_step", lambda self, feed: (seen.append(gc.isenabled()), whole(self, feed))[1])
+    monkeypatch.setattr("support.cli._keep_modules_out_of_collections", lambda: None)
     gc.unfreeze()
     trained(cli, tiny_run.data, "run", "train.max_steps=2")
     assert seen == [False, False]
