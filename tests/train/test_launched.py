@@ -155,3 +155,28 @@ def test_an_error_of_one_process_is_said_once_with_its_hint(line, tmp_path):
     assert stderr[stderr.index("error: ") :] == "error: no room for a forward\nhint: take less\n"
     told = json.loads(Path("run/run.json").read_text())["result"]
     assert told == {"status": "failed", "error": "process 1: no room for a forward"}
+
+
+def by_hand(rank: int, line: list[str], *more: str) -> subprocess.Popen:
+    """One of two processes that nobody watches; the first has the place where they meet."""
+    place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "rmcli", *line, *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT | place | {"MASTER_PORT": str(29_500 + os.getpid() % 1000)},
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_with_different_settings_are_refused(line):
+    first, second = by_hand(0, line, "-o", "run"), by_hand(1, line, "-o", "run", "-s", "train.lr=1e-5")
+    code, _, stderr = result_of(first)
+    assert code == 2
+    assert stderr.splitlines()[-2:] == [
+        "error: train.lr is 0.004 on process 0 and 1e-05 on process 1",
+        "hint: start all processes with the same command, files and versions",
+    ]
+    assert result_of(second) == (2, "", "")
+    assert not Path("run").exists()
