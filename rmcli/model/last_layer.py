@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rmcli.errors import RmcliError
 from rmcli.model.attention.layout import KeysFound, KeysWanted, PackedLayout, ScoresWanted
+from rmcli.model.attention.row_share import RowShare
 
 
 def find_layers(backbone: nn.Module, num_layers: int) -> nn.ModuleList | None:
@@ -31,6 +32,7 @@ def find(backbone: nn.Module, num_layers: int) -> nn.Module | None:
 def trim(layer: Any) -> None:
     """Let the layer, given a packed layout, return (1, S, D) instead of (1, T, D): S reward positions of T tokens.
 
+    Given a process's share of a row it returns all S of the row on each process.
     Without a layout (a stock attention) it stays as it is. Doing it again changes nothing.
     """
     layer.forward = MethodType(_trimmed_forward, layer)  # bound, so that a copy of the network runs its own layer
@@ -45,24 +47,25 @@ def _trimmed_forward(layer: Any, *args: Any, **kwargs: Any) -> Any:
     layout = kwargs.get("packed_layout")
     if layout is None:
         return whole(*args, **kwargs)
-    key, value = _keys_and_values(whole, layout, args, kwargs)
+    key, value = _keys_and_values(whole, args, kwargs)
     args, kwargs = _at_scores((args, kwargs), layout)
     return whole(*args, **{**kwargs, "packed_layout": ScoresWanted(layout.at_scores, key, value)})
 
 
-def _keys_and_values(
-    whole: Any, layout: PackedLayout, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Tensor, Tensor]:
+def _keys_and_values(whole: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """Of every token, as the layer hands them to its attention."""
     try:
-        whole(*args, **{**kwargs, "packed_layout": KeysWanted(layout)})
+        whole(*args, **{**kwargs, "packed_layout": KeysWanted()})
     except KeysFound as found:
         return found.key, found.value
     raise RmcliError("the last layer never calls its attention", "set model.trim_last_layer=false")
 
 
-def _at_scores(value: Any, layout: PackedLayout) -> Any:
-    """`value` with every tensor over the row's tokens, (T, ...) or (1, T, ...), cut to the reward positions."""
+def _at_scores(value: Any, layout: PackedLayout | RowShare) -> Any:
+    """`value` with every tensor over the row's tokens, (T, ...) or (1, T, ...), cut to the reward positions.
+
+    Of a share of the row T are the share's tokens, and the reward positions are those of the whole row.
+    """
     num_tokens = layout.num_tokens
     if isinstance(value, tuple | list):
         return type(value)(_at_scores(item, layout) for item in value)
@@ -71,5 +74,5 @@ def _at_scores(value: Any, layout: PackedLayout) -> Any:
     if isinstance(value, Tensor):
         for axis in range(min(value.ndim, 2)):
             if value.shape[axis] == num_tokens and value.shape[:axis] in ((), torch.Size([1])):
-                return value.index_select(axis, layout.score_index)
+                return layout.take_scores(value, axis)
     return value

@@ -24,8 +24,11 @@ def checkpoint_activations(network: PreTrainedModel, kind: str) -> None:
         layer.gradient_checkpointing = False
 
 
-# Operators whose results cost more to compute again than to keep: matmuls and attention.
-KEPT_OPERATORS = ("mm", "addmm", "bmm", "_grouped_mm", "scaled_dot_product", "varlen", "flash", "flex_attention")
+# Operators whose results cost more to compute again than to keep: matmuls, attention, what other processes sent.
+KEPT_OPERATORS = (
+    *("mm", "addmm", "bmm", "_grouped_mm", "scaled_dot_product", "varlen", "flash", "flex_attention"),
+    *("all_to_all_single", "all_reduce"),
+)
 
 
 def _keep_or_recompute(_context: Any, operator: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:

@@ -22,11 +22,13 @@ from rmcli.backbones import architectures
 from rmcli.backbones.architectures import BatchChoice
 from rmcli.errors import ConfigError, RmcliError
 from rmcli.model import batch
+from rmcli.model.attention.row_share import RowShare
 from rmcli.model.backend import attention_backend, stock_attention, use_stock_attention
 from rmcli.model.device import is_reduced
 from rmcli.model.forward import hidden_at_scores
 from rmcli.model.network import score_head
 from rmcli.model.rope import hold_rope
+from rmcli.model.sequence_parallel import sequence_group
 from rmcli.records import TokenGroup
 
 NUM_HEADS = 64  # a single score may agree by chance
@@ -75,6 +77,10 @@ class Probe:
         hidden_SD, embeds = _hidden(network, self.packed, dtype)
         scores_SN = hidden_SD.to(heads_DN.dtype) @ heads_DN
         (gradient,) = torch.autograd.grad((scores_SN[:, 0] * direction_S).sum(), embeds)
+        if (group := sequence_group(network)) is not None:
+            # Of this process's own tokens, by the sum of one loss over the processes.
+            whole = RowShare.of(self.packed.layout, group).put_together(gradient) / group.size
+            gradient = whole[:, : self.packed.num_tokens]
         return Outcome(scores_SN.detach(), gradient[0].to(heads_DN.dtype))
 
     def run_alone(self, network: Any, dtype: str) -> Outcome:
@@ -227,6 +233,8 @@ def settle_batches(
 
 
 def _single(network: Any, reason: str) -> BatchChoice:
+    if sequence_group(network) is not None:
+        raise RmcliError(f"no packed rows to share: {reason}", "set parallel.sequence_parallel_size=1")
     output.warn(f"one conversation per forward, no shared prompts (slower): {reason}")
     use_stock_attention(network)
     return BatchChoice("single", reason)

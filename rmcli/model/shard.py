@@ -6,7 +6,7 @@ the processes: each one's loss is its share of the step's, so that no factor is 
 and not cut, the parts are whole.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, MutableMapping
 from typing import Any
 
 import torch
@@ -60,18 +60,17 @@ def expect_last_forward(network: nn.Module, is_last: bool) -> None:
             unit.set_requires_all_reduce(is_last, recurse=False)
 
 
-def fill(network: nn.Module, full: Mapping[str, Tensor]) -> None:
+def fill(network: nn.Module, full: MutableMapping[str, Tensor]) -> None:
     """Every weight and buffer from the first process, one after the other; `full` is taken apart on the way.
 
-    It holds them by name there, anywhere; on the others it is empty.
+    It holds them by name there, on any device; on the others it is empty.
     """
-    weights = dict(full)
     with torch.no_grad():
         for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
             part = own_part(tensor)
             whole_one = torch.empty(tensor.shape, dtype=tensor.dtype, device=part.device)
             if world.is_first():
-                whole_one.copy_(weights.pop(name))
+                whole_one.copy_(full.pop(name))
             distributed.broadcast(torch.view_as_real(whole_one) if whole_one.is_complex() else whole_one, 0)
             part.copy_(part_of(whole_one, tensor))
 

@@ -19,6 +19,7 @@ from rmcli.model.backend import check_attention
 from rmcli.model.device import pick_device
 from rmcli.model.kernels import check_compilable, check_kernels
 from rmcli.model.memory import MemoryEstimate, estimate, free_memory, sizes_of
+from rmcli.model.sequence_parallel import check_sequence_parallel
 from rmcli.packs.manifest import read_manifest
 from rmcli.packs.reader import PackedSplit
 from rmcli.runs import backbone
@@ -97,6 +98,7 @@ def build_job(
     check_max_length(model_config, config.data.max_length, config.model.pretrained_model_name_or_path)
     batch_choice = choose_batches(config.model.use_varlen_attn, model_config, config.data.max_length)
     check_attention(config, model_config, batch_choice.kind, device)
+    check_sequence_parallel(config, model_config, batch_choice)
     check_kernels(config.train.kernels, batch_choice.kind, config.model.attention, device)
     if config.train.kernels == "compile":
         check_compilable(config, model_config)

@@ -8,10 +8,12 @@ from rmcli import output
 from rmcli.backbones import architectures
 from rmcli.model.device import is_reduced
 from rmcli.model.load import load_model, rebuild_network
+from rmcli.model.sequence_parallel import set_sequence_group
 from rmcli.model.shard import fill, shard
 from rmcli.parallel import world
 from rmcli.parallel.collectives import together
 from rmcli.parallel.mesh import build_mesh
+from rmcli.parallel.sequence import own_group
 from rmcli.runs import backbone
 from rmcli.runs.state import read_weights
 from rmcli.train.job import Job
@@ -47,6 +49,7 @@ def _on_several(job: Job) -> Any:
     network = _rebuilt(job, empty=True)
     reduced = is_reduced(job.config.model.dtype, job.device)
     shard(network, build_mesh(job.spread.mesh, job.device), reduced, job.device)
+    set_sequence_group(network, own_group(job.spread.sequence))
     if job.past is None:
         fill(network, full)
     else:

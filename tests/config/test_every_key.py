@@ -314,7 +314,7 @@ def revision_of_a_model(world: World) -> None:
 
 def memory_is_checked(world: World) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rmcli.train.memory.free_memory", lambda device: 1)
+        patch.setattr("rmcli.train.memory.free_memory", lambda device, processes: 1)
         refused = world.train(world.new_folder(), *SHORT)
         assert "not enough memory" in refused.stderr
         taken = world.train(world.new_folder(), *SHORT, "train.check_memory=false")

@@ -33,7 +33,7 @@ def job_of(data: Path, *settings: str) -> Job:
 
 def leave(monkeypatch, room: float) -> None:
     for place in ("memory", "describe"):
-        monkeypatch.setattr(f"rmcli.train.{place}.free_memory", lambda device: int(room))
+        monkeypatch.setattr(f"rmcli.train.{place}.free_memory", lambda device, processes: int(room))
 
 
 def test_dry_run_shows_what_memory_is_for(cli, tiny_run):

@@ -1,7 +1,9 @@
 """A run on several processes is the run of one: gradients, lines, checkpoints, the exported model."""
 
+import hashlib
 import json
 import os
+import re
 import signal
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -15,13 +17,16 @@ import nano_run
 from nano_run import settings
 from ranks import on_ranks
 from rmcli.backbones.architectures import BatchChoice
+from rmcli.config.presets import presets_folder
 from rmcli.config.resolve import resolve
-from rmcli.errors import Stopped
+from rmcli.errors import ConfigError, RmcliError, Stopped
 from rmcli.model import optim
 from rmcli.parallel import world
-from rmcli.parallel.parts import whole
+from rmcli.parallel.mesh import MeshShape
+from rmcli.parallel.parts import own_part, whole
 from rmcli.runs import checkpoint
 from rmcli.train import job as jobs
+from rmcli.train import loop
 from rmcli.train import network as networks
 from rmcli.train.job import build_job
 from rmcli.train.loop import Trainer
@@ -160,6 +165,23 @@ def test_a_run_is_that_of_one_process(place, ranks, way, kind):
     assert all_lines < 1e-6
 
 
+ROWS = {
+    "shared by two": (2, ("parallel.sequence_parallel_size=2", *WAYS["replicate"])),
+    "two by two": (4, ("parallel.sequence_parallel_size=2", *WAYS["shard"])),
+    "shared by four": (4, ("parallel.sequence_parallel_size=4", *WAYS["hybrid"], "model.trim_last_layer=false")),
+}
+
+
+@pytest.mark.parametrize("rows", ROWS)
+def test_processes_that_share_rows_are_one(place, rows):
+    """transformers' RMSNorm computes in float32 even in a float64 model: each cut of a row rounds otherwise."""
+    ranks, keys = ROWS[rows]
+    gradients, first, all_lines = compared(place, ranks, *keys, in_float64=True)
+    assert gradients < 1e-5
+    assert first < 1e-5
+    assert all_lines < 1e-3
+
+
 def test_in_float32_only_rounding_differs(place):
     gradients, first, _ = compared(place, 2, *WAYS["shard"], in_float64=False)
     assert gradients < 1e-5
@@ -201,3 +223,123 @@ def test_other_numbers_of_processes_go_on(place, capfd):
         (a,), (b,) = ([line for line in lines if line["step"] == step and "loss" in line] for lines in (one, grown))
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-6)
         assert b["pairs"] == a["pairs"]
+
+
+def train_with_a_bad_loss(folder: str, out: str, keys: tuple[str, ...]) -> tuple[str, bool]:
+    """The loss of step 2 is infinite on the last process alone: what is said, and whether its weights stayed."""
+    before: dict[str, torch.Tensor] = {}
+    weights: dict[str, torch.nn.Parameter] = {}
+    own, clip = loop.objective, optim.clip_and_step
+    steps = [0]
+
+    def infinite(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        pairs, penalty = own(*arguments)
+        is_last = world.rank() == world.size() - 1
+        return (pairs + float("inf") if is_last and steps[0] == 1 else pairs), penalty
+
+    def watched(network: Any, *arguments: Any) -> Any:
+        weights.update(network.named_parameters())
+        steps[0] += 1
+        if steps[0] == 2:
+            before.update({name: own_part(weight.detach()).clone() for name, weight in weights.items()})
+        return clip(network, *arguments)
+
+    loop.objective, optim.clip_and_step = infinite, watched
+    try:
+        train(folder, out, keys)
+        said = ""
+    except RmcliError as error:
+        said = error.message
+    finally:
+        loop.objective, optim.clip_and_step = own, clip
+    return said, all(torch.equal(own_part(weights[name]), part) for name, part in before.items())
+
+
+@pytest.mark.parametrize("way", ["replicate", "shard"])
+def test_a_loss_that_is_infinite_on_one_process_moves_no_weight_on_any(place, way):
+    keys = keys_of(place, *WAYS[way])
+    for said, stayed in on_ranks(2, train_with_a_bad_loss, str(place), f"bad-{way}", keys):
+        assert said.startswith("loss or gradient of step 2 is not finite (rows ")
+        assert stayed
+
+
+def hashes_of_weights(folder: str, out: str, keys: tuple[str, ...]) -> str:
+    found: list[str] = []
+    fit = Trainer.fit
+
+    def hashed(self: Trainer, *arguments: Any) -> Any:
+        summary = fit(self, *arguments)
+        digest = hashlib.sha256()
+        for weight in self.network.parameters():
+            digest.update(own_part(weight.detach()).contiguous().numpy().tobytes())
+        found.append(digest.hexdigest())
+        return summary
+
+    Trainer.fit = hashed
+    try:
+        train(folder, out, keys)
+    finally:
+        Trainer.fit = fit
+    return found[0]
+
+
+def test_copies_of_the_weights_stay_bitwise_the_same(place):
+    first, second = on_ranks(2, hashes_of_weights, str(place), "hashed", keys_of(place, *WAYS["replicate"]))
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("processes", "keys", "message"),
+    [
+        (
+            4,
+            ("parallel.sequence_parallel_size=3",),
+            "parallel.sequence_parallel_size = 3 does not divide the 4 processes",
+        ),
+        (2, ("parallel.dp_replicate_size=4",), "parallel.dp_replicate_size = 4 does not divide the 2 processes"),
+        (1, ("parallel.data_parallel=shard",), "parallel.data_parallel = 'shard' on one process"),
+        (2, ("train.master_weights=split", "model.dtype=bfloat16"), "train.master_weights = 'split' on 2 processes"),
+        (
+            2,
+            ("parallel.sequence_parallel_size=2", "model.use_varlen_attn=false"),
+            "shares packed rows, and model.use",
+        ),
+    ],
+)
+def test_what_processes_cannot_have_is_one_line(place, monkeypatch, processes, keys, message):
+    monkeypatch.chdir(place)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        build_job(resolve("tiny", (), keys_of(place, *keys)), Path("data"), Path("none"), processes=processes)
+
+
+def test_dropout_and_shared_rows_do_not_go_together(place, monkeypatch):
+    monkeypatch.chdir(place)
+    keys = keys_of(place, "parallel.sequence_parallel_size=2", model="dropout")
+    with pytest.raises(ConfigError, match=r"config.json has attention_dropout = 0.2"):
+        build_job(resolve("tiny", (), keys), Path("data"), Path("none"), processes=2)
+
+
+def test_another_number_is_refused_where_steps_depend_on_it(place, monkeypatch):
+    packs = place / "packs.toml"
+    toml = (presets_folder() / "tiny.toml").read_text().replace("pairs_per_step = 64\n", "")
+    packs.write_text(toml.replace('"checkable_tasks"', '"canonical"'))
+    keys = tuple(key for key in keys_of(place) if "pairs_per_step" not in key)
+    monkeypatch.chdir(place)
+    job = build_job(resolve(None, (packs,), keys), Path("data"), Path("by-packs"))
+    run(job)
+    with pytest.raises(ConfigError, match=r"2 data-parallel processes, but .*step-\d+ was trained on 1: a step is"):
+        resumed_job(Path("by-packs"), None, None, (), (), 2)
+
+
+def test_auto_cuts_weights_where_a_copy_does_not_fit(place, monkeypatch):
+    monkeypatch.chdir(place)
+    roomy = build_job(resolve("tiny", (), keys_of(place)), Path("data"), Path("none"), processes=2)
+    assert roomy.spread.mesh == MeshShape(2, 1)
+    assert re.fullmatch(
+        r"the whole model needs about \d\.\d\d GiB a process, and \d+\.\d\d GiB are free", roomy.spread.reason
+    )
+    assert roomy.spread.name == "2 processes, weights replicated"
+    monkeypatch.setattr(jobs, "free_memory", lambda device, processes: roomy.memory.total - 1)
+    tight = build_job(resolve("tiny", (), keys_of(place)), Path("data"), Path("none"), processes=2)
+    assert tight.spread.mesh == MeshShape(1, 2)
+    assert tight.memory.total < roomy.memory.total

@@ -488,7 +488,7 @@ def test_bad_folders(cli, tiny_run, tmp_path):
 
 
 def test_memory_is_compared_before_loading(cli, tiny_run, monkeypatch):
-    monkeypatch.setattr("rmcli.train.memory.free_memory", lambda device: 45 * 2**20)
+    monkeypatch.setattr("rmcli.train.memory.free_memory", lambda device, processes: 45 * 2**20)
     result = trained(cli, tiny_run.data, "run", code=1)
     assert "error: not enough memory on cpu: need about " in result.stderr
     assert "have 45 MiB" in result.stderr

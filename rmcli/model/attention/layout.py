@@ -7,7 +7,7 @@ import functools
 import itertools
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -114,6 +114,10 @@ class PackedLayout:
         """(num_scores,) the row position of each response's last token, the reward position."""
         return self.cu_seq_q[1 : self.num_scores + 1].long() - 1
 
+    def take_scores(self, tensor: Tensor, axis: int) -> Tensor:
+        """The reward positions of a tensor over the row's tokens."""
+        return tensor.index_select(axis, self.score_index)
+
     @functools.cached_property
     def copies(self) -> Tensor:
         """(C, T) where each row token stands in `kv_index`, -1 where it has no further copy.
@@ -135,6 +139,25 @@ class PackedLayout:
             copies[0, start : start + length] = torch.arange(at, at + length)
             at += length
         return to_device(copies, self.kv_index.device)
+
+    def filled_up(self, num_tokens: int) -> "PackedLayout":
+        """With one more segment over the tokens that are missing, which nothing sees. No device is waited for."""
+        start, missing = self.num_tokens, num_tokens - self.num_tokens
+        if not missing:
+            return self
+        assert self.shape is None  # which is filled up itself
+        further = torch.arange(start, num_tokens, device=self.kv_index.device)
+        return replace(
+            self,
+            segments=(*self.segments, Segment(start, missing, start, 0)),
+            kv_index=torch.cat([self.kv_index, further]),
+            cu_seq_q=torch.cat([self.cu_seq_q, self.cu_seq_q[-1:] + missing]),
+            cu_seq_k=torch.cat([self.cu_seq_k, self.cu_seq_k[-1:] + missing]),
+            max_q=max(self.max_q, missing),
+            max_k=max(self.max_k, missing),
+            masks={},
+            block_masks={},
+        )
 
     @functools.cached_property
     def token_table(self) -> Tensor:
@@ -254,10 +277,8 @@ class ScoreLayout(PackedLayout):
         return [1] * len(self.segments)
 
 
-class KeysWanted(NamedTuple):
+class KeysWanted:
     """In place of a layout: keep the layer's keys and values of every token, and go no further."""
-
-    layout: PackedLayout
 
 
 class KeysFound(Exception):

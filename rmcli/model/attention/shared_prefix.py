@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rmcli.errors import ConfigError, RmcliError
-from rmcli.model.attention import by_segment, flex, varlen
+from rmcli.model.attention import by_segment, flex, ulysses, varlen
 from rmcli.model.attention.call import Call
 from rmcli.model.attention.layout import (
     KeysFound,
@@ -23,6 +23,7 @@ from rmcli.model.attention.layout import (
     ScoresWanted,
 )
 from rmcli.model.attention.needs import NEEDS_CUDA, NEEDS_REDUCED
+from rmcli.model.attention.row_share import RowShare
 
 # transformers builds no mask for an attention name its mask table does not know: all masking happens here.
 ATTENTION_NAME = "rmcli_shared_prefix"
@@ -71,13 +72,14 @@ def shared_prefix_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
-    packed_layout: PackedLayout | KeysWanted | ScoresWanted | None = None,
+    packed_layout: PackedLayout | RowShare | KeysWanted | ScoresWanted | None = None,
     packed_backend: str = "auto",
     **_: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface over one packed row.
 
-    `query`: (1, H, T, D); `key`, `value`: (1, H_kv, T, D). Returns ((1, T, H, D), None).
+    `query`: (1, H, T, D); `key`, `value`: (1, H_kv, T, D). Returns ((1, T, H, D), None). Under a RowShare, T are the
+    tokens of this process.
     Raises RmcliError when a caller gives no layout or a mask of its own; ConfigError when the layer needs what the
     backend lacks; KeysFound where keys are all that is wanted.
     """
@@ -91,11 +93,15 @@ def shared_prefix_attention(
     if isinstance(packed_layout, ScoresWanted):
         packed_layout, key, value = packed_layout
     query, key, value = (_in_working_precision(tensor) for tensor in (query, key, value))
-    call = Call(query, key, value, packed_layout, scaling, dropout, sliding_window, softcap, s_aux)
+    share, layout = None, packed_layout
+    if isinstance(layout, RowShare):
+        share, layout = layout, layout.whole
+    call = Call(query, key, value, layout, scaling, dropout, sliding_window, softcap, s_aux)
     backend = _choose(call) if packed_backend == "auto" else packed_backend
     if backend == "flex" and torch.compiler.is_compiling():
         raise ConfigError("soft-capped or sink attention is not for compiled layers", "set train.kernels=torch")
-    return BACKENDS[backend](call), None
+    output = BACKENDS[backend](call) if share is None else ulysses.attend(BACKENDS[backend], call, share)
+    return output, None
 
 
 def _in_working_precision(tensor: Tensor) -> Tensor:
