@@ -44,6 +44,7 @@ EXAMPLES = {
         "rmcli train --data data/orpo",
         "rmcli train -p qwen3-0.6b -s train.lr=1e-5 -o runs/first",
         "rmcli train -p llama3-8b -n",
+        "rmcli train -p llama3-8b --num-processes 8",
     ),
     "score": (
         "rmcli score runs/first/model pairs.jsonl -o scores.jsonl",

@@ -59,7 +59,9 @@ _RESUME = "a run goes on with: rmcli train --resume -o RUN"
 _BEST = "train.best=eval_accuracy or eval_loss exports the best evaluation's weights as model-best/"
 _LORA = "LoRA is not built yet: all weights are trained"
 _QUANTIZED = "training quantized weights is not built yet: train.optimizer=adamw_8bit saves memory"
-_PROCESSES = "more than one process is not built yet: one device trains"
+_PROCESSES = "rmcli train --num-processes N; on several machines torchrun ... -m rmcli train (docs/launch.md)"
+_SHARDING = "weights are cut over processes by torch's FSDP2: parallel.data_parallel=shard"
+_NO_TENSOR_PARALLEL = "no matrix is cut over processes: parallel.data_parallel=shard cuts what is kept of them"
 _TRACKERS = "trackers are not built yet: the run folder's metrics.jsonl has every figure"
 _STEP = "train.pairs_per_step is their product, times the devices that it ran on"
 _COLUMNS = "a map function names the columns: --map-fn (rmcli map-fns), or file.py:function"
@@ -90,23 +92,10 @@ NOT_BUILT = {
     **dict.fromkeys(
         ["load_in_4bit", "load_in_8bit", "quantization_config", "quantization_bit", "quantization_method"], _QUANTIZED
     ),
-    **dict.fromkeys(
-        [
-            "deepspeed",
-            "fsdp",
-            "fsdp_config",
-            "zero_stage",
-            "num_processes",
-            "nproc_per_node",
-            "num_gpus",
-            "nnodes",
-            "num_machines",
-            "tensor_parallel_size",
-            "ds_tensor_parallel_size",
-            "ring_attn_size",
-        ],
-        _PROCESSES,
-    ),
+    **dict.fromkeys(["deepspeed", "fsdp", "fsdp_config", "zero_stage"], _SHARDING),
+    **dict.fromkeys(["num_processes", "nproc_per_node", "num_gpus", "nnodes", "num_machines"], _PROCESSES),
+    **dict.fromkeys(["tensor_parallel_size", "ds_tensor_parallel_size"], _NO_TENSOR_PARALLEL),
+    "ring_attn_size": "parallel.sequence_parallel_size",
     **dict.fromkeys(
         ["report_to", "use_wandb", "wandb_project", "wandb_run_name", "use_tensorboard", "visualizer", "run_name"],
         _TRACKERS,

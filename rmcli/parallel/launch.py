@@ -187,15 +187,17 @@ def _code_of_word(store: Any) -> list[int]:
 
 def _exit_code(processes: _Processes, store: Any, came: Sequence[int]) -> int:
     """Of the process that has said why; where none has, this one does."""
-    if (said := word.read(store)) is not None:
-        return said.exit_code
-    codes, number = processes.codes(), len(processes.all)
+    said, codes, number = word.read(store), processes.codes(), len(processes.all)
     killed = {rank: -code for rank, code in codes.items() if code < 0}
     for rank, by in killed.items():
-        if by in came:  # it had nothing yet that takes signals
+        if by in came and said is None:  # it had nothing yet that takes signals
             return ENDING_SIGNALS[signal.Signals(by).name]
-        _say_who_was_killed(rank, number, by, store)
-        return 128 + by
+        # What others say of such an end, if they do, is what followed from it.
+        if said is None or by == signal.SIGKILL:
+            _say_who_was_killed(rank, number, by, store)
+            return 128 + by
+    if said is not None:
+        return said.exit_code
     rank, code = next(((rank, code) for rank, code in codes.items() if code), (0, 0))
     if rank > 0 and code not in ENDING_SIGNALS.values():  # it was silent; rank 0 says what it ends of
         output.error(f"process {rank} of {number} ended with exit code {code} and without a word", None)

@@ -53,11 +53,6 @@ def read(store: Any) -> Word | None:
     return None
 
 
-def is_taken() -> bool:
-    """Whether another process has said why all end."""
-    return _store is not None and read(_store) is not None
-
-
 def take(message: str, exit_code: int) -> bool:
     """Whether this process is the one that says why all end. Alone it always is. Who is not falls silent here."""
     if _store is None:
@@ -79,7 +74,7 @@ def take(message: str, exit_code: int) -> bool:
 def take_for_peer(error: FailedElsewhere) -> bool:
     """Whether this process says that another one is gone: where nobody does, and nobody watches over them all."""
     if error.is_told or parent.is_there():
-        if not error.is_told and _rank == 0:
+        if not error.is_told:
             _leave_what_is_kept(error)
         output.fall_silent()
         return False
@@ -93,7 +88,7 @@ def _leave_what_is_kept(error: FailedElsewhere) -> None:
 
 
 def read_what_is_kept(store: Any) -> tuple[str, str | None]:
-    """The end of a sentence and a hint, as rank 0 left them."""
+    """The end of a sentence and a hint, as one that is left has told them."""
     with suppress(RuntimeError):
         if store.check([KEPT]):
             kept, hint = json.loads(store.get(KEPT))

@@ -1,7 +1,6 @@
 """Processes started and watched as one command: one of them talks, one says why all end, none is left behind."""
 
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -108,6 +107,16 @@ def test_processes_end_with_the_one_that_watches_them():
 
 
 @pytest.mark.slow
+def test_a_killed_process_is_named_whatever_others_make_of_it(capfd, monkeypatch):
+    code, _, stderr = together(capfd, monkeypatch, "killed_while_another_writes")
+    assert code == 128 + 9
+    assert stderr.splitlines() == [
+        "error: cannot write",
+        "error: process 1 of 2 was killed by SIGKILL (out of memory?)",
+    ]
+
+
+@pytest.mark.slow
 def test_who_does_not_hear_that_another_failed_is_ended(capfd, monkeypatch):
     began = time.monotonic()
     code, _, stderr = together(capfd, monkeypatch, "error_while_others_are_busy")
@@ -135,20 +144,6 @@ def test_a_fault_of_our_own_is_seen_once_wherever_it_is(capfd, monkeypatch):
 def test_a_process_that_ends_before_it_meets_the_others_is_named(capfd, monkeypatch):
     code, _, stderr = together(capfd, monkeypatch, "end_before_all_met")
     assert (code, stderr) == (3, "error: process 1 of 2 ended with exit code 3 and without a word\n")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("number", CODES, ids=lambda number: number.name)
-def test_twenty_of_twenty_signals_end_both_after_the_same_step(number, seed):
-    with started(*parent("steps")) as (process, _):
-        time.sleep(random.Random(f"{number.name} {seed}").random())
-        process.send_signal(number)
-        said = process.communicate(timeout=30)[1]
-    assert process.returncode == CODES[number], said
-    first, second = steps_in(said.splitlines()[-2])
-    assert first == second
-    assert said.count(number.name) == 2
 
 
 @pytest.mark.slow

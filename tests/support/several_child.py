@@ -11,7 +11,7 @@ import typer
 from rmcli import output
 from rmcli.__main__ import begin
 from rmcli.cli.ending import one_line_for_everything
-from rmcli.errors import ConfigError, Stopped
+from rmcli.errors import ConfigError, RmcliError, Stopped
 from rmcli.parallel import collectives, world
 from rmcli.parallel.word import is_one_of_others, peers_explained
 from rmcli.train.launcher import started_processes
@@ -61,6 +61,14 @@ def end_before_all_met() -> None:
 
 def _say_who_takes_steps() -> None:
     output.say(" ".join(["processes", *map(str, collectives.gather(os.getpid()))]))
+
+
+def killed_while_another_writes() -> None:
+    """What the first one is at makes an error of its own of it."""
+    try:
+        killed()
+    except RuntimeError:
+        raise RmcliError("cannot write") from None
 
 
 def steps() -> None:

@@ -164,7 +164,7 @@ def test_a_forward_too_large_is_told_its_size_what_helps_and_what_is_kept(cli, t
     assert len(calls) == 3  # nothing was tried again
 
 
-@pytest.mark.parametrize("where", ["rmcli.train.run.load_model", "rmcli.model.optim.clip_and_step"])
+@pytest.mark.parametrize("where", ["rmcli.train.network.load_model", "rmcli.model.optim.clip_and_step"])
 def test_memory_that_runs_short_elsewhere_is_one_line_too(cli, tiny_run, monkeypatch, where):
     def failing(*_):
         raise MemoryError

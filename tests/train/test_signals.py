@@ -192,7 +192,7 @@ def test_sigusr1_before_the_first_step_is_one_line(cli, nano, nano_data, monkeyp
         os.kill(os.getpid(), signal.SIGUSR1)
         time.sleep(60)
 
-    monkeypatch.setattr("rmcli.train.run.load_model", signalled)
+    monkeypatch.setattr("rmcli.train.network.load_model", signalled)
     result = cli(*first_line(nano, nano_data, "run"))
     assert result.code == 143
     assert [line for line in result.stderr.splitlines() if line.startswith(("error", "hint"))] == [

@@ -27,7 +27,6 @@ from rmcli.runs import checkpoint, state
 from rmcli.tokens import tokenizer
 from rmcli.train.feed import STEPS_AHEAD, ahead
 from rmcli.train.job import build_job
-from rmcli.train.launcher import check_one_process
 from rmcli.train.loop import Trainer
 from rmcli.train.plan import plan
 from support.networks import NoWaiting
@@ -513,28 +512,6 @@ def test_the_memory_of_an_8b_model_is_known_from_its_config():
     need = estimate(sizes_of(config, llama_3_8b), config, 16384, several_forwards=True)
     assert need.num_parameters == 7_504_928_768  # 8.03 billion less the LM head
     assert need.held == 16 * need.num_parameters
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ({"WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "training on 2 processes is not built yet (WORLD_SIZE=2)"),
-        ({"OMPI_COMM_WORLD_SIZE": "4"}, "training on 4 processes is not built yet (OMPI_COMM_WORLD_SIZE=4)"),
-        ({"SLURM_STEP_NUM_TASKS": "8"}, "training on 8 processes is not built yet (SLURM_STEP_NUM_TASKS=8)"),
-        ({"LOCAL_RANK": "1"}, "training on several processes is not built yet (LOCAL_RANK=1)"),
-    ],
-)
-def test_several_processes_are_refused_for_now(cli, tiny_run, monkeypatch, given, said):
-    for name, value in given.items():
-        monkeypatch.setenv(name, value)
-    assert said in trained(cli, tiny_run.data, "run", code=2).stderr
-    assert not Path("run").exists()
-
-
-def test_one_process_is_not_taken_for_several():
-    """A launcher that starts one, and an allocation that would hold more."""
-    check_one_process({"WORLD_SIZE": "1", "LOCAL_RANK": "0", "SLURM_STEP_NUM_TASKS": "1"})
-    check_one_process({"SLURM_NTASKS": "8", "SLURM_JOB_NUM_NODES": "2", "WORLD_SIZE": ""})
 
 
 def test_ctrl_c_is_130(cli, tiny_run, monkeypatch):
