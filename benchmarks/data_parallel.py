@@ -17,12 +17,10 @@ from torch import distributed, multiprocessing
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForSequenceClassification, LlamaConfig
 
-from rmcli.config.sections import TrainSection
-from rmcli.model import optim
 from rmcli.model.attention.shared_prefix import ATTENTION_NAME, register
 from rmcli.model.batch import build_packed
 from rmcli.model.forward import scores
-from rmcli.model.network import score_head, trim
+from rmcli.model.network import trim
 from rmcli.model.shard import expect_last_forward, shard, without_weights
 from rmcli.parallel.mesh import MeshShape, build_mesh
 from rmcli.records import TokenGroup
@@ -30,11 +28,10 @@ from rmcli.records import TokenGroup
 LAYERS, SIZES = 6, {"vocab_size": 1024, "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 6}
 SHAPES = (MeshShape(2, 1), MeshShape(1, 2), MeshShape(4, 1), MeshShape(1, 4), MeshShape(2, 2))
 GATHER, SCATTER, REDUCE = "all-gather", "reduce-scatter", "all-reduce"
-SMALL = 4096  # bytes: norms, flags and figures, of no weight
 
 
 class Sent(TorchDispatchMode):
-    """How often this process takes part in each collective of weights, and the bytes that it sends in them.
+    """How often this process takes part in each collective, and the bytes that it sends in them.
 
     In a ring: of what is put together or shared out all but one part, of what is added up twice as much.
     """
@@ -43,7 +40,6 @@ class Sent(TorchDispatchMode):
         super().__init__()
         self.times = dict.fromkeys((GATHER, SCATTER, REDUCE), 0)
         self.bytes = dict(self.times)
-        self.small = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = str(function)
@@ -58,9 +54,7 @@ class Sent(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
     def _count(self, kind: str, num_bytes: int) -> None:
-        if 0 < num_bytes < SMALL:
-            self.small += 1
-        elif num_bytes:
+        if num_bytes:
             self.times[kind] += 1
             self.bytes[kind] += num_bytes
 
@@ -83,7 +77,6 @@ def run(rank: int, shape: MeshShape, forwards: int, folder: str) -> None:
     shard(network, build_mesh(shape, torch.device("cpu")), is_reduced=False, device=torch.device("cpu"))
     for weight in network.parameters():
         torch.nn.init.normal_(weight.to_local(), std=0.02)
-    optimizer = optim.build_optimizer(network, score_head(network), TrainSection())
     tokens = np.arange(64, dtype=np.int32)
     batch = build_packed([TokenGroup(tokens, (tokens[:16], tokens[16:32]))])
     with Sent() as sent:
@@ -91,8 +84,7 @@ def run(rank: int, shape: MeshShape, forwards: int, folder: str) -> None:
             expect_last_forward(network, number == forwards)
             better, worse = scores(network, batch)
             ((worse - better) / forwards / shape.size).backward()
-        optim.clip_and_step(network, optimizer, 1.0, torch.zeros(()))
-    figures = {"times": sent.times, "bytes": sent.bytes, "small": sent.small}
+    figures: dict[str, Any] = {"times": sent.times, "bytes": sent.bytes}
     figures["weights"] = sum(weight.numel() for weight in network.parameters())
     Path(folder, f"{rank}.json").write_text(json.dumps(figures), encoding="ascii")
     distributed.destroy_process_group()
@@ -126,14 +118,11 @@ def main() -> None:
     for shape in SHAPES:
         for forwards in (1, 3):
             found = measure(shape, forwards)
+            start = f"| {shape.replicate} x {shape.shard} | {forwards}"
             for kind, (times, num_bytes) in by_formula(shape, forwards, found["weights"]).items():
                 if times or found["times"][kind]:
-                    print(
-                        f"| {shape.replicate} x {shape.shard} | {forwards} | {kind} | {found['times'][kind]} | {times} | "
-                        f"{found['bytes'][kind] / 1e6:,.1f} | {num_bytes / 1e6:,.1f} |",
-                        flush=True,
-                    )
-            print(f"small: {found['small']}")
+                    sent = f"{found['bytes'][kind] / 1e6:,.1f} | {num_bytes / 1e6:,.1f}"
+                    print(f"{start} | {kind} | {found['times'][kind]} | {times} | {sent} |", flush=True)
 
 
 if __name__ == "__main__":

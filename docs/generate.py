@@ -11,10 +11,11 @@ from pydantic.fields import FieldInfo
 from typer.testing import CliRunner
 
 from rmcli.cli.app import app
+from rmcli.config.about import About
 from rmcli.config.keys import describe
 from rmcli.config.presets import preset_names, read_about
 from rmcli.config.resolve import resolve
-from rmcli.config.sections import SECTIONS, About, Section, SourceSection
+from rmcli.config.sections import SECTIONS, Section, SourceSection
 
 FOLDER = Path(__file__).parent
 sys.path.append(str(FOLDER.parent / "tests"))

@@ -5,9 +5,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from rmcli.config.about import About
 from rmcli.config.files import read_toml
 from rmcli.config.layers import Layer, section_of
-from rmcli.config.sections import About
 from rmcli.errors import ConfigError
 from rmcli.plugins import did_you_mean
 

@@ -14,11 +14,12 @@ from pydantic import ValidationError
 
 from rmcli import output
 from rmcli.config import foreign_files
+from rmcli.config.about import About
 from rmcli.config.files import read_json, read_toml, toml_value
 from rmcli.config.foreign import advice, key_of
 from rmcli.config.layers import Layer, Resolved, section_of
 from rmcli.config.presets import DEFAULT_PRESET, read_about, read_preset, split_about
-from rmcli.config.sections import OPTION_OF_SOURCE, SECTIONS, About, Config, SourceSection
+from rmcli.config.sections import OPTION_OF_SOURCE, SECTIONS, Config, SourceSection
 from rmcli.errors import ConfigError
 from rmcli.plugins import did_you_mean
 

@@ -156,7 +156,10 @@ def test_what_holds_no_settings_is_one_line(cli, tmp_path, name, text):
             "train.best=eval_accuracy or eval_loss exports the best evaluation's weights as model-best/",
         ),
         (["--lora-r", "8"], "LoRA is not built yet: all weights are trained"),
-        (["--nproc-per-node", "2"], "rmcli train --num-processes N; on several machines torchrun ... -m rmcli train (docs/launch.md)"),
+        (
+            ["--nproc-per-node", "2"],
+            "rmcli train --num-processes N; on several machines torchrun ... -m rmcli train (docs/launch.md)",
+        ),
         (["--fsdp", "full_shard"], "weights are cut over processes by torch's FSDP2: parallel.data_parallel=shard"),
         (["--bf16"], "on CUDA arithmetic is bfloat16 by itself, with float32 weights, head and loss (model.dtype)"),
         (["--dataloader_num_workers=4"], "batches are built by one thread ahead: there is nothing to set"),
