@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from rmcli.parallel.mesh import MeshShape
 from support.places import REPOSITORY, write_lines
 
 sys.path.append(str(REPOSITORY / "benchmarks"))
 
+import data_parallel
 import figures
 import gaps
 import loop
@@ -390,3 +392,12 @@ def test_every_job_of_the_kit_runs_on_a_cpu_in_small(tmp_path):
     headlines = {line["job"]: on_gpu.headline(line) for line in lines}
     assert headlines.pop("cuda-tests") == "no test ran"  # without CUDA they are skipped as a whole
     assert not [name for name, headline in headlines.items() if not headline or headline.startswith("not run")]
+
+
+@pytest.mark.slow
+def test_processes_send_what_the_formula_says():
+    for shape in (MeshShape(1, 2), MeshShape(2, 2)):
+        found = data_parallel.measure(shape, 3)
+        for kind, (times, num_bytes) in data_parallel.by_formula(shape, 3, found["weights"]).items():
+            assert found["times"][kind] == times
+            assert found["bytes"][kind] == pytest.approx(num_bytes, rel=1e-3)  # of uneven parts the largest is sent

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import distributed
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -21,6 +22,9 @@ from rmcli.model.attention.layout import BatchShape
 from rmcli.model.attention.shared_prefix import ATTENTION_NAME, BACKENDS
 from rmcli.model.network import score_head, trim, whole_row_layers
 from rmcli.model.recompute import checkpoint_activations
+from rmcli.model.shard import fill, shard, without_weights
+from rmcli.parallel import parts
+from rmcli.parallel.mesh import MeshShape, build_mesh
 from rmcli.train import run
 from rmcli.train.job import build_job
 from rmcli.train.loop import Trainer
@@ -321,3 +325,38 @@ def test_metrics_name_the_share_of_the_chip(data, tmp_path):
     line = lines_of(tmp_path / "run")[0]
     assert line["mfu"] == pytest.approx(line["flops_per_s"] / 989e12)
     assert 0 < line["mfu"] < 0.66
+
+
+# --- several processes, as far as one GPU goes ---
+
+
+@pytest.fixture
+def nccl(tmp_path):
+    """One process joined by gloo and NCCL: the collectives of `fully_shard` run, over one GPU."""
+    store = f"file://{tmp_path / 'store'}"
+    distributed.init_process_group("cpu:gloo,cuda:nccl", init_method=store, rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("reduced", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.usefixtures("nccl")
+def test_a_sharded_network_over_nccl(reduced):
+    """Its gradients and its first update, against the same network on the CPU."""
+    reference, groups = tiny_model("llama").train(), uneven_groups()
+    expected = learned(reference, forward.scores(reference, batch.build_packed(groups)))
+    with without_weights(include_buffers=False):
+        network = tiny_model("llama").train()
+    shard(network, build_mesh(MeshShape(1, 1), CUDA), reduced, CUDA)
+    fill(network, {**dict(reference.named_parameters()), **dict(reference.named_buffers())})
+    dtype = "bfloat16" if reduced else "float32"
+    combined(forward.scores(network, batch.build_packed(groups, CUDA), dtype)).backward()
+    found = {name: parts.whole(weight.grad) for name, weight in network.named_parameters()}
+    assert all(gradient.dtype == torch.float32 for gradient in found.values())
+    assert furthest(found, expected) < (0.1 if reduced else 1e-4)
+    optimizer = optim.build_optimizer(network, score_head(network), resolve("tiny").config.train)
+    before = parts.whole(score_head(network).weight.detach()).clone()
+    norm, skipped = optim.clip_and_step(network, optimizer, 1.0, torch.zeros((), device=CUDA))
+    assert not skipped
+    assert torch.isfinite(norm)
+    assert not torch.equal(parts.whole(score_head(network).weight.detach()), before)

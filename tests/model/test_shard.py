@@ -2,21 +2,26 @@
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.distributed.tensor import DTensor
+from torch.nn.attention import varlen as torch_varlen
 
 from ranks import on_ranks
 from rmcli.config.sections import LossSection, TrainSection
-from rmcli.model import optim, shard
+from rmcli.model import kernels, optim, shard
+from rmcli.model.attention.layout import BatchShape
+from rmcli.model.backend import set_attention
 from rmcli.model.batch import build_batch, build_targets
 from rmcli.model.forward import scores
 from rmcli.model.losses import objective
-from rmcli.model.network import trim
+from rmcli.model.network import trim, whole_row_layers
 from rmcli.model.recompute import checkpoint_activations
 from rmcli.parallel import world
 from rmcli.parallel.mesh import MeshShape, build_mesh
 from rmcli.parallel.parts import joined, own_part, part_of, whole
-from support.exactness import largest_relative, uneven_groups
+from support.exactness import largest_relative, packs, uneven_groups
 from support.networks import tiny_model
+from support.varlen_on_cpu import varlen_attn
 
 LOSS = LossSection(loss_type="focal", penalty_type="log_barrier")
 CPU = torch.device("cpu")
@@ -170,3 +175,32 @@ def spared(activation_checkpointing) -> float:
 @pytest.mark.parametrize("kind", ["selective", "full"])
 def test_a_trimmed_last_layer_and_recomputed_activations_go_together_with_it(kind):
     assert max(on_ranks(2, spared, kind)) < 1e-12
+
+
+def compiled_graphs() -> tuple[float, int]:
+    """Distance of the gradients of compiled, cut layers from one process's, and how many graphs they took."""
+    groups = [packs()[world.rank()], packs()[2 + world.rank()]]
+    shape = BatchShape(num_tokens=192, longest=32)
+    for some in packs():
+        shape = build_batch("packed", some, 0, shape=shape).layout.shape
+    reference = tiny_model("llama").train()
+    sum(scores(reference, build_batch("packed", some, 0)).square().sum() for some in packs()).backward()
+    own, torch_varlen.varlen_attn = torch_varlen.varlen_attn, varlen_attn
+    try:
+        network = sharded(reference, MeshShape(1, 2)).train()
+        set_attention(network, "varlen")
+        trim(network)
+        counter = CompileCounterWithBackend("aot_eager")
+        kernels.compile_layers(whole_row_layers(network), backend=counter)
+        for some in groups:
+            scores(network, build_batch("packed", some, 0, shape=shape)).square().sum().backward()
+    finally:
+        torch_varlen.varlen_attn = own
+        torch._dynamo.reset()
+    return largest_relative(gradients(network), gradients(reference)), counter.frame_count
+
+
+def test_compiled_layers_go_together_with_it():
+    for distance, graphs in on_ranks(2, compiled_graphs):
+        assert distance < 1e-4
+        assert graphs == 1
