@@ -80,23 +80,24 @@ def _clear(folder: Path) -> None:
         names = ", ".join(str(path.relative_to(folder)) for path in half)
         output.warn(f"removed from {folder} what a killed run left half written: {names}")
     inside = {path.name for path in folder.iterdir()}
-    began = inside <= _ENDED_EARLY and METRICS_FILE in inside and not (folder / METRICS_FILE).stat().st_size
-    if told is not None and began:
-        for name in inside:
+    if told is not None and inside <= _ENDED_EARLY and _has_no_metrics(folder):
+        for name in sorted(
+            inside, key=lambda name: name == record.FILE
+        ):  # killed meanwhile, it is still known by that
             _remove(folder / name)
         output.warn(f"the run in {folder} ended before its first step: its folder is used again")
 
 
 def reopen(folder: Path, past: Path | None) -> None:
-    """Make an earlier start's folder, which this process holds, as it was at the checkpoint `past`; None: empty.
+    """Make an earlier start's folder, which this process holds, as it was at the checkpoint `past`, or at its start.
 
     What a killed process left half written goes, and what came after the checkpoint; named, each. Files that are no
-    run's stay. Raises OSError.
+    run's stay, and those that say what the run is: they are written over, so that killed meanwhile it still is one.
+    Raises OSError.
     """
     half = [*folder.glob("*.tmp-*"), *(folder / checkpoint.FOLDER).glob("*.tmp-*")]
     if past is None:
-        names = (METRICS_FILE, CONFIG_FILE, record.FILE, backbone.FOLDER, checkpoint.FOLDER)
-        later = [folder / name for name in names if (folder / name).exists()]
+        later = [folder / name for name in (backbone.FOLDER, checkpoint.FOLDER) if (folder / name).exists()]
     else:
         both = [
             path for kind in (checkpoint.STEP, checkpoint.BEST) for path in checkpoint.list_checkpoints(folder, kind)
@@ -112,9 +113,14 @@ def reopen(folder: Path, past: Path | None) -> None:
 def clear_unborn(folder: Path) -> None:
     """Remove what a start that was killed before it said what the run is has left in its folder. Raises OSError."""
     inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if inside and inside <= {METRICS_FILE, lock.FILE} and not (folder / METRICS_FILE).stat().st_size:
+    if inside and inside <= {METRICS_FILE, lock.FILE} and _has_no_metrics(folder):
         with lock.held(folder):
-            (folder / METRICS_FILE).unlink()
+            (folder / METRICS_FILE).unlink(missing_ok=True)
+
+
+def _has_no_metrics(folder: Path) -> bool:
+    path = folder / METRICS_FILE
+    return not path.exists() or not path.stat().st_size
 
 
 def write_config(folder: Path, toml: str) -> None:

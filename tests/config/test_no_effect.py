@@ -105,7 +105,7 @@ def test_a_run_of_fewer_steps_than_a_setting_counts_is_named(cli, tiny_run):
     long = (f"train.max_steps={steps + 1}", f"train.eval_steps={steps}")
     result = cli(*arguments, "-n", *[part for setting in long for part in ("-s", setting)])
     assert [line.partition(" has no effect: ")[2] for line in result.stderr.splitlines()] == [
-        f"train.max_epochs = 3 gives {steps:,} steps",
+        f"train.max_epochs = 5 gives {steps:,} steps",
         f"the run has {steps:,} steps, and is evaluated at its end in any case",
     ]
     short = (f"train.max_steps={steps}", f"train.eval_steps={steps - 1}")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nano_run import of_model, settings
-from rmcli.runs import checkpoint
+from rmcli.runs import checkpoint, folder
 from support.places import REPOSITORY
 
 
@@ -26,6 +26,60 @@ def test_checkpoints_that_a_killed_run_had_no_time_to_remove_go_when_it_goes_on(
     assert len(checkpoint.list_checkpoints(Path("run"))) == 4
     assert cli("train", "--resume", "-o", "run").code == 0
     assert [path.name for path in checkpoint.list_checkpoints(Path("run"))] == ["step-3", "step-4"]
+
+
+class Killed(BaseException):
+    """Nothing catches it."""
+
+
+@pytest.mark.parametrize("place", ["rmcli.train.run.write_config", "rmcli.train.loop.Trainer.run_step"])
+def test_starts_killed_while_they_clear_what_an_earlier_one_left_end_as_a_run(
+    cli, nano, nano_data, monkeypatch, place
+):
+    """Killed before it had said what it is, or before its first checkpoint; then each start after one removal."""
+    keys = ("train.max_steps=2", "train.pairs_per_step=16")
+    line = ("train", "--resume", "--data", nano_data, "-o", "run", *of_model(nano), *settings(*keys))
+    whole = folder._remove
+
+    def killed(*_):
+        raise Killed
+
+    def killed_after(path):
+        whole(path)
+        raise Killed
+
+    def start(name, replacement) -> bool:
+        with monkeypatch.context() as patch:
+            patch.setattr(name, replacement)
+            try:
+                assert cli(*line).code == 0
+            except Killed:
+                return False
+        return True
+
+    assert not start(place, killed)
+    Path("run/lock").touch()  # as a process that is killed leaves it
+    starts = 0
+    while not start("rmcli.runs.folder._remove", killed_after):
+        starts += 1
+        assert starts < 6
+    assert starts > 0
+    assert sorted(path.name for path in Path("run").iterdir()) == [
+        "backbone",
+        "checkpoints",
+        "metrics.jsonl",
+        "model",
+        "resolved.toml",
+        "run.json",
+    ]
+
+
+def test_a_folder_with_a_lock_alone_is_begun_in(cli, nano, nano_data):
+    Path("run").mkdir()
+    Path("run/lock").touch()
+    keys = ("train.max_steps=1", "train.pairs_per_step=16")
+    line = ("train", "--resume", "--data", nano_data, "-o", "run", *of_model(nano), *settings(*keys))
+    assert cli(*line).code == 0
 
 
 @pytest.mark.slow  # `python benchmarks/kills.py` kills in 200 runs
