@@ -71,7 +71,9 @@ def run(rank: int, shape: MeshShape, forwards: int, folder: str) -> None:
     register()
     config = LlamaConfig(num_labels=1, num_attention_heads=8, num_key_value_heads=4, pad_token_id=0, **SIZES)
     with without_weights(include_buffers=False):
-        network: Any = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+        network: Any = AutoModelForSequenceClassification.from_config(
+            config, dtype=torch.float32, trust_remote_code=False
+        )
     network.set_attn_implementation(ATTENTION_NAME)
     trim(network.train())
     shard(network, build_mesh(shape, torch.device("cpu")), is_reduced=False, device=torch.device("cpu"))

@@ -64,7 +64,9 @@ def run(rank: int, size: int, recompute: str, folder: str) -> None:
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
     register()
     torch.manual_seed(0)
-    network: Any = AutoModelForSequenceClassification.from_config(LlamaConfig(num_labels=1, **SIZES))
+    network: Any = AutoModelForSequenceClassification.from_config(
+        LlamaConfig(num_labels=1, **SIZES), trust_remote_code=False
+    )
     network.set_attn_implementation(ATTENTION_NAME)
     trim(network.train())
     set_sequence_group(network, own_group(size))

@@ -35,7 +35,7 @@ def test_config_explains_a_key_by_any_of_its_names(cli, name):
 
 
 def test_config_finds_sections_shared_names_and_words(cli):
-    assert cli("config", "parallel").stdout.startswith("parallel.sequence_parallel_size\n")
+    assert cli("config", "parallel").stdout.startswith("parallel.data_parallel\n")
     assert [line for line in cli("config", "seed").stdout.splitlines() if line and line[0] != " "] == [
         "data.seed",
         "train.seed",

@@ -155,8 +155,17 @@ def _distance(line: dict[str, Any], other: dict[str, Any]) -> float:
     return max(abs(a - b) / max(abs(b), 1e-3) for a, b in numbers)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("ranks", "way"), [(2, "replicate"), (2, "shard"), (4, "hybrid")])
+DEFAULT = {(2, "shard", "packed"), (2, "shard", "single"), (2, "replicate", "padded"), (4, "hybrid", "packed")}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "way", "kind"),
+    [
+        pytest.param(ranks, way, kind, marks=() if (ranks, way, kind) in DEFAULT else pytest.mark.slow)
+        for ranks, way in [(2, "replicate"), (2, "shard"), (4, "hybrid")]
+        for kind in KINDS
+    ],
+)
 def test_a_run_is_that_of_one_process(place, ranks, way, kind):
     """In float64, where only the figures in metrics.jsonl, which are float32, round."""
     gradients, first, all_lines = compared(place, ranks, *WAYS[way], kind=kind, in_float64=True)
@@ -172,7 +181,9 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize(
+    "rows", ["two by two", *(pytest.param(rows, marks=pytest.mark.slow) for rows in ROWS if rows != "two by two")]
+)
 def test_processes_that_share_rows_are_one(place, rows):
     """transformers' RMSNorm computes in float32 even in a float64 model: each cut of a row rounds otherwise."""
     ranks, keys = ROWS[rows]
@@ -195,7 +206,9 @@ EXACT = {
 }
 
 
-@pytest.mark.parametrize("way", EXACT)
+@pytest.mark.parametrize(
+    "way", ["8 bits", *(pytest.param(way, marks=pytest.mark.slow) for way in EXACT if way != "8 bits")]
+)
 def test_two_processes_go_on_bitwise(place, way):
     """With dropout; a signal to one of them stops both after the same step, between two log lines."""
     keys = keys_of(place, *EXACT[way], "train.max_epochs=2", "train.log_every=2", model="dropout")
