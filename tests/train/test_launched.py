@@ -113,6 +113,33 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(line, launcher):
 
 
 @pytest.mark.slow
+def test_runs_killed_at_random_go_on_by_themselves_and_end_bitwise_as_one_never_killed(line):
+    """With dropout and a checkpoint every other step. One of the two processes is killed, or what started them."""
+    keys = settings("train.max_steps=12", "train.save_steps=2", "train.log_every=4", "train.async_checkpoint=true")
+    code, _, said = result_of(start("ours", line, *keys, "-o", "whole"))
+    assert code == 0, said
+    chance, kills = random.Random(0), 0
+    for number in range(3):
+        out = f"run-{number}"
+        for _ in range(3):
+            process = start("ours", line, *keys, "--resume", "-o", out)
+            while process.poll() is None and not Path(out, "metrics.jsonl").exists():
+                time.sleep(0.002)
+            time.sleep(chance.uniform(0, 1.5))
+            if process.poll() is None:
+                children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+                os.kill(chance.choice([process.pid, *map(int, children)]), signal.SIGKILL)
+                kills += 1
+            result_of(process)
+        code, _, said = result_of(start("ours", ["train"], "--resume", "-o", out))
+        assert code == 0, said
+        assert lines(out) == lines("whole")
+        assert files(Path(out, "model")) == files(Path("whole/model"))
+        assert not [*Path(out).rglob("*.tmp-*"), *Path(out).glob("lock")]
+    assert kills > 3
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_process_is_named_with_the_way_on(line, rank):
     process = start("ours", line, "-o", "run", *settings("train.save_steps=3"))
