@@ -113,9 +113,11 @@ def reopen(folder: Path, past: Path | None) -> None:
 def clear_unborn(folder: Path) -> None:
     """Remove what a start that was killed before it said what the run is has left in its folder. Raises OSError."""
     inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if inside and inside <= {METRICS_FILE, lock.FILE} and _has_no_metrics(folder):
+    half = [path for path in folder.glob(f"{record.FILE}.tmp-*") if not _is_held(path)]
+    if inside and inside - {path.name for path in half} <= {METRICS_FILE, lock.FILE} and _has_no_metrics(folder):
         with lock.held(folder):
-            (folder / METRICS_FILE).unlink(missing_ok=True)
+            for path in (*half, folder / METRICS_FILE):
+                path.unlink(missing_ok=True)
 
 
 def _has_no_metrics(folder: Path) -> bool:

@@ -74,9 +74,11 @@ def test_starts_killed_while_they_clear_what_an_earlier_one_left_end_as_a_run(
     ]
 
 
-def test_a_folder_with_a_lock_alone_is_begun_in(cli, nano, nano_data):
+@pytest.mark.parametrize("left", [("lock",), ("lock", "metrics.jsonl", "run.json.tmp-999999999")])
+def test_a_start_killed_before_it_said_what_it_is_is_begun_again(cli, nano, nano_data, left):
     Path("run").mkdir()
-    Path("run/lock").touch()
+    for name in left:
+        Path("run", name).touch()
     keys = ("train.max_steps=1", "train.pairs_per_step=16")
     line = ("train", "--resume", "--data", nano_data, "-o", "run", *of_model(nano), *settings(*keys))
     assert cli(*line).code == 0
