@@ -92,10 +92,6 @@ NOT_BUILT = {
     **dict.fromkeys(
         ["load_in_4bit", "load_in_8bit", "quantization_config", "quantization_bit", "quantization_method"], _QUANTIZED
     ),
-    **dict.fromkeys(["deepspeed", "fsdp", "fsdp_config", "zero_stage"], _SHARDING),
-    **dict.fromkeys(["num_processes", "nproc_per_node", "num_gpus", "nnodes", "num_machines"], _PROCESSES),
-    **dict.fromkeys(["tensor_parallel_size", "ds_tensor_parallel_size"], _NO_TENSOR_PARALLEL),
-    "ring_attn_size": "parallel.sequence_parallel_size",
     **dict.fromkeys(
         ["report_to", "use_wandb", "wandb_project", "wandb_run_name", "use_tensorboard", "visualizer", "run_name"],
         _TRACKERS,
@@ -110,6 +106,10 @@ NOT_BUILT = {
 }
 
 ANSWERS = {
+    **dict.fromkeys(["deepspeed", "fsdp", "fsdp_config", "zero_stage"], _SHARDING),
+    **dict.fromkeys(["num_processes", "nproc_per_node", "num_gpus", "nnodes", "num_machines"], _PROCESSES),
+    **dict.fromkeys(["tensor_parallel_size", "ds_tensor_parallel_size"], _NO_TENSOR_PARALLEL),
+    "ring_attn_size": "parallel.sequence_parallel_size",
     "dataloader_num_workers": "batches are built by one thread ahead: there is nothing to set",
     "per_device_train_batch_size": _STEP,
     "gradient_accumulation_steps": _STEP,

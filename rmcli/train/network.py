@@ -1,11 +1,13 @@
 """The network of a job: from its model, or from what the run itself has kept; on several processes cut over them."""
 
+import socket
 from typing import Any
 
 from torch import Tensor
 
 from rmcli import output
 from rmcli.backbones import architectures
+from rmcli.errors import RmcliError
 from rmcli.model.device import is_reduced
 from rmcli.model.load import load_model, rebuild_network
 from rmcli.model.sequence_parallel import set_sequence_group
@@ -46,6 +48,12 @@ def _on_several(job: Job) -> Any:
             loaded = _loaded(job)
             full = {name: one.detach() for name, one in (*loaded.named_parameters(), *loaded.named_buffers())}
             del loaded
+    with together():
+        if not (job.run_folder / backbone.FOLDER).is_dir():
+            raise RmcliError(
+                f"{job.run_folder.absolute()} is not on {socket.gethostname()} what the first process has made of it",
+                "run folder and data must lie on a file system that all machines see: give one with -o",
+            )
     network = _rebuilt(job, empty=True)
     reduced = is_reduced(job.config.model.dtype, job.device)
     shard(network, build_mesh(job.spread.mesh, job.device), reduced, job.device)

@@ -356,3 +356,22 @@ def test_auto_cuts_weights_where_a_copy_does_not_fit(place, monkeypatch):
     tight = build_job(resolve("tiny", (), keys_of(place)), Path("data"), Path("none"), processes=2)
     assert tight.spread.mesh == MeshShape(1, 2)
     assert tight.memory.total < roomy.memory.total
+
+
+def train_where_the_folder_is_another(folder: str, keys: tuple[str, ...]) -> str:
+    """The second process sees a run folder of its own, as on a machine without a shared file system."""
+    job = build_job(
+        resolve("tiny", (), keys), Path(folder, "data"), Path(folder, f"apart-{world.rank()}"), processes=2
+    )
+    job.run_folder.mkdir()
+    try:
+        networks.network_of(job)
+    except RmcliError as error:
+        return error.message
+    return ""
+
+
+def test_a_run_folder_that_not_all_see_is_said(place):
+    first, second = on_ranks(2, train_where_the_folder_is_another, str(place), keys_of(place))
+    assert "apart-1 is not on " in second
+    assert first
