@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import init_empty_weights
 from torch import distributed, multiprocessing
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForSequenceClassification, LlamaConfig
@@ -21,7 +22,7 @@ from rmcli.model.attention.shared_prefix import ATTENTION_NAME, register
 from rmcli.model.batch import build_packed
 from rmcli.model.forward import scores
 from rmcli.model.network import trim
-from rmcli.model.shard import expect_last_forward, shard, without_weights
+from rmcli.model.shard import expect_last_forward, shard
 from rmcli.parallel.mesh import MeshShape, build_mesh
 from rmcli.records import TokenGroup
 
@@ -70,7 +71,7 @@ def run(rank: int, shape: MeshShape, forwards: int, folder: str) -> None:
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=shape.size)
     register()
     config = LlamaConfig(num_labels=1, num_attention_heads=8, num_key_value_heads=4, pad_token_id=0, **SIZES)
-    with without_weights(include_buffers=False):
+    with init_empty_weights(include_buffers=False):
         network: Any = AutoModelForSequenceClassification.from_config(
             config, dtype=torch.float32, trust_remote_code=False
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import init_empty_weights
 from torch import distributed
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -22,7 +23,7 @@ from rmcli.model.attention.layout import BatchShape
 from rmcli.model.attention.shared_prefix import ATTENTION_NAME, BACKENDS
 from rmcli.model.network import score_head, trim, whole_row_layers
 from rmcli.model.recompute import checkpoint_activations
-from rmcli.model.shard import fill, shard, without_weights
+from rmcli.model.shard import fill, shard
 from rmcli.parallel import parts
 from rmcli.parallel.mesh import MeshShape, build_mesh
 from rmcli.train import run
@@ -345,7 +346,7 @@ def test_a_sharded_network_over_nccl(reduced):
     """Its gradients and its first update, against the same network on the CPU."""
     reference, groups = tiny_model("llama").train(), uneven_groups()
     expected = learned(reference, forward.scores(reference, batch.build_packed(groups)))
-    with without_weights(include_buffers=False):
+    with init_empty_weights(include_buffers=False):
         network = tiny_model("llama").train()
     shard(network, build_mesh(MeshShape(1, 1), CUDA), reduced, CUDA)
     fill(network, {**dict(reference.named_parameters()), **dict(reference.named_buffers())})

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
@@ -17,7 +18,6 @@ from rmcli.config.sections import ModelSection
 from rmcli.model.attention.shared_prefix import ATTENTION_NAME, register
 from rmcli.model.backend import set_attention
 from rmcli.model.network import score_head, trim
-from rmcli.model.shard import without_weights
 from rmcli.model.weights import load_stored
 from rmcli.records import BatchKind
 from rmcli.tokens.tokenizer import RewardTokenizer, load_model_config
@@ -82,7 +82,7 @@ def rebuild_network(
     register()
     config = load_model_config(model)
     architectures.ensure_classifier(config)
-    with without_weights(include_buffers=False) if empty else nullcontext():
+    with init_empty_weights(include_buffers=False) if empty else nullcontext():
         network = _random_network(config, name, seed, "cpu" if empty else device)
     forget_padding(network)
     if kind == "packed":

@@ -10,7 +10,6 @@ from collections.abc import Iterator, MutableMapping
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -21,11 +20,9 @@ from rmcli.model.network import backbone, score_head
 from rmcli.parallel import world
 from rmcli.parallel.parts import joined, own_part, part_of, whole
 
-without_weights = init_empty_weights  # a context: networks made in it have weights of no memory, and true buffers
-
 
 def shard(network: PreTrainedModel, mesh: DeviceMesh, is_reduced: bool, device: torch.device) -> None:
-    """Cut a network that was made without weights; they are then empty, to be filled.
+    """Cut a network that accelerate's `init_empty_weights` made without weights; they are then empty, to be filled.
 
     `is_reduced`: whether the run computes in bfloat16.
     """

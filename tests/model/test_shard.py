@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate import init_empty_weights
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.distributed.tensor import DTensor
 from torch.nn.attention import varlen as torch_varlen
@@ -29,7 +30,7 @@ CPU = torch.device("cpu")
 
 def sharded(full: torch.nn.Module, shape: MeshShape, **changes) -> torch.nn.Module:
     """The same network cut over all processes."""
-    with shard.without_weights(include_buffers=False):
+    with init_empty_weights(include_buffers=False):
         network = tiny_model("llama", dtype=full.dtype, **changes)
     shard.shard(network, build_mesh(shape, CPU), is_reduced=False, device=CPU)
     state = {**dict(full.named_parameters()), **dict(full.named_buffers())}
