@@ -49,7 +49,7 @@ def _ranks(job: Job) -> dict[str, Any]:
     steps = islice(plan(job.sizes, job.config.train, kind, limit, job.spread.ranks), _STEPS)
     return {
         "processes": job.spread.processes,
-        "spread": job.spread.name,
+        "spread": job.spread.told,
         "data_parallel_ranks": job.spread.ranks,
         "slowest_over_mean": round(slowest_over_mean((step.forwards for step in steps), job.sizes, kind), 3),
     }

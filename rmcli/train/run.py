@@ -120,7 +120,7 @@ def _export(job: Job, network: Any, name: str) -> str:
 
 def _say_plan(job: Job, numbers: Mapping[str, Any]) -> None:
     if job.spread.processes > 1:
-        output.say(job.spread.name + (f": {job.spread.reason}" if job.spread.reason else ""))
+        output.say(job.spread.told)
     output.say(
         f"{numbers['pairs']:,} pairs in {numbers['packs']:,} packs, {numbers['steps']:,} steps of about "
         f"{numbers['pairs_per_step']:,} pairs, {numbers['eval_pairs']:,} pairs held out"

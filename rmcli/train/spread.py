@@ -37,15 +37,16 @@ class Spread:
         return 1 / self.sequence
 
     @property
-    def name(self) -> str:
-        """As a user reads it."""
+    def told(self) -> str:
+        """As a user reads it, with the reason."""
         if self.processes == 1:
             return "one process"
         cut = {1: "weights replicated", self.processes: "weights sharded"}.get(
             self.mesh.shard, f"{self.mesh.replicate} copies of the weights, each on {self.mesh.shard} processes"
         )
         shared = f", {self.sequence} of them on each row" if self.sequence > 1 else ""
-        return f"{self.processes} processes{shared}, {cut}"
+        reason = f": {self.reason}" if self.reason else ""
+        return f"{self.processes} processes{shared}, {cut}{reason}"
 
 
 def check_sizes(parallel: ParallelSection, processes: int) -> None:

@@ -351,7 +351,7 @@ def test_auto_cuts_weights_where_a_copy_does_not_fit(place, monkeypatch):
     assert re.fullmatch(
         r"the whole model needs about \d\.\d\d GiB a process, and \d+\.\d\d GiB are free", roomy.spread.reason
     )
-    assert roomy.spread.name == "2 processes, weights replicated"
+    assert roomy.spread.told == f"2 processes, weights replicated: {roomy.spread.reason}"
     monkeypatch.setattr(jobs, "free_memory", lambda device, processes: roomy.memory.total - 1)
     tight = build_job(resolve("tiny", (), keys_of(place)), Path("data"), Path("none"), processes=2)
     assert tight.spread.mesh == MeshShape(1, 2)
