@@ -144,7 +144,7 @@ def check_processes(past: Past, train: TrainSection, spread: Spread) -> None:
         )
     number = past.facts["machine"].get("processes", 1)
     if number != spread.processes:
-        output.warn(f"{spread.processes} processes (was {number}): {INEXACT}")
+        output.warn(f"number of processes {spread.processes} (was {number}): {INEXACT}")
 
 
 def machine(device: torch.device) -> dict[str, Any]:

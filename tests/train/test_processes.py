@@ -229,7 +229,7 @@ def test_other_numbers_of_processes_go_on(place, capfd):
     on_ranks(2, train, str(place), "grown", (), "", False, (1, 2))
     on_ranks(4, train, str(place), "grown", (*WAYS["hybrid"],), "", False, (2, 4))
     train(str(place), "grown", ("parallel.data_parallel=auto", "parallel.dp_replicate_size=1"))
-    assert "note: 1 processes (was 4): the run goes on, not bitwise" in capfd.readouterr().err
+    assert "note: number of processes 1 (was 4): the run goes on, not bitwise" in capfd.readouterr().err
     one, grown = nano_run.lines(place / "one"), nano_run.lines(place / "grown")
     assert [line["step"] for line in one] == [line["step"] for line in grown]
     for step in (2, 3, 5):  # the first after each change
