@@ -32,9 +32,9 @@ Conversation = Sequence[Mapping[str, Any]] | Mapping[str, Any]
 class RewardModel:
     """A trained reward model, made by `RewardModel.load`. It gives the scores that `rmcli score` gives.
 
-    A score is that of its own conversation, whatever else is scored with it, and the same each time on one machine.
-    Scoring runs without gradients. It prints nothing: what `rmcli score` would say goes to Python's logging, under
-    the name `rmcli`. Several threads may score at once; they take turns.
+    A score is that of its own conversation: what else is scored with it changes rounding alone (1e-6 in float32), and
+    the same call gives the same scores. Scoring runs without gradients. It prints nothing: what `rmcli score` would
+    say goes to Python's logging, under the name `rmcli`. Several threads may score at once; they take turns.
     """
 
     def __init__(self, scorer: Scorer, name: str, allow_no_prompt: bool = False) -> None:

@@ -27,8 +27,8 @@ class Scored:
 class Score:
     """What became of one conversation. Of `value` and `error` exactly one is None.
 
-    `value`: the raw score, a finite float32 without unit; higher is better. Of a model trained with the ranking loss the
-    difference of two scores is the log-odds that the first answer is the better one.
+    `value`: the raw score, a finite float32 without unit; higher is better. Of a model trained with the ranking loss
+    the difference of two scores is the log-odds that the first answer is the better one.
     `truncated`: tokens of the conversation were left out, so that it fits the model's max_length.
     `error`: why there is no score, by a short name (docs/format.md lists them).
     """
