@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -173,8 +173,15 @@ def _folder_of(name: str, revision: str | None) -> Path:
 
 @contextmanager
 def _in_library() -> Iterator[None]:
-    """Talk goes to logging; an error shows its hint below it."""
-    with as_library():
+    """Talk goes to logging, an error shows its hint below it, and torch modes that the caller has set are not ours.
+
+    An autocast around us would change the scores; without gradients the self-test could not run.
+    """
+    with as_library(), ExitStack() as modes:
+        modes.enter_context(torch.inference_mode(False))
+        modes.enter_context(torch.enable_grad())
+        for kind in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+            modes.enter_context(torch.autocast(kind, enabled=False))
         try:
             yield
         except RmcliError as error:

@@ -123,6 +123,18 @@ def test_a_score_depends_on_no_neighbour_and_is_the_same_each_time(model):
         assert list(pool.map(model.score, [many] * 8)) == [scores] * 8
 
 
+@pytest.mark.parametrize(
+    "around", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16), torch.enable_grad]
+)
+def test_modes_that_the_program_around_it_has_set_change_nothing(model, around):
+    expected = model.score(CONVERSATIONS)
+    with around():
+        assert model.score(CONVERSATIONS) == expected
+        assert model.score_ids(map(ids_of, CONVERSATIONS)) == expected
+        again = RewardModel.load(FOLDER)
+    assert again.score(CONVERSATIONS) == expected
+
+
 def test_no_gradients_are_kept_and_the_network_is_not_training(model):
     network = model._scorer.runner.network
     model.score(CONVERSATIONS[:1])
