@@ -30,7 +30,7 @@ def run_forward(
 class Runner:
     """A network ready to score. `kind` is how it runs conversations, `dtype` is `model.dtype`.
 
-    `capacity`: tokens of one forward at most, a longer conversation apart, which runs alone. It bounds the memory.
+    `capacity`: tokens of one forward at most, which bounds the memory; no less than one conversation may have.
     """
 
     network: Any

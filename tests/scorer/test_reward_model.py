@@ -289,6 +289,18 @@ def test_a_model_without_a_reward_token_gives_its_own_scores(tmp_path):
     assert errors(model.score_ids([ids[0][:-1]])) == [None]  # whatever stands last is read
 
 
+def test_in_natural_mode_ids_end_at_the_end_of_a_turn(tmp_path):
+    folder = make_foreign(tmp_path / "foreign")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"reward_mode": "natural", "reward_token_id": 3}))
+    model = RewardModel.load(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = [tokenizer.apply_chat_template(one)["input_ids"] for one in TALKS]
+    assert all(one.count(3) > 1 for one in ids)  # one for each turn
+    assert model.score_ids(ids) == model.score(TALKS)
+    assert errors(model.score_ids([ids[0][:-1], ids[0]])) == ["no_reward_token", None]
+
+
 def test_different_conversations_that_a_template_writes_alike_have_one_score_and_that_is_said(tmp_path, caplog):
     template = (
         "{% for m in messages %}{{ m.role }}:{{ 'x' if 'Sort' in messages[0].content else m.content }}{% endfor %}"
