@@ -51,6 +51,7 @@ from rmcli.records import TokenGroup, as_dicts
 from rmcli.rows.map_fns.apply import apply
 from rmcli.rows.map_fns.known import NAMED
 from rmcli.score import run as score
+from rmcli.scorer import load
 from rmcli.tokens.encode import Encoder
 from rmcli.tokens.tokenizer import load_tokenizer
 
@@ -109,10 +110,10 @@ def conversations_of(row: dict[str, Any]) -> list[list[dict[str, str]]]:
 def loaded_once(config: Config) -> Callable[[Path, Path], list[float]]:
     """`rmcli.score.run` from file to file, whose loads give the same objects again."""
     for module, name in (
-        (score, "load_tokenizer"),
-        (score, "load_model_config"),
-        (score, "load_model"),
-        (score.self_test, "settle_batches"),
+        (load, "load_tokenizer"),
+        (load, "load_model_config"),
+        (load, "load_model"),
+        (load.self_test, "settle_batches"),
     ):
         setattr(module, name, _once(getattr(module, name)))
 

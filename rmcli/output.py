@@ -3,6 +3,7 @@
 import codecs
 import io
 import json
+import logging
 import os
 import shutil
 import sys
@@ -14,6 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TextIO
 
 from rmcli.errors import RmcliError
+from rmcli.logs import is_library, logged
 
 _verbosity = 0  # -1 quiet, 0 normal, 1 verbose
 
@@ -215,19 +217,20 @@ def doing(text: str | None) -> None:
 
 def say(text: str = "") -> None:
     """What a person wants to know meanwhile; silent with --quiet."""
-    if _verbosity >= 0:
+    if not logged(logging.INFO, text) and _verbosity >= 0:
         _put_talk(text + "\n")
 
 
 def detail(text: str) -> None:
     """Only with --verbose."""
-    if _verbosity >= 1:
+    if not logged(logging.DEBUG, text) and _verbosity >= 1:
         _put_talk(text + "\n")
 
 
 def warn(text: str) -> None:
     """A changed mode, a fallback, a loss: said even with --quiet."""
-    _put_talk(f"note: {text}\n")
+    if not logged(logging.WARNING, text):
+        _put_talk(f"note: {text}\n")
 
 
 def error(message: str, hint: str | None) -> None:
@@ -364,7 +367,7 @@ class Progress:
 
 def draws_bar() -> bool:
     """Whether `progress` draws a bar: only on a terminal and never with --quiet."""
-    return _verbosity >= 0 and sys.stderr.isatty()
+    return _verbosity >= 0 and sys.stderr.isatty() and not is_library()
 
 
 @contextmanager

@@ -39,16 +39,14 @@ def score_command(
 ) -> None:
     """Score conversations, answers, or both sides of pairs."""
     from rmcli.backbones.context import within_positions
-    from rmcli.config.resolve import resolve, trained_model_layers
-    from rmcli.model import hashes, model_folder
+    from rmcli.model import hashes
     from rmcli.score.results import output_file, report
     from rmcli.score.run import run
+    from rmcli.scorer.load import configuration_of
     from rmcli.tokens.tokenizer import load_model_config
 
     output_file(file, out, overwrite)
-    model_folder.check(model)
-    base, here = trained_model_layers(model)
-    resolved = resolve(preset, config or (), set_ or (), base=base, options=[here])
+    resolved = configuration_of(model, preset, config or (), set_ or ())
     if dry_run:
         show_config(resolved, {"model": str(model), "input": file, "output": out}, json)
         return

@@ -24,9 +24,21 @@ def arithmetic(network: PreTrainedModel, dtype: str, device: torch.device) -> Ab
 
 def pick_device(config: Config) -> torch.device:
     """`train.device`; raises ConfigError when cuda is asked for and not there."""
-    wanted = config.train.device
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("train.device = 'cuda', but torch sees no CUDA device", "set train.device=cpu")
+    return find_device(config.train.device, "train.device")
+
+
+def find_device(wanted: str, key: str) -> torch.device:
+    """The device that `key` asks for: auto, cpu, cuda or cuda:N. Raises ConfigError when it is not there."""
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(wanted)
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"{key} = {wanted!r} is no device", "auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"{key} = {wanted!r}, but torch sees no CUDA device", f"set {key}=cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"{key} = {wanted!r}, but torch sees {torch.cuda.device_count()} CUDA devices")
+    return device

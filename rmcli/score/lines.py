@@ -3,8 +3,8 @@
 import json
 import sys
 from codecs import BOM_UTF8
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from rmcli.rows.map_fns.cells import has_text_cells
 from rmcli.rows.map_fns.contract import Contract
 from rmcli.rows.map_fns.fields import MapFunction
 from rmcli.rows.map_fns.known import AUTO, NAMED, recognise
+from rmcli.scorer import conversations
 
 STDIN = "-"
 # The columns that a row of ours is made of. All others are the user's own and come back with the score.
@@ -153,10 +154,8 @@ class _Reader:
 
     def _by_columns(self, row: Mapping[str, Any], kept: dict[str, Any], where: str) -> Line:
         if "messages" in row:
-            if not isinstance(row["messages"], list | tuple):
-                raise Skip("wrong_type")
-            whole = {column: value for column, value in row.items() if column not in ("messages", "prompt")}
-            return Line(self._unlabelled(whole, [row["messages"]], where), form="score", kept=kept)
+            whole = conversations.whole(row, where, self.contract, self.text_cells)
+            return Line(whole, form="score", kept=kept)
         if row.get("responses") is not None and all(row.get(name) is None for name in _RANKED_BY):
             return Line(self._unlabelled(row, row["responses"], where), form="scores", kept=kept)
         if row.get("response") is not None and row.get("responses") is None and row.get("chosen") is None:
@@ -164,17 +163,7 @@ class _Reader:
         return _labelled(self._apply(NAMED["canonical"], row, where), kept)
 
     def _unlabelled(self, row: Mapping[str, Any], responses: Any, where: str) -> PreferenceGroup:
-        """Answers of which nothing is known: the canonical schema's, all of one rank and then without it.
-
-        So whatever that schema reads beside the answers is read here too, and what it refuses is refused.
-        """
-        if not isinstance(responses, Sequence) or isinstance(responses, str) or not responses:
-            raise Skip("wrong_type")
-        several = list(responses) if len(responses) > 1 else [*responses, *responses]
-        ours = {column: value for column, value in row.items() if column != "response"}
-        equal = {**ours, "responses": several, "ranks": [1] * len(several)}
-        group = self._apply(NAMED["canonical"], equal, where)
-        return replace(group, conversations=group.conversations[: len(responses)], comparisons=())
+        return conversations.unlabelled(row, responses, where, self.contract, self.text_cells)
 
     def _apply(self, function: MapFunction, row: Mapping[str, Any], where: str) -> PreferenceGroup:
         return apply(function, dict(row), where, best_first=False, contract=self.contract, text_cells=self.text_cells)

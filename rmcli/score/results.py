@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from json import dumps, loads
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,9 @@ from rmcli.model.batch import build_targets
 from rmcli.model.metrics import PairMetrics
 from rmcli.output_files import OutputFile, check_stdout
 from rmcli.score.lines import Line
-from rmcli.score.scorer import Scored
+from rmcli.scorer.scorer import Scored
 from rmcli.tokens.encode import NOTED
 
-NOT_FINITE = "score_not_finite"
 # What a result is made of: a column of the input with such a name does not come back.
 RESULT_KEYS = frozenset({"score", "scores", "chosen_score", "rejected_score", "margin", "truncated", "error"})
 CONVERSATION_KEYS = {"messages", "conversations", "prompt", "question", "chosen", "rejected", "response", "responses"}
@@ -48,8 +46,6 @@ class Summary:
     def add(self, line: Line, scored: Scored | str) -> str:
         """Count a line and give its result as JSON, which never holds NaN."""
         self.lines += 1
-        if isinstance(scored, Scored) and not all(map(isfinite, scored.scores)):
-            scored = NOT_FINITE
         if isinstance(scored, str):
             self.errors[scored] += 1
             return dumps({"error": scored} | self._kept(line), ensure_ascii=False)

@@ -3,25 +3,16 @@
 import time
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any
 
 from rmcli import output
-from rmcli.backbones.architectures import choose_batches
-from rmcli.backbones.context import check_max_length
 from rmcli.config.sections import Config
-from rmcli.model import self_test
-from rmcli.model.backend import check_attention
-from rmcli.model.device import pick_device
-from rmcli.model.load import load_model
 from rmcli.rows.map_fns.contract import Contract
 from rmcli.score import lines
 from rmcli.score.lines import Line
 from rmcli.score.results import Summary, open_output, output_file
-from rmcli.score.scorer import Scored, Scorer
-from rmcli.tokens.encode import Encoder
-from rmcli.tokens.tokenizer import load_model_config, load_tokenizer
+from rmcli.scorer.load import load_encoder, load_scorer
+from rmcli.scorer.scorer import WINDOW, Scored, Scorer
 
-WINDOW = 1024  # lines read, packed and scored together
 SECONDS_BETWEEN_LINES = 10.0  # of the log, where there is no terminal
 
 
@@ -31,10 +22,10 @@ def run(config: Config, source: str, target: str, map_fn: str | None = None, ove
     Raises ConfigError when `target` is there already and not to be overwritten, or holds anything but scores.
     """
     results_file = output_file(source, target, overwrite)
-    encoder = _load_encoder(config)
+    encoder = load_encoder(config)
     contract = Contract(encoder.template_reads.message_keys, config.data.allow_no_prompt)
     given = lines.read(source, map_fn, contract, config.data.max_row_bytes)
-    scorer = _load_scorer(config, encoder)
+    scorer = load_scorer(config, encoder)
     summary = Summary()
     total = lines.count(source)
     with output.progress("scoring", total, "lines") as progress, open_output(results_file) as results:
@@ -51,29 +42,6 @@ def run(config: Config, source: str, target: str, map_fn: str | None = None, ove
             raise
     contract.report_keys(source)  # columns that are not read come back with the scores
     return summary
-
-
-def _load_encoder(config: Config) -> Encoder:
-    data = config.data
-    encoder = Encoder(
-        load_tokenizer(config.model),
-        data.max_length,
-        data.overlong,
-        max_characters=data.max_characters,
-        control_tokens=data.control_tokens,
-    )
-    return encoder
-
-
-def _load_scorer(config: Config, encoder: Encoder) -> Scorer:
-    device = pick_device(config)
-    model_config = load_model_config(config.model)
-    check_max_length(model_config, config.data.max_length, config.model.pretrained_model_name_or_path)
-    choice = choose_batches(config.model.use_varlen_attn, model_config, config.data.max_length)
-    check_attention(config, model_config, choice.kind, device)
-    network: Any = load_model(config.model, encoder.reward, kind=choice.kind, device=device, for_scoring=True)
-    kind = self_test.settle_batches(network, choice, config.model.dtype).kind
-    return Scorer(network, encoder, config, kind)
 
 
 def _score_window(scorer: Scorer, window: list[Line], log: "_Log") -> Iterator[Scored | str]:

@@ -176,13 +176,7 @@ class Encoder:
         token_ids = [ids for ids in map(self.reward.finish, conversations) if ids is not None]
         if len(token_ids) < len(conversations):
             return "no_end_of_turn"
-        # A reserved token anywhere but at the end came from the text; a natural one ends every turn.
-        reward_id = self.reward.reward_token_id
-        if (
-            has_reward_token
-            and self.reward.mode == "reserved"
-            and any((ids[:-1] == reward_id).any() for ids in token_ids)
-        ):
+        if has_reward_token and any(map(self.reward.stands_within, token_ids)):
             return "reward_token_in_text"
         if self.reward.tokens_without_row and any((ids >= self.reward.num_embedding_rows).any() for ids in token_ids):
             return "token_without_row"

@@ -94,6 +94,10 @@ class RewardTokenizer:
         """Whether a text holds the token that only the end of a conversation may."""
         return self.mode != LAST and self.reward_token in text
 
+    def stands_within(self, ids: np.ndarray) -> bool:
+        """Whether a reserved token stands before the end of (tokens,) ids: it came from the text."""
+        return self.mode == "reserved" and bool((ids[:-1] == self.reward_token_id).any())
+
     def fingerprint(self) -> dict[str, str]:
         """sha256 of the vocabulary with its rules, and of the chat template: what prepared ids depend on."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 
 from rmcli.config.sections import Config
-from rmcli.model.forward import scores
+from rmcli.model.batch import build_targets
 from rmcli.model.losses import objective
 from rmcli.model.metrics import PairMetrics
 from rmcli.model.network import flop_counter
 from rmcli.packs.reader import PackedSplit
 from rmcli.parallel.collectives import add_up
 from rmcli.records import BatchKind
+from rmcli.scorer.run import run_forward
 from rmcli.train.balance import ByRank, share_out
 from rmcli.train.feed import groups_of
 from rmcli.train.pieces import PackSizes, Slice
@@ -39,12 +40,12 @@ def evaluate(
         metrics = PairMetrics()
         loss_sum, weight_sum, penalty_sum = 0.0, 0.0, 0.0
         for own in _shares(network, split, config, kind, spread):
-            forward = own.forward(kind, config.loss.loss_type, pad_token_id, network.device)
-            scores_S = forward.own(scores(network, forward.batch, config.model.dtype))
-            preference_loss, penalty = objective(scores_S, forward.targets, config.loss, 1.0, 1)
+            scores_S = run_forward(network, own.all_groups, kind, pad_token_id, config.model.dtype)[: own.num_scores]
+            targets = build_targets(own.groups, config.loss.loss_type, network.device)
+            preference_loss, penalty = objective(scores_S, targets, config.loss, 1.0, 1)
             loss_sum, penalty_sum = loss_sum + float(preference_loss), penalty_sum + float(penalty)
             weight_sum += sum(group.weight for group in own.groups)
-            metrics.add(scores_S, forward.targets.better, forward.targets.worse)
+            metrics.add(scores_S, targets.better, targets.worse)
     sums = add_up(torch.tensor([loss_sum, penalty_sum, weight_sum], dtype=torch.float64)) * spread.share
     return _result(metrics.summed(network.device, spread.share), *sums.tolist())
 

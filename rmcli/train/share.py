@@ -62,6 +62,11 @@ class Share:
     def all_groups(self) -> list[TokenGroup]:
         return [*self.groups, *self.filling]
 
+    @property
+    def num_scores(self) -> int:
+        """Of its groups, which come before what fills them up."""
+        return sum(len(group.responses) for group in self.groups)
+
     def forward(
         self,
         kind: BatchKind,
@@ -75,6 +80,6 @@ class Share:
         return Forward(
             batch=batch,
             targets=build_targets(self.groups, loss_type, device),
-            num_scores=sum(len(group.responses) for group in self.groups),
+            num_scores=self.num_scores,
             num_tokens=batch.num_tokens - filled,
         )

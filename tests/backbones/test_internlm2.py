@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from rmcli import RewardModel
 from rmcli.backbones.internlm2.config import llama_config
 from rmcli.backbones.internlm2.weights import split_qkv
 from rmcli.config.resolve import resolve
@@ -663,6 +664,10 @@ def test_score_on_xtuner_s_own_reward_model(spm, tmp_path, cli):
         for side in ("chosen", "rejected"):
             expected = reference.score(chat_ids(spm, row["prompt"] + row[side]))
             assert line[f"{side}_score"] == pytest.approx(expected, abs=1e-5)
+    model = RewardModel.load("xtuner")
+    scores = model.score(row["prompt"] + row["chosen"] for row in rows)
+    chosen = [json.loads(line)["chosen_score"] for line in result.stdout.splitlines()]
+    assert [score.value for score in scores] == pytest.approx(chosen, abs=1e-6)
 
 
 def test_score_on_polar_s_comparison_with_a_reference(spm, tmp_path, cli):

@@ -64,13 +64,15 @@ def test_every_line_of_the_quick_start_runs(cli, files):
         assert all(pair.keys() == {"chosen_score", "rejected_score", "margin"} for pair in pairs)
 
 
-def test_the_readmes_snippet_gives_the_score_that_rmcli_gives(cli, tiny_run, tmp_path, capsys):
-    (snippet,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+def test_the_readmes_snippets_give_the_score_that_rmcli_gives(cli, tiny_run, tmp_path, capsys):
+    snippets = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
     shutil.copytree(tiny_run.model, tmp_path / "runs" / "smollm2-135m-1" / "model")
     names: dict[str, object] = {}
-    exec(snippet, names)
-    printed = float(capsys.readouterr().out)
+    for snippet in snippets:
+        exec(snippet, names)
+    printed = [float(line) for line in capsys.readouterr().out.split()]
     line = json.dumps({"messages": names["messages"]})
     ours = json.loads(cli("score", tiny_run.model, stdin=line).stdout)["score"]
-    assert printed == pytest.approx(ours, abs=1e-5)
+    assert printed == pytest.approx([ours, ours], abs=1e-5)
+    assert len(names["scores"]) == 2
     assert abs(ours) > 0.01

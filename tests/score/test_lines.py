@@ -55,7 +55,7 @@ def test_a_score_is_the_same_alone_in_a_pair_among_many_and_in_any_window(cli, m
 
 def test_answers_that_share_a_prompt_share_its_tokens(monkeypatch):
     from rmcli.config.resolve import resolve, trained_model_layers
-    from rmcli.score.scorer import encode_apart
+    from rmcli.scorer.tokens import encode_apart, share
     from rmcli.tokens.encode import Encoder
     from rmcli.tokens.tokenizer import load_tokenizer
 
@@ -63,7 +63,8 @@ def test_answers_that_share_a_prompt_share_its_tokens(monkeypatch):
     config = resolve(None, base=base, options=[here]).config
     encoder = Encoder(load_tokenizer(config.model), config.data.max_length, config.data.overlong)
     group = next(read(str(REPOSITORY / "tests" / "written_before" / "data" / "eval.jsonl"), None, Contract())).group
-    (tokens,) = encode_apart(encoder, [group])
+    (sides,) = encode_apart(encoder, [group])
+    tokens = share(sides)
     (together,) = encoder.encode([group])
     assert len(tokens.prefix) == len(together.prefix) > 10
     assert tokens.num_tokens == together.num_tokens
