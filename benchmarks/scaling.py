@@ -56,13 +56,13 @@ def packs(lengths: str, pairs: int) -> int:
 
 
 def communication_seconds(model: str, lengths: str, gpus: int) -> float:
-    """For every pack weights gathered for forward and backward and gradients scattered inside a machine, 2 bytes each
-    (FSDP2); between machines the gradients of each GPU's eighth summed once a step (hybrid sharding): twice those.
+    """For every pack weights gathered for forward and backward, 2 bytes each, and gradients scattered, 4 bytes each,
+    inside a machine (FSDP2); between machines the gradients of each GPU's eighth summed once a step (HSDP).
     """
-    size = 2 * SHAPES[model].parameters
-    inside = packs(lengths, PAIRS_PER_GPU) * 3 * size * (GPUS_PER_MACHINE - 1) / GPUS_PER_MACHINE / NVLINK
+    number = SHAPES[model].parameters
+    inside = packs(lengths, PAIRS_PER_GPU) * (2 + 2 + 4) * number * (GPUS_PER_MACHINE - 1) / GPUS_PER_MACHINE / NVLINK
     machines = gpus // GPUS_PER_MACHINE
-    between = 2 * size / GPUS_PER_MACHINE * (machines - 1) / machines / NETWORK
+    between = 2 * 4 * number / GPUS_PER_MACHINE * (machines - 1) / machines / NETWORK
     return inside + between
 
 

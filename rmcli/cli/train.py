@@ -73,13 +73,14 @@ def train_command(
     from rmcli.train.describe import describe
     from rmcli.train.launcher import check_gpus, started_processes, wanted_processes
     from rmcli.train.resume import finished
-    from rmcli.train.same import check_same_job
+    from rmcli.train.same import agreed, check_same_options
 
     wanted, started = wanted_processes(num_processes, os.environ), started_processes(os.environ)
     with joined(started), one_line_for_everything(), peers_explained():
+        check_same_options(data=data is not None, output=out is not None, resume=resume, dry_run=dry_run)
         with output.said_already(parent.is_there()):
             job = _job(data, out, resume, preset, config or (), set_ or (), dry_run, json, max(wanted, started))
-        check_same_job(job)
+        job = agreed(job)
         check_gpus(wanted, job.device.type)
         if dry_run:
             show_config(job.resolved, describe(job), json)

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from rmcli.config.sections import Config
 from rmcli.errors import ConfigError
+from rmcli.parallel import world
 
 
 def is_reduced(dtype: str, device: torch.device) -> bool:
@@ -23,8 +24,20 @@ def arithmetic(network: PreTrainedModel, dtype: str, device: torch.device) -> Ab
 
 
 def pick_device(config: Config) -> torch.device:
-    """`train.device`; raises ConfigError when cuda is asked for and not there."""
-    return find_device(config.train.device, "train.device")
+    """`train.device`, of several processes each its own GPU. Raises ConfigError where there is no CUDA."""
+    device = find_device(config.train.device, "train.device")
+    return _own_gpu() if device.type == "cuda" and world.size() > 1 else device
+
+
+def _own_gpu() -> torch.device:
+    """By its number: to a thread that has just begun "cuda" is the first one."""
+    number, there = world.local_rank(), torch.cuda.device_count()
+    if number >= there:
+        raise ConfigError(
+            f"process {number} of this machine has no GPU: torch sees {there}, numbered from 0",
+            "start one process per GPU, or train on the CPU: -s train.device=cpu",
+        )
+    return torch.device("cuda", number)
 
 
 def find_device(wanted: str, key: str) -> torch.device:

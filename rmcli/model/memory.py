@@ -195,6 +195,8 @@ def _activation_numbers(sizes: NetworkSizes, train: TrainSection) -> int:
 
 def free_memory(device: torch.device, processes: int = 1) -> int:
     """Bytes that this process can have on the device now; each of several on one machine its part of main memory."""
+    if device.type == "cuda" and processes > world.size():  # they are still to be started: this one takes no GPU
+        return torch.cuda.get_device_properties(device).total_memory
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return limits.host_memory() // min(processes, world.local_size(processes))

@@ -12,6 +12,7 @@ Axes: T tokens of the row, S scores, D hidden size, N random heads.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from rmcli.model.forward import hidden_at_scores
 from rmcli.model.network import score_head
 from rmcli.model.rope import hold_rope
 from rmcli.model.sequence_parallel import sequence_group
+from rmcli.parallel.collectives import largest
 from rmcli.records import TokenGroup
 
 NUM_HEADS = 64  # a single score may agree by chance
@@ -45,9 +47,11 @@ class Outcome:
     gradients: Tensor
 
     def distances(self, expected: "Outcome") -> tuple[float, float]:
-        """|actual - expected| / |expected| of scores and of gradients."""
+        """|actual - expected| / |expected| of scores and of gradients; of several processes the largest, on all."""
         pairs = ((self.scores, expected.scores), (self.gradients, expected.gradients))
-        score, gradient = (float((actual - other).norm() / other.norm()) for actual, other in pairs)
+        here = [float((actual - other).norm() / other.norm()) for actual, other in pairs]
+        finite = [distance if isfinite(distance) else float("inf") for distance in here]
+        score, gradient = largest(torch.tensor(finite, dtype=torch.float64)).tolist()
         return score, gradient
 
 

@@ -72,6 +72,18 @@ def fill(network: nn.Module, full: MutableMapping[str, Tensor]) -> None:
             part.copy_(part_of(whole_one, tensor))
 
 
+def take_over(network: nn.Module, other: nn.Module) -> None:
+    """The parts of another network that is cut alike, in place of its own; no number is copied."""
+    weights, buffers = dict(other.named_parameters()), dict(other.named_buffers())
+    for prefix, module in network.named_modules():
+        start = f"{prefix}." if prefix else ""
+        for name, weight in module.named_parameters(recurse=False):
+            own = own_part(weights[start + name].detach())
+            module.register_parameter(name, nn.Parameter(joined(own, weight, tuple(weight.shape))))
+        for name, _ in module.named_buffers(recurse=False):
+            module._buffers[name] = buffers[start + name]
+
+
 def gathered(network: nn.Module) -> dict[str, Tensor]:
     """The whole state dict, in main memory, on the first process; empty on the others, which must call it, too."""
     found = {}

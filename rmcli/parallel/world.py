@@ -40,6 +40,13 @@ def local_size(otherwise: int) -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE") or otherwise)
 
 
+def use_own_gpu(number: int | None = None) -> None:
+    """Let this thread begin on the GPU of its process, where there is one; every new thread begins on the first."""
+    number = local_rank() if number is None else number
+    if torch.cuda.is_available() and number < torch.cuda.device_count():
+        torch.cuda.set_device(number)
+
+
 @contextmanager
 def joined(size: int) -> Iterator[None]:
     """Meet the other processes at the place that the environment names; nothing where this one is alone.
@@ -50,14 +57,13 @@ def joined(size: int) -> Iterator[None]:
         yield
         return
     has_cuda = torch.cuda.is_available()
-    if has_cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    use_own_gpu(int(os.environ["LOCAL_RANK"]))
     store, rank, _ = next(rendezvous("env://", timeout=PATIENCE))
     backend = "cpu:gloo,cuda:nccl" if has_cuda else "gloo"
     distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     word.share(store, rank)
     try:
         yield
+        distributed.destroy_process_group()  # after an error it might wait for the others; the process ends anyway
     finally:
         word.share(None, 0)
-        distributed.destroy_process_group()

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor
 
 from rmcli.errors import RmcliError
@@ -83,7 +84,7 @@ def _write(
         if (wrong := tensor_files.first_difference(temporary, tensors, group)) is not None:
             raise OSError(f"{wrong} reads back otherwise than it was written: the disk is faulty")
         on_first(lambda: _rename(temporary, target), group)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise _cannot_write(target, tensors, error) from error
     finally:
         if world.is_first():
@@ -160,7 +161,7 @@ def latest(run_folder: Path) -> Path | None:
 
 
 def open_facts(path: Path) -> dict[str, Any]:
-    """What is no tensor, once every file is proven by its hash.
+    """What is no tensor, once every file is proven by its hash; of several processes the first one does that for all.
 
     Raises RmcliError with both hashes for a damaged one, and for formats of other versions of rmcli.
     """
@@ -168,7 +169,7 @@ def open_facts(path: Path) -> dict[str, Any]:
         _refuse_pickled(path)
     if not (path / OF_CHECKPOINT).is_file() and not (path / "rmcli.sha256").is_file():
         raise RmcliError(f"{path} is no checkpoint of a run", "give RUN/checkpoints/step-N")
-    if (fault := first_fault(path)) is not None:
+    if world.is_first() and (fault := first_fault(path)) is not None:
         older = [old for old in list_checkpoints(path.parent.parent) if step_of(old) < step_of(path)]
         way = f"to go on from {older[-1].name}, write that name into {path.with_name(LATEST)}" if older else None
         raise RmcliError(f"checkpoint {path} is damaged: {fault}", way)

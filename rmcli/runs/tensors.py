@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_state
 
 from rmcli.errors import RmcliError
 from rmcli.parallel import world
-from rmcli.parallel.collectives import Group, gather
+from rmcli.parallel.collectives import Group, gather, together
 from rmcli.parallel.parts import own_part
 
 FILE_BYTES = 2**27  # of one file, about: it is put together in memory, twice
@@ -73,7 +73,9 @@ def first_difference(folder: Path, tensors: Mapping[str, Tensor], group: Group =
 
     Every process looks at the files that it has written; together they must hold all there is.
     """
-    looked = gather(_read_back(folder, tensors), group)
+    with together(group):
+        here = _read_back(folder, tensors)
+    looked = gather(here, group)
     sizes = _sizes_of_all(tensors, group)
     different = [name for one in looked for name in one.different]
     missing = sizes.keys() - set().union(*(one.found for one in looked))

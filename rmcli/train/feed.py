@@ -14,6 +14,7 @@ from rmcli.model.attention.layout import BatchShape
 from rmcli.model.batch import PackedBatch, is_used, segments_of
 from rmcli.model.flops import FlopCounter
 from rmcli.packs.reader import PackedSplit
+from rmcli.parallel import world
 from rmcli.records import BatchKind, TokenGroup
 from rmcli.train.pieces import Slice
 from rmcli.train.plan import Step
@@ -119,7 +120,8 @@ def shape_of_all(forwards: Iterable[Iterable[Slice]], split: PackedSplit) -> Bat
 
 def ahead(build: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """`build` of each item in order, STEPS_AHEAD of them ahead in one thread. What it raises comes out here."""
-    with ThreadPoolExecutor(1, thread_name_prefix="feed") as pool:
+    begin = world.use_own_gpu if world.size() > 1 else None
+    with ThreadPoolExecutor(1, thread_name_prefix="feed", initializer=begin) as pool:
         waiting: deque[Future[Result]] = deque()
         try:
             for item in items:

@@ -1,7 +1,7 @@
 """What a training run is about, decided and checked before a weight is loaded."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +158,13 @@ def build_job(
         past=past,
         goes_on=goes_on,
     )
+
+
+def with_spread(job: Job, spread: Spread) -> Job:
+    """The job with its weights laid otherwise on the processes, and what one of them then needs."""
+    old = job.memory
+    memory = estimate(old.sizes, job.config, old.tokens, old.several_forwards, spread.mesh)
+    return replace(job, spread=spread, memory=memory)
 
 
 def _where_it_lies(model: ModelSection, run_folder: Path | None, past: Past | None) -> ModelSection:

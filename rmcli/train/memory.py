@@ -8,9 +8,13 @@ from rmcli.config.sections import Config
 from rmcli.errors import RmcliError
 from rmcli.model.device import is_reduced
 from rmcli.model.memory import MemoryEstimate, estimate, free_memory
+from rmcli.parallel.mesh import MeshShape
 from rmcli.train.job import GIB, Job
 
 _TYPED = {"false": False}  # values that are no text
+
+
+_CUT = ("parallel.data_parallel", "shard")
 
 
 @dataclass(frozen=True)
@@ -66,14 +70,15 @@ def _largest_forward_setting(job: Job, have: int) -> str | None:
     if room < memory.update:
         return None
     key, unit = _forward_unit(job)
-    value = room // memory.activations_per_token // unit
+    value = room // memory.activations_per_token * job.spread.sequence // unit
     return f"{key} up to {value:,}" if value >= _smallest(job) else None
 
 
 def _half_the_forward(job: Job) -> Iterator[Way]:
     key, unit = _forward_unit(job)
-    value = max(_smallest(job), job.memory.tokens // unit // 2)
-    yield Way({key: str(value)}, _estimate(job, job.config, min(job.memory.tokens, value * unit)))
+    sequence = job.spread.sequence
+    value = max(_smallest(job), job.memory.tokens * sequence // unit // 2)
+    yield Way({key: str(value)}, _estimate(job, job.config, min(job.memory.tokens, value * unit // sequence)))
 
 
 def _forward_unit(job: Job) -> tuple[str, int]:
@@ -109,24 +114,28 @@ def _ways_together(job: Job) -> Iterator[Way]:
 
 def _choices(job: Job) -> Iterator[tuple[str, str]]:
     """What is exact comes first."""
-    train = job.config.train
+    train, spread = job.config.train, job.spread
+    if spread.processes > 1 and spread.mesh.shard == 1:
+        yield _CUT
     if job.memory.copies:
         yield "train.async_checkpoint", "false"
     if train.activation_checkpointing == "none":
         yield "train.activation_checkpointing", "selective"
     if train.activation_checkpointing != "full":
         yield "train.activation_checkpointing", "full"
-    if train.master_weights == "float32" and is_reduced(job.config.model.dtype, job.device):
+    if spread.processes == 1 and train.master_weights == "float32" and is_reduced(job.config.model.dtype, job.device):
         yield "train.master_weights", "split"
     if train.optimizer == "adamw":
         yield "train.optimizer", "adamw_8bit"
 
 
 def _way(job: Job, settings: dict[str, str]) -> Way:
-    changed = {key.removeprefix("train."): _TYPED.get(value, value) for key, value in settings.items()}
+    of_train = {key.removeprefix("train."): value for key, value in settings.items() if key.startswith("train.")}
+    changed = {key: _TYPED.get(value, value) for key, value in of_train.items()}
     config = job.config.model_copy(update={"train": job.config.train.model_copy(update=changed)})
-    return Way(settings, _estimate(job, config, job.memory.tokens))
+    mesh = MeshShape(1, job.spread.processes) if _CUT[0] in settings else job.spread.mesh
+    return Way(settings, _estimate(job, config, job.memory.tokens, mesh))
 
 
-def _estimate(job: Job, config: Config, tokens: int) -> MemoryEstimate:
-    return estimate(job.memory.sizes, config, tokens, job.memory.several_forwards, job.spread.mesh)
+def _estimate(job: Job, config: Config, tokens: int, mesh: MeshShape | None = None) -> MemoryEstimate:
+    return estimate(job.memory.sizes, config, tokens, job.memory.several_forwards, mesh or job.spread.mesh)

@@ -10,8 +10,8 @@ from rmcli.backbones import architectures
 from rmcli.errors import RmcliError
 from rmcli.model.device import is_reduced
 from rmcli.model.load import load_model, rebuild_network
-from rmcli.model.sequence_parallel import set_sequence_group
-from rmcli.model.shard import fill, shard
+from rmcli.model.sequence_parallel import sequence_group, set_sequence_group
+from rmcli.model.shard import fill, shard, take_over
 from rmcli.parallel import world
 from rmcli.parallel.collectives import together
 from rmcli.parallel.mesh import build_mesh
@@ -30,6 +30,21 @@ def network_of(job: Job) -> Any:
     if architectures.loads_only_here(network.config):
         output.warn(f"transformers has no {type(network).__name__}: the model folder will load in rmcli only")
     return network
+
+
+def in_working_precision(job: Job, network: Any) -> Any:
+    """The network as it trains: where several processes compute in bfloat16, made anew around the same weights.
+
+    What puts weights together can be told only once in which precision, and the self-test is in float32 first.
+    """
+    if job.spread.processes == 1 or not is_reduced(job.config.model.dtype, job.device):
+        return network
+    reduced = _rebuilt(job, empty=True)
+    shard(reduced, build_mesh(job.spread.mesh, job.device), True, job.device)
+    take_over(reduced, network)
+    set_sequence_group(reduced, sequence_group(network))
+    reduced.config.name_or_path = network.config.name_or_path
+    return reduced
 
 
 def _on_one_process(job: Job) -> Any:
@@ -55,8 +70,7 @@ def _on_several(job: Job) -> Any:
                 "run folder and data must lie on a file system that all machines see: give one with -o",
             )
     network = _rebuilt(job, empty=True)
-    reduced = is_reduced(job.config.model.dtype, job.device)
-    shard(network, build_mesh(job.spread.mesh, job.device), reduced, job.device)
+    shard(network, build_mesh(job.spread.mesh, job.device), False, job.device)
     set_sequence_group(network, own_group(job.spread.sequence))
     if job.past is None:
         fill(network, full)

@@ -13,7 +13,7 @@ from rmcli.model.network import score_head, whole_row_layers
 from rmcli.model.recompute import checkpoint_activations
 from rmcli.model.shard import gathered, is_sharded
 from rmcli.parallel import world
-from rmcli.parallel.collectives import on_first
+from rmcli.parallel.collectives import on_first, together
 from rmcli.runs import checkpoint, lock
 from rmcli.runs.folder import BEST_MODEL, MODEL, claim, claim_next, reopen, write_config
 from rmcli.runs.metrics_file import open_metrics
@@ -27,7 +27,7 @@ from rmcli.train.ending import recorded
 from rmcli.train.job import Job
 from rmcli.train.loop import Trainer
 from rmcli.train.memory import check_memory
-from rmcli.train.network import network_of
+from rmcli.train.network import in_working_precision, network_of
 from rmcli.train.resume import check_untouched
 
 
@@ -39,8 +39,9 @@ def run(job: Job, with_profile: bool = False, command: str | None = None) -> dic
     with deterministic(job.config.train.deterministic), ExitStack() as held:
         _say_plan(job, describe(job))
         _say_use(job)
-        check_memory(job)
-        check_disk(job)
+        with together():
+            check_memory(job)
+            check_disk(job)
         job = _claimed(job)
         on_first(lambda: _open(job, held))
         with recorded(job, command) as figures:
@@ -76,6 +77,7 @@ def _train(job: Job, with_profile: bool) -> dict[str, Any]:
     set_seed(config.train.seed)
     network = network_of(job)
     expected = self_test.expect(network, job.batch_choice, config.model.dtype, config.train.seed)
+    network = in_working_precision(job, network)
     if config.train.kernels == "liger":
         kernels.use_liger(network)
     # Split weights become bfloat16 here: the second half of the self-test runs on them.

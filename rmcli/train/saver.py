@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed.device_mesh import DeviceMesh
 
-from rmcli.parallel.collectives import Group
+from rmcli.parallel import world
+from rmcli.parallel.collectives import Group, largest_number
 from rmcli.parallel.mesh import MeshShape, build_mesh
 from rmcli.parallel.parts import host_copy
 
@@ -25,11 +26,12 @@ class Saver:
     """
 
     def __init__(self, beside: bool, mesh: MeshShape | None = None) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if beside else None
+        begin = world.use_own_gpu if world.size() > 1 else None
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint", initializer=begin) if beside else None
         self._group: Group = None
         self._mesh: DeviceMesh | None = None
         if beside and mesh is not None and mesh.size > 1:
-            self._group = cast(Group, distributed.new_group(backend="gloo"))
+            self._group = cast(Group, distributed.new_group(backend="gloo", timeout=world.PATIENCE))
             self._mesh = build_mesh(mesh, torch.device("cpu"))
         self._under_way: Future[Path] | None = None
 
@@ -43,8 +45,11 @@ class Saver:
         self._under_way = self._pool.submit(write, copies, self._group)
 
     def check(self) -> None:
-        """Raise what went wrong in a checkpoint that has ended."""
-        if self._under_way is not None and self._under_way.done():
+        """Raise what went wrong in a checkpoint that has ended. Where it did for one process all wait for it."""
+        if self._under_way is None:
+            return
+        has_failed = self._under_way.done() and self._under_way.exception() is not None
+        if largest_number(has_failed):
             self.wait()
 
     def wait(self) -> None:

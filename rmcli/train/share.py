@@ -32,11 +32,6 @@ class Forward:
     num_scores: int
     num_tokens: int
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether it runs for the other ranks only."""
-        return self.num_scores == 0
-
     def own(self, scores_S: Tensor) -> Tensor:
         """(num_scores,) of the scores of the batch those that count; from none of them no gradient but zero comes."""
         return scores_S if len(scores_S) == self.num_scores else scores_S[: self.num_scores]

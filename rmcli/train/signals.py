@@ -27,9 +27,13 @@ class Stop:
         self._hand_back = hand_back
 
     def come(self, number: int, is_agreed: bool = False) -> None:
-        """A first signal: the next one takes its ordinary way. Of several processes the first one talks."""
+        """A first signal: the next one takes its ordinary way. Of several processes the first one talks.
+
+        Where it has come to another process this one's own may be on its way still, and is a first one, too.
+        """
         self.signal = signal.Signals(number)
-        self._hand_back()
+        if not is_agreed:
+            self._hand_back()
         # A launcher of others sends SIGTERM, too, when a process has failed: then no checkpoint is written.
         if not self._is_said and (is_agreed or world.size() == 1 or parent.is_there()):
             self._is_said = True
@@ -77,8 +81,7 @@ def stop_on_signals() -> Iterator[Stop]:
         try:
             yield stop
         finally:
-            if not stop.is_wanted:
-                restore()
+            restore()  # once more changes nothing
 
 
 @contextmanager

@@ -32,6 +32,7 @@ from rmcli.train.job import build_job
 from rmcli.train.loop import Trainer
 from rmcli.train.resume import is_run, resumed_job
 from rmcli.train.run import run
+from rmcli.train.same import agreed, check_same_options
 from support.cli import run_cli
 from support.exactness import largest_relative
 
@@ -375,3 +376,49 @@ def test_a_run_folder_that_not_all_see_is_said(place):
     first, second = on_ranks(2, train_where_the_folder_is_another, str(place), keys_of(place))
     assert "apart-1 is not on " in second
     assert first
+
+
+def test_several_processes_compute_in_bfloat16(place, capfd):
+    """The self-test is in float32 first; then step 1 is that of one process but for rounding."""
+    keys = keys_of(place, "model.dtype=bfloat16")
+    train(str(place), "one-bfloat16", keys)
+    on_ranks(2, train, str(place), "two-bfloat16", (*keys, *WAYS["shard"]))
+    (first, *_), (there, *_) = nano_run.lines(place / "two-bfloat16"), nano_run.lines(place / "one-bfloat16")
+    assert first["loss"] == pytest.approx(there["loss"], rel=1e-5)  # of a zero head
+    assert first["grad_norm"] == pytest.approx(there["grad_norm"], rel=0.03)
+    told = json.loads((place / "two-bfloat16" / "model" / "config.json").read_text())
+    assert told["dtype"] == "float32"
+
+
+def decided(place: str, keys: tuple[str, ...], room: list[int]) -> tuple[int, int]:
+    """How `auto` lays weights where processes have so much room, each its own."""
+    own, jobs.free_memory = jobs.free_memory, lambda device, processes: room[world.rank()]
+    try:
+        job = build_job(resolve("tiny", (), keys), Path(place, "data"), Path(place, "none"), processes=2)
+    finally:
+        jobs.free_memory = own
+    job = agreed(job)
+    return job.spread.mesh.shard, job.memory.total
+
+
+def test_where_one_process_has_too_little_room_all_cut(place):
+    keys = keys_of(place)
+    roomy = on_ranks(2, decided, str(place), keys, [2**40, 2**40])
+    assert {shard for shard, _ in roomy} == {1}
+    first, second = on_ranks(2, decided, str(place), keys, [2**40, 1])
+    assert first == second
+    assert first[0] == 2
+
+
+def started_with(data: str | None) -> str:
+    try:
+        check_same_options(data=data is not None if world.rank() else True, resume=False)
+    except RmcliError as error:
+        return error.message
+    return ""
+
+
+def test_options_that_only_one_was_given_are_said(place):
+    first, second = on_ranks(2, started_with, None)
+    assert first == "--data given is True on process 0 and False on process 1"
+    assert second

@@ -103,7 +103,7 @@ def test_ranks_make_equally_many_calls_and_together_the_gradient_of_one(data, ki
         assert sum(f.num_scores for feed in together for f in feed.forwards) == alone.total_scores
         if kind != "padded":  # which fills rows up otherwise
             assert sum(feed.num_tokens for feed in together) == alone.num_tokens
-        filled += sum(forward.is_empty for feed in together for forward in feed.forwards)
+        filled += sum(not forward.num_scores for feed in together for forward in feed.forwards)
         expected, actual = gradients(network, [alone]), gradients(network, together)
         for name, value in expected.items():
             assert (actual[name] - value).norm() <= 1e-6 * value.norm(), name  # Llama's norms compute in float32
@@ -116,7 +116,7 @@ def test_an_empty_forward_reaches_every_weight_and_adds_nothing(data, kind):
     network = network_for(kind)
     step = next(step for step in steps_of(data, kind, 4, 2))
     (forward,) = next(
-        feed.forwards for feed in (f.build(step) for f in feeders(data, kind, 4)) if feed.forwards[0].is_empty
+        feed.forwards for feed in (f.build(step) for f in feeders(data, kind, 4)) if not feed.forwards[0].num_scores
     )
     assert (forward.num_scores, forward.num_tokens) == (0, 0)
     scores_S = scores(network, forward.batch)
