@@ -1,0 +1,106 @@
+"""Score a folder's golden.jsonl as anybody would: with torch and transformers, and nothing else of this package.
+
+Run as a script by `rmcli verify`, in a process that imports no rmcli: the request on stdin, a JSON line for each case
+on stdout. A case is {"dtype", "attention", "batch", "side"}.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+MULTIPLE = 8  # rows are padded to such a length, so that one alone has padding, too
+Case = dict[str, Any]
+Load = Callable[..., Any]
+
+
+def measure(
+    folder: str,
+    cases: list[Case],
+    load_model: Load = AutoModelForSequenceClassification.from_pretrained,
+    load_tokenizer: Load = AutoTokenizer.from_pretrained,
+) -> Iterator[Case]:
+    """Each case with `difference`, the largest between golden and measured scores, or with `fault`, in words.
+
+    The tokenizer is the first, a case of its own; where it fails nothing is scored.
+    """
+    golden = [json.loads(line) for line in Path(folder, "golden.jsonl").read_text(encoding="utf-8").splitlines()]
+    tokenizer = load_tokenizer(folder, trust_remote_code=False)
+    fault = tokenizer_fault(tokenizer, golden)
+    yield {"tokenizer": True, "fault": fault}
+    if fault is not None:
+        return
+    for (dtype, attention), same in groupby(cases, key=lambda case: (case["dtype"], case["attention"])):
+        network, fault = _loaded(load_model, folder, dtype, attention)
+        for case in same:
+            yield case | ({"fault": fault} if network is None else _difference(network, tokenizer, golden, case))
+
+
+def tokenizer_fault(tokenizer: Any, golden: list[dict[str, Any]]) -> str | None:
+    """What the tokenizer does to the golden conversations that training did not; None where all is as it was."""
+    if tokenizer.pad_token_id is None:
+        return "the tokenizer has no pad token: batches cannot be padded"
+    if tokenizer.truncation_side != "left":
+        return f"the tokenizer cuts long texts on the {tokenizer.truncation_side}: the token that is scored would go"
+    for number, line in enumerate(golden, 1):
+        text, ids = line["text"], line["input_ids"]
+        where = f"golden.jsonl, line {number}: "
+        if tokenizer.apply_chat_template(line["messages"], tokenize=False) != text:
+            return where + "the chat template writes another text"
+        for adds in (True, False):
+            if tokenizer(text, add_special_tokens=adds)["input_ids"] != ids:
+                return where + f"the text gives other ids (add_special_tokens={adds})"
+    return None
+
+
+def _loaded(load: Load, folder: str, dtype: str, attention: str) -> tuple[Any, str | None]:
+    """The model, or why there is none: "" where the architecture does not take this attention."""
+    arguments = {"dtype": getattr(torch, dtype), "attn_implementation": attention, "trust_remote_code": False}
+    try:
+        network, report = load(folder, output_loading_info=True, **arguments)
+    except ValueError as error:
+        if "does not support" in str(error) and attention in str(error).replace(
+            "scaled_dot_product_attention", "sdpa"
+        ):
+            return None, ""
+        raise
+    for what in ("missing", "unexpected"):
+        for name in sorted(report.get(f"{what}_keys", ())):
+            said = "drawn at random" if what == "missing" else "not used"
+            return None, f"{name} is {what} in the weights: {said}"
+    return network.eval(), None
+
+
+@torch.no_grad()
+def _difference(network: Any, tokenizer: Any, golden: list[dict[str, Any]], case: Case) -> Case:
+    """The largest over all golden lines; `scale` is the largest golden score."""
+    largest = 0.0
+    for start in range(0, len(golden), case["batch"]):
+        lines = golden[start : start + case["batch"]]
+        texts = [line["text"] for line in lines]
+        padding = {"padding": True, "padding_side": case["side"], "pad_to_multiple_of": MULTIPLE}
+        inputs = tokenizer(texts, return_tensors="pt", **padding)
+        given = {key: inputs[key].to(network.device) for key in ("input_ids", "attention_mask")}
+        scores = network(**given).logits.float()[:, 0].tolist()
+        for value, line in zip(scores, lines, strict=True):
+            if not abs(value) < float("inf"):
+                return {"fault": f"a score is {value}"}
+            largest = max(largest, abs(value - line["score"]))
+    return {"difference": largest}
+
+
+def serve(**loaders: Load) -> None:
+    """Answer the request on stdin."""
+    request = json.load(sys.stdin)
+    for answer in measure(request["folder"], request["cases"], **loaders):
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    serve()
