@@ -31,7 +31,9 @@ def measure(
     """
     golden = [json.loads(line) for line in Path(folder, "golden.jsonl").read_text(encoding="utf-8").splitlines()]
     tokenizer = load_tokenizer(folder, trust_remote_code=False)
-    fault = tokenizer_fault(tokenizer, golden)
+    config = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
+    pad_token_id = (config.get("text_config") or config).get("pad_token_id")
+    fault = tokenizer_fault(tokenizer, golden, pad_token_id)
     yield {"tokenizer": True, "fault": fault}
     if fault is not None:
         return
@@ -41,10 +43,15 @@ def measure(
             yield case | ({"fault": fault} if network is None else _difference(network, tokenizer, golden, case))
 
 
-def tokenizer_fault(tokenizer: Any, golden: list[dict[str, Any]]) -> str | None:
-    """What the tokenizer does to the golden conversations that training did not; None where all is as it was."""
+def tokenizer_fault(tokenizer: Any, golden: list[dict[str, Any]], pad_token_id: int | None) -> str | None:
+    """What the tokenizer does to the golden conversations that training did not; None where all is as it was.
+
+    `pad_token_id` is the model's, which looks for the last token that is none.
+    """
     if tokenizer.pad_token_id is None:
         return "the tokenizer has no pad token: batches cannot be padded"
+    if tokenizer.pad_token_id != pad_token_id:
+        return f"the tokenizer pads with {tokenizer.pad_token_id}, and config.json says {pad_token_id}"
     if tokenizer.truncation_side != "left":
         return f"the tokenizer cuts long texts on the {tokenizer.truncation_side}: the token that is scored would go"
     for number, line in enumerate(golden, 1):

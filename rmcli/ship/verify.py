@@ -74,8 +74,8 @@ def verify(folder: Path) -> Verified:
     output.doing(f"scoring {len(lines)} golden conversations")
     by = "rmcli" if _is_unknown_to_transformers(folder, config) else "transformers"
     has_rope = bool((config.get("text_config") or config).get("rope_parameters"))
-    cases = _cases(config.get("dtype") or "float32", _num_parameters(folder))
-    checks += [_judged(case, answer, lines, has_rope) for case, answer in answers(folder, cases, by)]
+    cases = cases_of(config.get("dtype") or "float32", _num_parameters(folder))
+    checks += [judged(case, answer, lines, has_rope) for case, answer in answers(folder, cases, by)]
     return Verified(str(folder), len(lines), by, checks)
 
 
@@ -117,7 +117,7 @@ def _num_parameters(folder: Path) -> int:
     return found
 
 
-def _cases(dtype: str, parameters: int) -> Iterator[dict[str, Any]]:
+def cases_of(dtype: str, parameters: int) -> Iterator[dict[str, Any]]:
     """The whole grid, or, of a large model, one pass for each side of padding in the type it ships in."""
     whole = parameters <= WHOLE_GRID
     dtypes = dict.fromkeys(("float32", dtype) if whole else (dtype,))
@@ -126,7 +126,7 @@ def _cases(dtype: str, parameters: int) -> Iterator[dict[str, Any]]:
         yield {"dtype": one, "attention": attention, "batch": batch, "side": side}
 
 
-def _judged(case: dict[str, Any] | None, answer: dict[str, Any], lines: list[Golden], has_rope: bool) -> Check:
+def judged(case: dict[str, Any] | None, answer: dict[str, Any], lines: list[Golden], has_rope: bool) -> Check:
     """The verdict on a case, or on the tokenizer, which is none."""
     fault = answer.get("fault")
     if case is None:
