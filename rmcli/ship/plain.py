@@ -1,7 +1,7 @@
 """Score a folder's golden.jsonl as anybody would: with torch and transformers, and nothing else of this package.
 
 Run as a script by `rmcli verify`, in a process that imports no rmcli: the request on stdin, a JSON line for each case
-on stdout. A case is {"dtype", "attention", "batch", "side"}.
+on stdout. A case is {"dtype", "attention", "batch", "side", "limit"}.
 """
 
 import json
@@ -17,6 +17,12 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 MULTIPLE = 8  # rows are padded to such a length, so that one alone has padding, too
 Case = dict[str, Any]
 Load = Callable[..., Any]
+Score = Callable[[Any, dict[str, Any]], torch.Tensor]
+
+
+def logits(network: Any, inputs: dict[str, Any]) -> torch.Tensor:
+    """(B,) scores, as the classifier itself takes them from its last token that is no padding."""
+    return network(**inputs).logits[:, 0]
 
 
 def measure(
@@ -24,9 +30,12 @@ def measure(
     cases: list[Case],
     load_model: Load = AutoModelForSequenceClassification.from_pretrained,
     load_tokenizer: Load = AutoTokenizer.from_pretrained,
+    score: Score = logits,
 ) -> Iterator[Case]:
     """Each case with `difference`, the largest between golden and measured scores, or with `fault`, in words.
 
+    Where that is above the limit on the left side, `with_positions` is what it is when positions are counted from
+    the first token that is no padding.
     The tokenizer is the first, a case of its own; where it fails nothing is scored.
     """
     golden = [json.loads(line) for line in Path(folder, "golden.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -40,7 +49,7 @@ def measure(
     for (dtype, attention), same in groupby(cases, key=lambda case: (case["dtype"], case["attention"])):
         network, fault = _loaded(load_model, folder, dtype, attention)
         for case in same:
-            yield case | ({"fault": fault} if network is None else _difference(network, tokenizer, golden, case))
+            yield case | ({"fault": fault} if network is None else _answer(network, tokenizer, golden, case, score))
 
 
 def tokenizer_fault(tokenizer: Any, golden: list[dict[str, Any]], pad_token_id: int | None) -> str | None:
@@ -83,9 +92,24 @@ def _loaded(load: Load, folder: str, dtype: str, attention: str) -> tuple[Any, s
     return network.eval(), None
 
 
+def _answer(network: Any, tokenizer: Any, golden: list[dict[str, Any]], case: Case, score: Score) -> Case:
+    found = _difference(network, tokenizer, golden, case, score)
+    if not found <= case["limit"] and case["side"] == "left" and found == found:
+        with_positions = _difference(network, tokenizer, golden, case, score, gives_positions=True)
+        return {"difference": found, "with_positions": with_positions}
+    return {"difference": found} if found == found else {"fault": "a score is not finite"}
+
+
 @torch.no_grad()
-def _difference(network: Any, tokenizer: Any, golden: list[dict[str, Any]], case: Case) -> Case:
-    """The largest over all golden lines; `scale` is the largest golden score."""
+def _difference(
+    network: Any,
+    tokenizer: Any,
+    golden: list[dict[str, Any]],
+    case: Case,
+    score: Score,
+    gives_positions: bool = False,
+) -> float:
+    """The largest over all golden lines; NaN where a score is not finite."""
     largest = 0.0
     for start in range(0, len(golden), case["batch"]):
         lines = golden[start : start + case["batch"]]
@@ -93,18 +117,20 @@ def _difference(network: Any, tokenizer: Any, golden: list[dict[str, Any]], case
         padding = {"padding": True, "padding_side": case["side"], "pad_to_multiple_of": MULTIPLE}
         inputs = tokenizer(texts, return_tensors="pt", **padding)
         given = {key: inputs[key].to(network.device) for key in ("input_ids", "attention_mask")}
-        scores = network(**given).logits.float()[:, 0].tolist()
-        for value, line in zip(scores, lines, strict=True):
-            if not abs(value) < float("inf"):
-                return {"fault": f"a score is {value}"}
-            largest = max(largest, abs(value - line["score"]))
-    return {"difference": largest}
+        if gives_positions:
+            given["position_ids"] = (given["attention_mask"].cumsum(1) - 1).clamp(min=0)
+        scores = score(network, given).float()
+        if not scores.isfinite().all():
+            return float("nan")
+        expected = torch.tensor([line["score"] for line in lines])
+        largest = max(largest, (scores.cpu() - expected).abs().max().item())
+    return largest
 
 
-def serve(**loaders: Load) -> None:
+def serve(**own: Any) -> None:
     """Answer the request on stdin."""
     request = json.load(sys.stdin)
-    for answer in measure(request["folder"], request["cases"], **loaders):
+    for answer in measure(request["folder"], request["cases"], **own):
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
 

@@ -10,7 +10,7 @@ from rmcli.backbones.internlm2.auto import MODEL_TYPE, AutoConfig, AutoSequenceC
 from rmcli.backbones.pretrained import from_pretrained
 from rmcli.config.files import read_json
 from rmcli.errors import RmcliError
-from rmcli.ship import golden, plain
+from rmcli.ship import golden, own, plain
 from rmcli.ship.limits import WHOLE_GRID, limit
 
 _HINT = "rmcli doctor shows versions; please report it with the model's name"
@@ -28,15 +28,18 @@ def verify_quickly(path: Path, parameters: int) -> None:
     place = {"pretrained_model_name_or_path": str(path)}
     config = from_pretrained(AutoConfig, "config", str(path), place)
     is_own = read_json(path / "config.json").get("model_type") == MODEL_TYPE
-    by = "rmcli" if is_own or architectures.loads_only_here(config) else "plain transformers"
+    by_rmcli = is_own or architectures.loads_only_here(config)
     loaders = _quiet(AutoSequenceClassifier, "weights"), _quiet(AutoTokenizer, "tokenizer")
-    answers = plain.measure(str(path), [_case(1, "right"), _case(8, "right")], *loaders)
-    largest = max(_checked(answer, limit("float32", lines)) for answer in answers)
+    allowed = limit("float32", lines)
+    cases = [_case(batch, allowed) for batch in (1, 8)]
+    answers = plain.measure(str(path), cases, *loaders, own.score if by_rmcli else plain.logits)
+    largest = max(_checked(answer, allowed) for answer in answers)
+    by = "rmcli" if by_rmcli else "plain transformers"
     output.say(f"verified: {len(lines)} golden scores by {by}, largest difference {largest:.1g}")
 
 
-def _case(batch: int, side: str) -> dict[str, Any]:
-    return {"dtype": "float32", "attention": "eager", "batch": batch, "side": side}
+def _case(batch: int, allowed: float) -> dict[str, Any]:
+    return {"dtype": "float32", "attention": "eager", "batch": batch, "side": "right", "limit": allowed}
 
 
 def _quiet(loader: Any, what: str) -> plain.Load:

@@ -1,10 +1,10 @@
 """`rmcli verify`: a model folder against its own golden scores, by plain transformers in a fresh process."""
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import product
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from rmcli.ship.fresh import answers
 from rmcli.ship.golden import Golden
 from rmcli.ship.limits import WHOLE_GRID, limit
 
-_FROM_PADDING = "positions are counted from the padding on: pad on the right"
+_FROM_PADDING = "the architecture counts padding on the left: pad on the right"
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,13 @@ def verify(folder: Path) -> Verified:
     if any(check.fault is not None for check in checks):
         return Verified(str(folder), len(lines), "nothing", checks)
     output.doing(f"scoring {len(lines)} golden conversations")
-    by = "rmcli" if _is_unknown_to_transformers(folder, config) else "transformers"
-    has_rope = bool((config.get("text_config") or config).get("rope_parameters"))
-    cases = cases_of(config.get("dtype") or "float32", _num_parameters(folder))
-    checks += [judged(case, answer, lines, has_rope) for case, answer in answers(folder, cases, by)]
+    place = {"pretrained_model_name_or_path": str(folder)}
+    loaded = from_pretrained(AutoConfig, "config", str(folder), place)
+    is_own = config.get("model_type") == MODEL_TYPE or architectures.loads_only_here(loaded)
+    by = "rmcli" if is_own else "transformers"
+    has_state = architectures.choose_batches(True, loaded, 1).kind == "single"
+    cases = cases_of(config.get("dtype") or "float32", _num_parameters(folder), lines)
+    checks += [judged(case, answer, has_state) for case, answer in answers(folder, cases, by)]
     return Verified(str(folder), len(lines), by, checks)
 
 
@@ -98,36 +101,32 @@ def read_golden(folder: Path) -> list[Golden]:
     return lines
 
 
-def _is_unknown_to_transformers(folder: Path, config: dict[str, Any]) -> bool:
-    if config.get("model_type") == MODEL_TYPE:
-        return True
-    place = {"pretrained_model_name_or_path": str(folder)}
-    return architectures.loads_only_here(from_pretrained(AutoConfig, "config", str(folder), place))
-
-
 def _num_parameters(folder: Path) -> int:
     """Of all weight files, by their headers."""
     found = 0
     try:
         for path in folder.glob("*.safetensors"):
             with safe_open(path, framework="pt") as file:
-                found += sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+                found += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise RmcliError(f"the weights of {folder} cannot be read: {error}", "the file is damaged") from error
     return found
 
 
-def cases_of(dtype: str, parameters: int) -> Iterator[dict[str, Any]]:
+def cases_of(dtype: str, parameters: int, lines: list[Golden]) -> Iterator[dict[str, Any]]:
     """The whole grid, or, of a large model, one pass for each side of padding in the type it ships in."""
     whole = parameters <= WHOLE_GRID
     dtypes = dict.fromkeys(("float32", dtype) if whole else (dtype,))
     grid = product(dtypes, ("eager", "sdpa") if whole else ("eager",), (1, 8) if whole else (8,), ("left", "right"))
     for one, attention, batch, side in grid:
-        yield {"dtype": one, "attention": attention, "batch": batch, "side": side}
+        yield {"dtype": one, "attention": attention, "batch": batch, "side": side, "limit": limit(one, lines)}
 
 
-def judged(case: dict[str, Any] | None, answer: dict[str, Any], lines: list[Golden], has_rope: bool) -> Check:
-    """The verdict on a case, or on the tokenizer, which is none."""
+def judged(case: dict[str, Any] | None, answer: dict[str, Any], has_state: bool = False) -> Check:
+    """The verdict on a case, or on the tokenizer, which is none.
+
+    `has_state`: the architecture may carry something over from the padding before a text.
+    """
     fault = answer.get("fault")
     if case is None:
         return Check("tokenizer", fault=fault)
@@ -136,9 +135,9 @@ def judged(case: dict[str, Any] | None, answer: dict[str, Any], lines: list[Gold
         return Check(name, note=f"the architecture does not take {case['attention']}")
     if fault is not None:
         return Check(name, fault=fault)
-    difference, allowed = answer["difference"], limit(case["dtype"], lines)
+    difference, allowed = answer["difference"], case["limit"]
     if difference <= allowed:
         return Check(name, difference, allowed)
-    if case["side"] == "left" and not has_rope:
+    if case["side"] == "left" and (has_state or answer.get("with_positions", math.inf) <= allowed):
         return Check(name, difference, note=_FROM_PADDING)
     return Check(name, difference, allowed, fault="another score")

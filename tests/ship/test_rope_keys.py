@@ -71,4 +71,4 @@ def test_keys_that_would_change_what_is_read_are_left_out_and_that_is_said(tmp_p
     monkeypatch.setattr("rmcli.ship.rope_keys.older_keys", lambda _: {"rope_parameters": {"rope_theta": 1.0}})
     write_both_forms(tmp_path)
     assert Path(tmp_path, "config.json").read_text() == before
-    assert "note: config.json has no rope keys for transformers 4" in capsys.readouterr().err
+    assert "config.json has no rope keys for transformers 4" in capsys.readouterr().err

@@ -17,6 +17,7 @@ from support.cli import run_cli
 from support.places import REPOSITORY
 
 BEFORE = REPOSITORY / "tests" / "written_before"
+LINE = {"messages": [], "text": "", "input_ids": [], "score": 3.0}
 Change = Callable[[Path], object]
 
 
@@ -111,7 +112,7 @@ TRAPS = {
         weights(lambda tensors: tensors.update({"score.bias": torch.ones(1)})),
         "score.bias is unexpected in the weights: not used",
     ),
-    "NaN head": (weights(lambda tensors: tensors["score.weight"].fill_(float("nan"))), "a score is nan"),
+    "NaN head": (weights(lambda tensors: tensors["score.weight"].fill_(float("nan"))), "a score is not finite"),
     "edited template": (template(" "), "tokenizer: golden.jsonl, line 1: the chat template writes another text"),
     "template that prints eos": (template("{{ eos_token }}"), "the chat template writes another text"),
     "BOS twice": (adds_bos, "tokenizer: golden.jsonl, line 1: the text gives other ids (add_special_tokens=True)"),
@@ -210,12 +211,12 @@ def test_what_scores_in_the_fresh_process_imports_torch_and_transformers_alone()
 
 
 def test_a_large_model_is_scored_once_for_each_side_in_the_type_it_ships_in():
-    large = list(verify.cases_of("bfloat16", limits.WHOLE_GRID + 1))
+    large = list(verify.cases_of("bfloat16", limits.WHOLE_GRID + 1, [LINE]))
     assert [(case["dtype"], case["batch"], case["side"]) for case in large] == [
         ("bfloat16", 8, "left"),
         ("bfloat16", 8, "right"),
     ]
-    assert len(list(verify.cases_of("float32", limits.WHOLE_GRID))) == 8
+    assert len(list(verify.cases_of("float32", limits.WHOLE_GRID, [LINE]))) == 8
 
 
 def test_a_folder_without_golden_scores_is_one_line(cli):
@@ -228,12 +229,21 @@ def test_a_folder_without_golden_scores_is_one_line(cli):
 
 
 def test_positions_that_are_counted_from_the_padding_on_are_a_note():
-    case = {"dtype": "float32", "attention": "eager", "batch": 8, "side": "left"}
-    line = {"messages": [], "text": "", "input_ids": [], "score": 3.0}
-    told = verify.judged(case, {"difference": 0.5}, [line], has_rope=False)
+    """Only where other positions mend it: a difference on the left is a fault like any other."""
+    case = {"dtype": "float32", "attention": "eager", "batch": 8, "side": "left", "limit": 3e-4}
+    told = verify.judged(case, {"difference": 0.5, "with_positions": 1e-6})
     assert told.fault is None
-    assert told.verdict == "positions are counted from the padding on: pad on the right"
-    assert verify.judged(case | {"side": "right"}, {"difference": 0.5}, [line], has_rope=False).fault is not None
-    assert verify.judged(case, {"difference": 0.5}, [line], has_rope=True).fault is not None
-    assert verify.judged(case, {"difference": 2.9e-4}, [line], has_rope=True).fault is None  # of a score of 3
-    assert verify.judged(case, {"fault": ""}, [line], has_rope=True).verdict == "the architecture does not take eager"
+    assert told.verdict == "the architecture counts padding on the left: pad on the right"
+    assert verify.judged(case, {"difference": 0.5, "with_positions": 0.4}).fault == "another score"
+    assert verify.judged(case, {"difference": 0.5}).fault == "another score"
+    assert verify.judged(case, {"difference": 0.5}, has_state=True).fault is None
+    assert verify.judged(case | {"side": "right"}, {"difference": 0.5}, has_state=True).fault == "another score"
+    assert verify.judged(case, {"difference": 2.9e-4}).verdict == "ok"
+    assert verify.judged(case, {"fault": ""}).verdict == "the architecture does not take eager"
+
+
+def test_limits_are_of_the_size_of_the_scores():
+    assert limits.limit("float32", [LINE | {"score": 0.1}]) == 1e-4
+    assert limits.limit("float32", [LINE, LINE | {"score": -5.0}]) == 5e-4
+    assert limits.limit("bfloat16", [LINE | {"score": 0.1}]) == 0.125
+    assert limits.limit("float16", [LINE | {"score": 2.0}]) == 2 * 16 * 2**-10
