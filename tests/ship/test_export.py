@@ -1,7 +1,10 @@
 """`rmcli export`: a model folder of a run or a checkpoint, of nothing but the run folder."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -176,3 +179,20 @@ def test_an_earlier_export_is_replaced_on_demand_and_nothing_else_is(cli, run):
     result = cli("export", run, "-o", "mine", "--overwrite")
     assert "error: mine holds no exported model and is left alone\n" in result.stderr
     assert Path("mine/notes.txt").read_text() == "mine"
+
+
+@pytest.mark.slow
+def test_what_two_processes_have_written_is_exported_by_one(cli, run):
+    """Weights that are cut over both, in the checkpoint of the last step and in that of the best evaluation."""
+    keys = ("train.max_steps=4", "train.eval_steps=2", "train.best=eval_loss", "parallel.data_parallel=shard")
+    settings = [part for key in keys for part in ("-s", key)]
+    line = ["train", "-p", "tiny", "--data", BEFORE / "data", "-o", "two", "--num-processes", "2", *settings]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    result = subprocess.run([sys.executable, "-m", "rmcli", *line], capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("verified: 14 golden scores by plain transformers") == 2
+    best = next(Path("two/checkpoints").glob("best-step-*"))
+    for source, written in (("two", "two/model"), (best, "two/model-best")):
+        assert cli("export", source, "-o", "out", "--overwrite").code == 0
+        for path in Path(written).iterdir():
+            assert path.read_bytes() == Path("out", path.name).read_bytes(), path
