@@ -12,7 +12,7 @@ def config_fault(config: Mapping[str, Any]) -> str | None:
     labels = config.get("id2label") or {}
     if pad is None:
         return "no pad_token_id: batches of more than one cannot be scored"
-    if pad == reward and config.get("reward_mode") != "last":
+    if pad == reward:
         return f"pad_token_id is the reward token ({reward}): it would be scored one token earlier"
     if len(labels) != 1:
         return f"{len(labels)} labels in id2label: a reward model has one output"
