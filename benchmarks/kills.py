@@ -29,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import figures
 import nano_run
 from rmcli.cli import app
-from rmcli.model import model_folder
 from rmcli.runs import checkpoint
+from rmcli.ship import folder
 from rmcli.train import resume, run  # noqa: F401  (run: imported once, not in every child)
 
 STEPS = ("train.pairs_per_step=16", "train.max_epochs=2", "train.log_every=4", "train.eval_steps=3")
@@ -99,7 +99,7 @@ class Places:
     def watch(self) -> None:
         checkpoint.save = self.told(CHECKPOINT, checkpoint.save)
         checkpoint.save_best = self.told(CHECKPOINT, checkpoint.save_best)
-        model_folder.export = self.told(EXPORT, model_folder.export)
+        folder.fill = self.told(EXPORT, folder.fill)
         sys.addaudithook(self.before_call)
 
     def before_call(self, event: str, arguments: tuple) -> None:

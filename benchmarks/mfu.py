@@ -52,14 +52,13 @@ def run_way(job: dict[str, Any]) -> dict[str, Any]:
 
     import rmcli
     from rmcli.config.resolve import resolve
-    from rmcli.model import model_folder
+    from rmcli.train import run as training
     from rmcli.train.job import build_job
-    from rmcli.train.run import run as train_run
 
     versioned = {"rmcli": rmcli, "torch": torch, "transformers": transformers}
-    model_folder.export = lambda *_: None
+    training.export = lambda *_: None
     run = Path(job["run"])
-    train_run(build_job(resolve(job["preset"], settings=job["settings"]), Path(job["data"]), run), job["profile"])
+    training.run(build_job(resolve(job["preset"], settings=job["settings"]), Path(job["data"]), run), job["profile"])
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     on_cuda = torch.cuda.is_available()
     if "mfu" not in lines[0]:

@@ -44,7 +44,6 @@ from rmcli import output
 from rmcli.config.layers import Layer
 from rmcli.config.resolve import resolve, trained_model_layers
 from rmcli.config.sections import Config
-from rmcli.model import model_folder
 from rmcli.model.load import load_model
 from rmcli.model.network import score_head
 from rmcli.records import TokenGroup, as_dicts
@@ -52,6 +51,7 @@ from rmcli.rows.map_fns.apply import apply
 from rmcli.rows.map_fns.known import NAMED
 from rmcli.score import run as score
 from rmcli.scorer import load
+from rmcli.ship.folder import write
 from rmcli.tokens.encode import Encoder
 from rmcli.tokens.tokenizer import load_tokenizer
 
@@ -71,7 +71,7 @@ def export_model(source: Path, layers: int | None, preset: str, folder: Path) ->
     network = load_model(resolved.config.model, reward)
     torch.manual_seed(0)
     torch.nn.init.normal_(score_head(network).weight, std=0.02)
-    model_folder.export(network, reward, resolved.toml(), folder / "model")
+    write(network, reward, resolved.toml(), folder / "model")
     return folder / "model"
 
 

@@ -24,6 +24,8 @@ COMMANDS = (
     "audit",
     "train",
     "score",
+    "export",
+    "verify",
     "map-fns",
     "inspect-token",
     "presets",

@@ -13,12 +13,14 @@ from rmcli.cli.audit import audit_command
 from rmcli.cli.config import config_command
 from rmcli.cli.doctor import doctor_command
 from rmcli.cli.ending import one_line_for_everything
+from rmcli.cli.export import export_command
 from rmcli.cli.inspect_token import inspect_token_command
 from rmcli.cli.map_fns import map_fns_command
 from rmcli.cli.prepare import prepare_command
 from rmcli.cli.presets import presets_app
 from rmcli.cli.score import score_command
 from rmcli.cli.train import train_command
+from rmcli.cli.verify import verify_command
 from rmcli.cli.wording import Command, Group
 from rmcli.parallel.word import is_one_of_others
 
@@ -50,6 +52,11 @@ EXAMPLES = {
         "rmcli score runs/first/model pairs.jsonl -o scores.jsonl",
         "rmcli score runs/first/model - < conversations.jsonl",
     ),
+    "export": (
+        "rmcli export runs/first -o my-model",
+        "rmcli export runs/first/checkpoints/step-500 -o my-model --dtype bfloat16",
+    ),
+    "verify": ("rmcli verify runs/first/model", "rmcli verify my-model --json"),
     "map-fns": ("rmcli map-fns", "rmcli map-fns --wide"),
     "inspect-token": (
         "rmcli inspect-token qwen3-0.6b",
@@ -63,6 +70,8 @@ for name, command in {
     "audit": audit_command,
     "train": train_command,
     "score": score_command,
+    "export": export_command,
+    "verify": verify_command,
     "map-fns": map_fns_command,
     "inspect-token": inspect_token_command,
     "config": config_command,

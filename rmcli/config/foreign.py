@@ -163,7 +163,6 @@ COMMANDS = {
     "evaluate": "not built yet: rmcli score MODEL PAIRS.jsonl ends with accuracy and mean margin",
     "eval": "not built yet: rmcli score MODEL PAIRS.jsonl ends with accuracy and mean margin",
     "serve": "not built yet: rmcli score MODEL - reads conversations from stdin, line by line",
-    "export": "not built yet: rmcli train writes the model folder at its end; --resume writes a missing one",
     "resume": _RESUME,
     "merge": "prepared parts: rmcli prepare --merge DIR... -o DIR; merging adapters is not built yet",
     "list-presets": "rmcli presets",

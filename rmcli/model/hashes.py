@@ -41,7 +41,7 @@ def verify(folder: Path) -> None:
     if not (folder / HASHES_FILE).is_file():
         output.say(f"{folder} has no {HASHES_FILE}: nothing proves that its files are as they were exported")
         return
-    fault = first_fault(folder, may_be_missing=(CONFIG_FILE,), may_be_added=_read_by_no_loader)
+    fault = first_fault(folder, may_be_missing=(CONFIG_FILE,), may_be_added=read_by_no_loader)
     if fault is not None:
         raise RmcliError(
             f"model {folder}: {fault}",
@@ -78,7 +78,7 @@ def first_fault(
     return None
 
 
-def _read_by_no_loader(name: str) -> bool:
+def read_by_no_loader(name: str) -> bool:
     return not any(fnmatch(name, pattern) for pattern in _READ_BY_LOADERS)
 
 

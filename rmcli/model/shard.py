@@ -40,10 +40,6 @@ def shard(network: PreTrainedModel, mesh: DeviceMesh, is_reduced: bool, device: 
     _allocate(network, device)
 
 
-def is_sharded(network: nn.Module) -> bool:
-    return next(_units(network), None) is not None
-
-
 def expect_last_forward(network: nn.Module, is_last: bool) -> None:
     """Say before a forward of a step whether it is the last: gradients of whole copies are added up once a step.
 
@@ -85,12 +81,15 @@ def take_over(network: nn.Module, other: nn.Module) -> None:
 
 
 def gathered(network: nn.Module) -> dict[str, Tensor]:
-    """The whole state dict, in main memory, on the first process; empty on the others, which must call it, too."""
+    """The whole state dict, in main memory, on the first process; empty on the others, which must call it, too.
+
+    Of a network that lies there whole they are its own tensors.
+    """
     found = {}
     for name, tensor in network.state_dict().items():
         full = whole(tensor.detach())
         if world.is_first():
-            found[name] = full.to("cpu", copy=full is tensor)
+            found[name] = full.to("cpu")
     return found
 
 

@@ -42,8 +42,11 @@ def tensors_of(network: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     return weights_of(network, optimizer) | states
 
 
-def read_weights(folder: Path, network: nn.Module) -> None:
-    """Fill a float32 network from a checkpoint. Raises RmcliError where they do not belong together."""
+def read_weights(folder: Path, network: nn.Module, alone: bool = False) -> None:
+    """Fill a float32 network from a checkpoint. Raises RmcliError where they do not belong together.
+
+    All processes call it, but for `alone`: the network is then this one's own, and whole.
+    """
     stored = tensors.shapes(folder)
     device = next(network.parameters()).device
     wanted: dict[str, Tensor] = {}
@@ -54,7 +57,7 @@ def read_weights(folder: Path, network: nn.Module) -> None:
         if is_split:
             wanted[_key(name, MASTER_LOW)] = torch.empty(tensor.shape, dtype=torch.int16, device=device)
     _refuse_left_over(folder, "model.", {name for name in stored if name.startswith("model.")} - wanted.keys())
-    tensors.read(folder, wanted)
+    tensors.read(folder, wanted, alone)
     with torch.no_grad():
         for name, tensor in _named(network):
             if (low := wanted.get(_key(name, MASTER_LOW))) is not None:

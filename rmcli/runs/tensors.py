@@ -42,8 +42,11 @@ def write(folder: Path, tensors: Mapping[str, Tensor], group: Group = None) -> N
         save_state(contiguous, storage_writer=writer, process_group=group, no_dist=world.size() == 1)
 
 
-def read(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Fill the given tensors in place. Raises RmcliError where one is missing or of another shape or type."""
+def read(folder: Path, tensors: Mapping[str, Tensor], alone: bool = False) -> None:
+    """Fill the given tensors in place. Raises RmcliError where one is missing or of another shape or type.
+
+    All processes call it, but for `alone`: this one reads whole tensors for itself.
+    """
     stored = shapes(folder)
     for name, tensor in tensors.items():
         here = (tensor.dtype, tuple(tensor.shape))
@@ -56,7 +59,7 @@ def read(folder: Path, tensors: Mapping[str, Tensor]) -> None:
             )
     with _explained():
         reader = HuggingFaceStorageReader(str(folder))
-        load_state(dict(tensors), storage_reader=reader, no_dist=world.size() == 1)
+        load_state(dict(tensors), storage_reader=reader, no_dist=alone or world.size() == 1)
 
 
 def shapes(folder: Path) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:

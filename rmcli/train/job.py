@@ -14,7 +14,7 @@ from rmcli.config.layers import Resolved
 from rmcli.config.no_effect import in_vain, without_effect
 from rmcli.config.sections import Config, ModelSection
 from rmcli.errors import ConfigError, RmcliError
-from rmcli.model import flops, model_folder
+from rmcli.model import flops
 from rmcli.model.backend import check_attention
 from rmcli.model.device import pick_device
 from rmcli.model.kernels import check_compilable, check_kernels
@@ -24,6 +24,7 @@ from rmcli.packs.manifest import read_manifest
 from rmcli.packs.reader import PackedSplit
 from rmcli.runs import backbone
 from rmcli.runs.folder import next_run_folder
+from rmcli.ship.template import exported_template
 from rmcli.tokens.tokenizer import CHAT_TEMPLATE_HINT, RewardTokenizer, load_model_config, load_tokenizer
 from rmcli.train.checks import Use, adopt_data_settings, check_master_weights, check_same_tokens, count_use, has_use
 from rmcli.train.past import Past, check_length, check_processes, check_same_run
@@ -114,7 +115,7 @@ def build_job(
     network = sizes_of(config, model_config, batch_choice.kind)
     use = count_use(train_split, config.loss.loss_type)
     sizes = PackSizes.of(train_split, network.counter, use.is_used_G)
-    model_folder.exported_template(reward)  # what could not be exported is not trained
+    exported_template(reward)  # what could not be exported is not trained
     ranks = processes // config.parallel.sequence_parallel_size
     total_steps = num_steps(sizes, config.train, batch_choice.kind, ranks)
     eval_split = PackedSplit(data_folder, "eval")

@@ -1,23 +1,26 @@
 """A job run: weights loaded, self-test, loop, export. The run folder holds what comes of it."""
 
+import gc
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
+import torch
 from accelerate.utils import set_seed
+from torch import Tensor
 
 from rmcli import output
-from rmcli.model import kernels, model_folder, optim, self_test
+from rmcli.model import kernels, optim, self_test
 from rmcli.model.network import score_head, whole_row_layers
 from rmcli.model.recompute import checkpoint_activations
-from rmcli.model.shard import gathered, is_sharded
+from rmcli.model.shard import gathered
 from rmcli.parallel import world
 from rmcli.parallel.collectives import on_first, together
 from rmcli.runs import checkpoint, lock
 from rmcli.runs.folder import BEST_MODEL, MODEL, claim, claim_next, reopen, write_config
 from rmcli.runs.metrics_file import open_metrics
-from rmcli.runs.state import read_weights
+from rmcli.ship.export import Run, export
 from rmcli.train import generators, proofs
 from rmcli.train.collapse import collapse_warning
 from rmcli.train.describe import describe
@@ -45,7 +48,8 @@ def run(job: Job, with_profile: bool = False, command: str | None = None) -> dic
         job = _claimed(job)
         on_first(lambda: _open(job, held))
         with recorded(job, command) as figures:
-            figures |= _train(job, with_profile)
+            trained = _train(job, with_profile)
+            figures |= {**trained.summary, **on_first(lambda: _ship(job, trained)), "run": str(job.run_folder)}
     if (warning := collapse_warning(figures)) is not None:
         output.warn(warning)
     return figures
@@ -71,7 +75,8 @@ def _open(job: Job, held: ExitStack) -> None:
         checkpoint.remove_older(job.past.checkpoint, job.past.facts, job.config.train.save_total_limit)
 
 
-def _train(job: Job, with_profile: bool) -> dict[str, Any]:
+def _train(job: Job, with_profile: bool) -> "_Trained":
+    """All steps, the last checkpoint included; network and optimizer are let go."""
     config = job.config
     on_first(lambda: write_config(job.run_folder, job.resolved.toml()))
     set_seed(config.train.seed)
@@ -99,11 +104,16 @@ def _train(job: Job, with_profile: bool) -> dict[str, Any]:
     ):
         summary = trainer.fit(metrics_file, job.run_folder / "profile" if with_profile and world.is_first() else None)
     optim.restore_float32(optimizer)
-    shipped = {"model": _export(job, network, MODEL)}
-    if trainer.best is not None:
-        read_weights(job.run_folder / checkpoint.FOLDER / f"{checkpoint.BEST}{trainer.best['step']}", network)
-        shipped["model_best"] = _export(job, network, BEST_MODEL)
-    return {**summary, **shipped, "run": str(job.run_folder)}
+    best = None if trainer.best is None else trainer.best["step"]
+    return _Trained(summary, gathered(network), best)
+
+
+class _Trained(NamedTuple):
+    """The last figures, the weights by name (on the first process), and the step of the best evaluation kept."""
+
+    summary: dict[str, Any]
+    weights: dict[str, Tensor]
+    best: int | None
 
 
 def _metrics(job: Job) -> AbstractContextManager[TextIO | None]:
@@ -113,11 +123,19 @@ def _metrics(job: Job) -> AbstractContextManager[TextIO | None]:
     return open_metrics(job.run_folder, job.past and job.past.facts["metrics_bytes"])
 
 
-def _export(job: Job, network: Any, name: str) -> str:
-    folder = job.run_folder / name
-    weights = gathered(network) if is_sharded(network) else None
-    on_first(lambda: model_folder.export(network, job.reward, job.resolved.toml(), folder, weights))
-    return str(folder)
+def _ship(job: Job, trained: _Trained) -> dict[str, str]:
+    """The model folders, of the last step and of the best one. The first process writes them alone."""
+    gc.collect()  # network and optimizer refer to themselves
+    if job.device.type == "cuda":
+        torch.cuda.empty_cache()
+    run = Run.of(job.run_folder, job.data_folder)
+    export(run, run.network_with(trained.weights), job.run_folder / MODEL)
+    made = {"model": str(job.run_folder / MODEL)}
+    if trained.best is not None:
+        best = job.run_folder / checkpoint.FOLDER / f"{checkpoint.BEST}{trained.best}"
+        export(run, run.network_of(best), job.run_folder / BEST_MODEL)
+        made["model_best"] = str(job.run_folder / BEST_MODEL)
+    return made
 
 
 def _say_plan(job: Job, numbers: Mapping[str, Any]) -> None:

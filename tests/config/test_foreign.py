@@ -182,7 +182,7 @@ def test_flat_toml_is_told_its_section(cli, tmp_path):
     assert "hint: write it under [train]: lr = 1e-05" in cli("train", "-c", "flat.toml").stderr
 
 
-@pytest.mark.parametrize("command", ["evaluate", "serve", "export"])
+@pytest.mark.parametrize("command", ["evaluate", "serve"])
 def test_commands_that_are_not_built_say_so(cli, command):
     result = cli(command, "x")
     assert result.code == 2

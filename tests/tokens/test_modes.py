@@ -11,9 +11,9 @@ from rmcli.config.resolve import resolve
 from rmcli.errors import ConfigError, RmcliError
 from rmcli.model import batch, forward
 from rmcli.model.load import label_for_reward, load_model, prepare_reward_row
-from rmcli.model.model_folder import exported_template
 from rmcli.packs.manifest import read_manifest
 from rmcli.records import PreferenceGroup
+from rmcli.ship.template import exported_template
 from rmcli.tokens import chat_templates
 from rmcli.tokens import tokenizer as tokenizers
 from rmcli.tokens.encode import Encoder

@@ -11,9 +11,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from rmcli.errors import RmcliError
-from rmcli.model import model_folder
 from rmcli.model.metrics import wilson_interval
-from rmcli.runs.rescue import export_checkpoint
 from rmcli.train.collapse import collapse_warning
 from rmcli.train.loop import Trainer
 
@@ -42,7 +40,7 @@ def test_a_model_that_cannot_be_exported_is_not_lost(cli, tiny_run, monkeypatch,
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(model_folder, "export", full)
+        patch.setattr("rmcli.train.run.export", full)
         result = train(cli, tiny_run.data, "run", *trained)
     assert result.code == 1
     assert "cannot write into run: No space left on device; the last checkpoint is run/checkpoints/step-3" in (
@@ -50,25 +48,13 @@ def test_a_model_that_cannot_be_exported_is_not_lost(cli, tiny_run, monkeypatch,
     )
     assert f"hint: is the disk full? {WAY_ON}" in result.stderr
     assert not Path("run/model").exists()
-    export_checkpoint(Path("run/checkpoints/step-3"), Path("rescued"))
+    assert cli("export", "run", "-o", "rescued").code == 0
     whole, rescued = weights(Path("whole/model")), weights(Path("rescued"))
     assert whole.keys() == rescued.keys()
     assert all(torch.equal(whole[name], rescued[name]) for name in whole)
     assert sorted(path.name for path in Path("whole/model").iterdir()) == sorted(
         path.name for path in Path("rescued").iterdir()
     )
-
-
-def test_rescue_refuses_what_is_no_checkpoint(tiny_run, tmp_path):
-    with pytest.raises(RmcliError, match="is no checkpoint of a run"):
-        export_checkpoint(tiny_run.model, tmp_path / "model")
-    with pytest.raises(RmcliError, match="exists"):
-        export_checkpoint(tiny_run.run / "checkpoints" / "step-120", tmp_path)
-    (tmp_path / "checkpoints" / "step-1").mkdir(parents=True)
-    (tmp_path / "checkpoints" / "step-1" / ".metadata").write_bytes(b"pickled")
-    (tmp_path / "resolved.toml").write_text("")
-    with pytest.raises(RmcliError, match="is of an earlier rmcli, in a format that can run code: it is not read"):
-        export_checkpoint(tmp_path / "checkpoints" / "step-1", tmp_path / "model")
 
 
 def test_without_room_for_the_last_checkpoint_the_model_is_written(cli, tiny_run, monkeypatch):

@@ -19,7 +19,7 @@ def test_checkpoints_that_a_killed_run_had_no_time_to_remove_go_when_it_goes_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("rmcli.model.model_folder.export", killed)
+        patch.setattr("rmcli.train.run.export", killed)
         patch.setattr(checkpoint, "remove_older", lambda *_: None)
         line = ("train", "--data", nano_data, "-o", "run", *of_model(nano), *settings(*keys))
         assert cli(*line).code == 130

@@ -325,7 +325,7 @@ def test_a_finished_run_whose_export_failed_only_exports(cli, pairs, train, monk
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("rmcli.model.model_folder.export", full)
+        patch.setattr("rmcli.train.run.export", full)
         result = train("run", "train.max_steps=3", code=1)
     assert (
         "cannot write into run: No space left on device; the last checkpoint is run/checkpoints/step-3"
@@ -353,9 +353,7 @@ def test_the_best_evaluation_is_kept_apart_and_exported(cli, pairs, train):
         "train.save_steps=1",
         "train.save_total_limit=9",
     )
-    from rmcli.runs.rescue import export_checkpoint
-
-    export_checkpoint(Path(f"short/checkpoints/step-{best}"), Path("expected"))
+    assert cli("export", f"short/checkpoints/step-{best}", "-o", "expected").code == 0
     assert files(Path("run/model-best"))["model.safetensors"] == files(Path("expected"))["model.safetensors"]
 
 

@@ -46,7 +46,7 @@ def llama_config(values: Mapping[str, Any], name: str) -> "LlamaConfig":
             "heads do not divide them",
             "the file is damaged",
         )
-    carried = {key: values[key] for key in (*_CARRIED, "reward_token_id") if key in values}
+    carried = {key: values[key] for key in (*_CARRIED, "reward_token_id", "reward_mode") if key in values}
     try:
         return LlamaConfig(
             vocab_size=values["vocab_size"],

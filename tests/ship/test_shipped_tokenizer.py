@@ -6,8 +6,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Llam
 
 from rmcli.config.presets import presets_folder
 from rmcli.config.sections import ModelSection
-from rmcli.model.model_folder import export
 from rmcli.records import PreferenceGroup
+from rmcli.ship.folder import write
 from rmcli.tokens.encode import Encoder
 from rmcli.tokens.tokenizer import RewardTokenizer, resolve_reward_token
 from support.networks import tiny_model
@@ -65,7 +65,7 @@ def test_an_exported_tokenizer_gives_the_tokens_of_training_however_it_is_asked(
     (encoded,) = Encoder(reward, 4096, "drop").encode([PreferenceGroup((tuple(TALK),))])
     expected = encoded.responses[0].tolist()
     before = reward.tokenizer("plain text")["input_ids"]
-    export(tiny_model("llama"), reward, "", tmp_path / "model")
+    write(tiny_model("llama"), reward, "", tmp_path / "model")
     assert reward.tokenizer("plain text")["input_ids"] == before  # the run's own tokenizer is left as it was
 
     shipped = AutoTokenizer.from_pretrained(tmp_path / "model", trust_remote_code=False)
@@ -86,7 +86,7 @@ def test_an_ordinary_pipeline_over_the_rendered_text_gives_the_score_of_a_forwar
     network = tiny_model("llama", vocab_size=reward.num_embedding_rows, pad_token_id=reward.pad_token_id)
     network.set_attn_implementation("eager")
     network.config.problem_type, network.config.num_labels = "regression", 1
-    export(network, reward, "", tmp_path / "model")
+    write(network, reward, "", tmp_path / "model")
     shipped = AutoTokenizer.from_pretrained(tmp_path / "model", trust_remote_code=False)
     text = shipped.apply_chat_template(TALK, tokenize=False)
     classify = pipeline("text-classification", model=str(tmp_path / "model"), function_to_apply="none", device="cpu")

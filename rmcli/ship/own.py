@@ -1,0 +1,42 @@
+"""Score a folder's golden.jsonl in a process of its own with rmcli's loaders: for what transformers lacks."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification
+
+from rmcli.backbones import architectures
+from rmcli.backbones.internlm2.auto import MODEL_TYPE, AutoConfig, AutoSequenceClassifier, AutoTokenizer
+from rmcli.config.files import read_json
+from rmcli.model.network import backbone, score_head
+from rmcli.ship import plain
+
+
+def load_model(folder: str, dtype: Any, attn_implementation: str, **arguments: Any) -> Any:
+    """As transformers' own loader gives it, of a classifier that it has not, or of InternLM2's layout."""
+    if read_json(Path(folder, "config.json")).get("model_type") == MODEL_TYPE:
+        network, report = AutoSequenceClassifier.from_pretrained(pretrained_model_name_or_path=folder)
+        network.set_attn_implementation(attn_implementation)
+        return network.to(dtype), report
+    architectures.ensure_classifier(AutoConfig.from_pretrained(pretrained_model_name_or_path=folder))
+    return AutoModelForSequenceClassification.from_pretrained(
+        folder, dtype=dtype, attn_implementation=attn_implementation, **arguments
+    )
+
+
+def load_tokenizer(folder: str, **_: Any) -> Any:
+    return AutoTokenizer.from_pretrained(pretrained_model_name_or_path=folder)
+
+
+def score(network: Any, inputs: dict[str, Any]) -> Tensor:
+    """(B,) scores at the last tokens that are no padding; not every backbone runs in transformers' classifier."""
+    hidden_BLD = backbone(network)(**inputs, use_cache=False)[0]
+    mask_BL = inputs["attention_mask"]
+    last_B = (mask_BL * torch.arange(mask_BL.shape[1], device=mask_BL.device)).argmax(1)
+    return score_head(network)(hidden_BLD[torch.arange(len(last_B)), last_B])[:, 0]
+
+
+if __name__ == "__main__":
+    plain.serve(load_model=load_model, load_tokenizer=load_tokenizer, score=score)

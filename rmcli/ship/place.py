@@ -1,0 +1,62 @@
+"""What is exported, and where to: a run or one of its checkpoints in, a folder of no other use out."""
+
+from pathlib import Path
+
+from rmcli.errors import ConfigError, RmcliError
+from rmcli.model.hashes import CONFIG_FILE, HASHES_FILE
+from rmcli.model.model_folder import OF_CHECKPOINT, OF_OLD_CHECKPOINT
+from rmcli.packs.staging import check_writable, refuse_own_folder
+from rmcli.runs import backbone, checkpoint, folder, record
+
+
+def find_checkpoint(source: Path) -> Path:
+    """`source`, where it is a checkpoint, else the newest one of that run; every file of it proven by its hash.
+
+    Raises ConfigError for what is neither, and RmcliError for a damaged one or a run without the files it needs.
+    """
+    if not source.is_dir():
+        raise ConfigError(f"{source}: no such folder", "give a run, or RUN/checkpoints/step-N")
+    is_checkpoint = any((source / name).exists() for name in (OF_CHECKPOINT, OF_OLD_CHECKPOINT))
+    found = source if is_checkpoint else _newest(source)
+    run_folder = found.absolute().parent.parent
+    for name in (folder.CONFIG_FILE, backbone.FOLDER):
+        if not (run_folder / name).exists():
+            raise RmcliError(f"{found} lies in no run: {run_folder} has no {name}", "give RUN/checkpoints/step-N")
+    checkpoint.open_facts(found)
+    return found
+
+
+def check_target(target: Path, found: Path, overwrite: bool) -> None:
+    """Before any work. Raises ConfigError where the folder must not be written, OSError where it cannot be."""
+    kept = [found.parent.resolve(), (found.parent.parent / backbone.FOLDER).resolve()]
+    if any(path in kept for path in (target.resolve(), *target.resolve().parents)):
+        raise ConfigError(f"{target} lies in what the run keeps for itself", "name a folder elsewhere with -o")
+    if target.exists() and not target.is_dir():
+        raise ConfigError(f"{target} is a file", "name a folder with -o")
+    if target.is_dir() and any(target.iterdir()):
+        if not overwrite:
+            raise ConfigError(
+                f"{target} exists and is left alone", "name a new folder with -o, or --overwrite an earlier export"
+            )
+        if not all((target / name).is_file() for name in (CONFIG_FILE, HASHES_FILE, "config.json")):
+            raise ConfigError(f"{target} holds no exported model and is left alone", "name a new folder with -o")
+    refuse_own_folder(target)
+    check_writable(target)
+
+
+def data_of(run_folder: Path) -> Path | None:
+    """The prepared data that the run was started on; None where it is gone."""
+    told = record.read(run_folder)
+    place = Path(told["data"]["folder"]) if told is not None and "data" in told else None
+    return place if place is not None and place.is_dir() else None
+
+
+def _newest(source: Path) -> Path:
+    if (source / "config.json").is_file() and (source / HASHES_FILE).is_file():
+        raise ConfigError(f"{source} is a model folder already", f"rmcli verify {source} proves it")
+    if not (source / folder.CONFIG_FILE).is_file():
+        raise ConfigError(f"{source} is neither a run nor a checkpoint", "give a run, or RUN/checkpoints/step-N")
+    found = checkpoint.latest(source)
+    if found is None:
+        raise RmcliError(f"{source} has no checkpoint", f"go on with it: {folder.resume_command(source)}")
+    return found
