@@ -14,15 +14,16 @@ from rmcli.model.network import backbone, score_head
 from rmcli.ship import plain
 
 
-def load_model(folder: str, dtype: Any, attn_implementation: str, **arguments: Any) -> Any:
+def load_model(folder: str, dtype: Any, attn_implementation: str, trust_remote_code: bool, **arguments: Any) -> Any:
     """As transformers' own loader gives it, of a classifier that it has not, or of InternLM2's layout."""
+    assert not trust_remote_code
     if read_json(Path(folder, "config.json")).get("model_type") == MODEL_TYPE:
         network, report = AutoSequenceClassifier.from_pretrained(pretrained_model_name_or_path=folder)
         network.set_attn_implementation(attn_implementation)
         return network.to(dtype), report
     architectures.ensure_classifier(AutoConfig.from_pretrained(pretrained_model_name_or_path=folder))
     return AutoModelForSequenceClassification.from_pretrained(
-        folder, dtype=dtype, attn_implementation=attn_implementation, **arguments
+        folder, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=False, **arguments
     )
 
 
