@@ -9,6 +9,7 @@ from transformers import AutoModelForSequenceClassification
 
 from rmcli.backbones import architectures
 from rmcli.backbones.internlm2.auto import MODEL_TYPE, AutoConfig, AutoSequenceClassifier, AutoTokenizer
+from rmcli.backbones.pretrained import from_pretrained
 from rmcli.config.files import read_json
 from rmcli.model.network import backbone, score_head
 from rmcli.ship import plain
@@ -18,17 +19,21 @@ def load_model(folder: str, dtype: Any, attn_implementation: str, trust_remote_c
     """As transformers' own loader gives it, of a classifier that it has not, or of InternLM2's layout."""
     assert not trust_remote_code
     if read_json(Path(folder, "config.json")).get("model_type") == MODEL_TYPE:
-        network, report = AutoSequenceClassifier.from_pretrained(pretrained_model_name_or_path=folder)
+        network, report = from_pretrained(AutoSequenceClassifier, "weights", folder, _place(folder))
         network.set_attn_implementation(attn_implementation)
         return network.to(dtype), report
-    architectures.ensure_classifier(AutoConfig.from_pretrained(pretrained_model_name_or_path=folder))
+    architectures.ensure_classifier(from_pretrained(AutoConfig, "config", folder, _place(folder)))
     return AutoModelForSequenceClassification.from_pretrained(
         folder, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=False, **arguments
     )
 
 
 def load_tokenizer(folder: str, **_: Any) -> Any:
-    return AutoTokenizer.from_pretrained(pretrained_model_name_or_path=folder)
+    return from_pretrained(AutoTokenizer, "tokenizer", folder, _place(folder))
+
+
+def _place(folder: str) -> dict[str, str]:
+    return {"pretrained_model_name_or_path": folder}
 
 
 def score(network: Any, inputs: dict[str, Any]) -> Tensor:
