@@ -47,10 +47,6 @@ class Stop:
         return number > 0
 
     @property
-    def is_wanted(self) -> bool:
-        return self.signal is not None
-
-    @property
     def exit_code(self) -> int:
         assert self.signal is not None
         return ENDING_SIGNALS[self.signal.name]
