@@ -5,14 +5,15 @@ import signal
 from types import FrameType
 
 from rmcli.errors import ENDING_SIGNALS, INTERRUPTED
-from rmcli.parallel import parent
+from rmcli.parallel import end, parent
 
 
 def main() -> None:
     begin()
-    from rmcli.cli.app import main as run
+    with end.at_once():
+        from rmcli.cli.app import main as run
 
-    run()
+        run()
 
 
 def begin() -> None:

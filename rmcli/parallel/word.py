@@ -53,6 +53,11 @@ def read(store: Any) -> Word | None:
     return None
 
 
+def said() -> Word | None:
+    """Why all end, where one of the processes of this run has said it."""
+    return None if _store is None else read(_store)
+
+
 def take(message: str, exit_code: int) -> bool:
     """Whether this process is the one that says why all end. Alone it always is. Who is not falls silent here."""
     if _store is None:

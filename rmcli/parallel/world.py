@@ -9,7 +9,7 @@ import torch
 from torch import distributed
 from torch.distributed.rendezvous import rendezvous
 
-from rmcli.parallel import word
+from rmcli.parallel import end, word
 
 # Longer than any one process may work alone while the others wait: rank 0 reads a large model, or writes one.
 PATIENCE = timedelta(hours=1)
@@ -64,6 +64,10 @@ def joined(size: int) -> Iterator[None]:
     word.share(store, rank)
     try:
         yield
-        distributed.destroy_process_group()  # after an error it might wait for the others; the process ends anyway
+        distributed.destroy_process_group()
+    except BaseException:
+        # To destroy it might wait for the others. Launchers have the store in a process of their own.
+        end.leave_group(has_store=rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True")
+        raise
     finally:
         word.share(None, 0)

@@ -1,6 +1,7 @@
 """A first SIGINT, SIGTERM, SIGHUP or SIGUSR1 lets the step end; a second one leaves at once."""
 
 import os
+import select
 import signal
 import threading
 from collections.abc import Callable, Collection, Iterator
@@ -9,9 +10,9 @@ from types import FrameType
 
 from rmcli import output
 from rmcli.errors import ENDING_SIGNALS
-from rmcli.parallel import collectives, parent, world
+from rmcli.parallel import collectives, parent, word, world
 
-GRACE = 1.0  # seconds in which a second signal may end the run in the ordinary way
+GRACE = 1.0  # seconds in which a second signal, or another process's failure, may end the run in the ordinary way
 
 
 class Stop:
@@ -104,10 +105,25 @@ def _second_leaves(numbers: Collection[int]) -> Iterator[None]:
 
 def _watch(read: int, numbers: Collection[int], ended: threading.Event) -> None:
     seen = 0
-    while byte := os.read(read, 1):
+    bytes_to_come = select.poll()
+    bytes_to_come.register(read, select.POLLIN)
+    while True:
+        if not bytes_to_come.poll(GRACE * 1000 if seen else None):
+            _leave_if_another_failed(ended)
+            continue
+        byte = os.read(read, 1)
+        if not byte:
+            return
         seen += byte[0] in numbers
         if seen == 2 and not ended.wait(GRACE):
             _leave(signal.Signals(byte[0]).name)
+
+
+def _leave_if_another_failed(ended: threading.Event) -> None:
+    """The signal was how a launcher ends those that are left: a step that waits for a lost process never ends."""
+    told = word.said()
+    if told is not None and told.exit_code not in ENDING_SIGNALS.values() and not ended.wait(GRACE):
+        os._exit(told.exit_code)
 
 
 def _leave(name: str) -> None:

@@ -1,5 +1,6 @@
 """One of several processes, ended as those of `rmcli train` are: `python several_child.py WHAT [ARGUMENT]`."""
 
+import atexit
 import os
 import signal
 import sys
@@ -12,7 +13,7 @@ from rmcli import output
 from rmcli.__main__ import begin
 from rmcli.cli.ending import one_line_for_everything
 from rmcli.errors import ConfigError, RmcliError, Stopped
-from rmcli.parallel import collectives, world
+from rmcli.parallel import collectives, end, world
 from rmcli.parallel.word import is_one_of_others, peers_explained
 from rmcli.train.launcher import started_processes
 from rmcli.train.signals import stop_on_signals
@@ -38,7 +39,14 @@ def error_while_others_are_busy() -> None:
     time.sleep(600)
 
 
+def error_while_others_step() -> None:
+    """Those hear only of it by a signal of their launcher, as while NCCL waits."""
+    with stop_on_signals():
+        error_while_others_are_busy()
+
+
 def error_of_all() -> None:
+    atexit.register(os.abort)  # as torch's threads may, while Python clears itself up
     collectives.gather(None)
     raise ConfigError("a key is wrong", "mend it")
 
@@ -106,4 +114,5 @@ def main(what: str) -> None:
 
 if __name__ == "__main__":
     begin()
-    main(sys.argv[1])
+    with end.at_once():
+        main(sys.argv[1])
