@@ -4,6 +4,7 @@ import pytest
 import torch
 from accelerate import init_empty_weights
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.attention import varlen as torch_varlen
 
@@ -84,6 +85,24 @@ def compare(dtype, shape, kind, factor) -> tuple[float, float]:
     length = float(norm(network))
     expected_length = float(torch.nn.utils.clip_grad_norm_(reference.parameters(), 1e9))
     return distance, abs(length - expected_length) / expected_length
+
+
+UNITS = {"model", "score", "model.layers.0", "model.layers.1", "model.layers.2"}
+
+
+def units() -> set[str]:
+    network = sharded(tiny_model("llama"), MeshShape(1, 2))
+    return {name for name, module in network.named_modules() if isinstance(module, FSDPModule)}
+
+
+def test_training_calls_each_unit_that_is_cut_and_nothing_around_them():
+    """Only a call of a unit puts its weights together; the network itself is none."""
+    assert on_ranks(2, units) == [UNITS] * 2
+    network, called = tiny_model("llama"), []
+    for name, module in network.named_modules():
+        module.register_forward_pre_hook(lambda *_, name=name: called.append(name))
+    scores(network, build_batch("packed", uneven_groups(), 0))
+    assert sorted(name for name in called if name in UNITS | {""}) == sorted(UNITS)
 
 
 SHAPES = {2: (MeshShape(2, 1), MeshShape(1, 2)), 4: (MeshShape(4, 1), MeshShape(1, 4), MeshShape(2, 2))}

@@ -89,6 +89,15 @@ def test_the_golden_scores_of_a_rounded_folder_are_those_of_its_weights(cli, run
     assert [line["score"] for line in lines_of("exact")] != [line["score"] for line in lines_of("rounded")]
 
 
+def test_what_a_training_hands_over_is_exported_without_a_copy(cli, run):
+    own = Run.of(run, None)
+    weights = own.network_of(run / "checkpoints" / "step-3").state_dict()
+    network = own.network_with(weights)
+    assert {name: weight.data_ptr() for name, weight in network.state_dict().items()} == {
+        name: weight.data_ptr() for name, weight in weights.items()
+    }
+
+
 def test_a_weight_that_does_not_fit_is_named_and_what_was_there_stays(cli, run, tmp_path):
     assert cli("export", run, "-o", "model").code == 0
     before = {path.name: path.read_bytes() for path in Path("model").iterdir()}

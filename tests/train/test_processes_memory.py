@@ -12,8 +12,9 @@ import nano_run
 from nano_run import settings
 from ranks import on_ranks
 from rmcli.config.resolve import resolve
+from rmcli.model.shard import gathered
 from rmcli.parallel import world
-from rmcli.train.job import build_job
+from rmcli.train.job import Job, build_job
 from rmcli.train.network import network_of
 from support.cli import run_cli
 
@@ -39,11 +40,16 @@ class Watch(threading.Thread):
             time.sleep(0.002)
 
 
-def loaded(folder: str, keys: tuple[str, ...]) -> tuple[list[tuple[float, int]], int]:
-    """What the process held at each time while the network was made, and the bytes of its parts of the weights."""
-    job = build_job(resolve("tiny", (), keys), Path(folder) / "data", Path(folder) / "run", processes=world.size())
+def job_of(folder: str, run: str, keys: tuple[str, ...]) -> Job:
+    job = build_job(resolve("tiny", (), keys), Path(folder) / "data", Path(folder) / run, processes=world.size())
     if world.is_first():
         job.run_folder.mkdir()
+    return job
+
+
+def loaded(folder: str, run: str, keys: tuple[str, ...]) -> tuple[list[tuple[float, int]], int]:
+    """What the process held at each time while the network was made, and the bytes of its parts of the weights."""
+    job = job_of(folder, run, keys)
     watch = Watch()
     watch.start()
     network = network_of(job)
@@ -62,8 +68,11 @@ def most_at_once(seen: list[list[tuple[float, int]]]) -> int:
     return most
 
 
-def test_four_processes_load_a_model_in_the_memory_of_less_than_two(tmp_path):
-    small = nano_run.make_model(tmp_path / "nano")
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> tuple[Path, tuple[str, ...]]:
+    """A folder with a model of 100M parameters and data for it, and the keys of a run that cuts it."""
+    folder = tmp_path_factory.mktemp("memory")
+    small = nano_run.make_model(folder / "nano")
     tokenizer = AutoTokenizer.from_pretrained(small)
     config = LlamaConfig(
         vocab_size=384,
@@ -76,16 +85,42 @@ def test_four_processes_load_a_model_in_the_memory_of_less_than_two(tmp_path):
         eos_token_id=tokenizer.eos_token_id,
     )
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
     keys = (
-        f"model.pretrained_model_name_or_path={tmp_path / 'model'}",
+        f"model.pretrained_model_name_or_path={folder / 'model'}",
         "model.random_weights=false",
         "parallel.data_parallel=shard",
     )
-    prepared = run_cli("prepare", "tasks:90", "-p", "tiny", "-o", tmp_path / "data", "--no-audit", *settings(*keys))
+    prepared = run_cli("prepare", "tasks:90", "-p", "tiny", "-o", folder / "data", "--no-audit", *settings(*keys))
     assert prepared.code == 0, prepared.stderr
-    found = on_ranks(4, loaded, str(tmp_path), keys)
+    return folder, keys
+
+
+def test_four_processes_load_a_model_in_the_memory_of_less_than_two(model):
+    found = on_ranks(4, loaded, str(model[0]), "loaded", model[1])
     whole = sum(held for _, held in found)
     assert whole > 300 * 2**20
     assert most_at_once([seen for seen, _ in found]) < 2 * whole
+
+
+def put_together(folder: str, run: str, keys: tuple[str, ...]) -> tuple[float, int]:
+    """What the process held most beside its part while the weights were put together to be exported, in models."""
+    job = job_of(folder, run, keys)
+    network = network_of(job)
+    watch = Watch()
+    watch.start()
+    weights = gathered(network)
+    whole_bytes = sum(weight.numel() * weight.element_size() for weight in network.parameters())
+    watch.is_over = True
+    watch.join()
+    return max(held for _, held in watch.seen) / whole_bytes, len(weights)
+
+
+def test_an_export_of_four_processes_holds_the_model_once(model):
+    (first, number), *others = on_ranks(4, put_together, str(model[0]), "exported", model[1])
+    assert number > 50
+    assert 0.9 < first < 1.2
+    for most, weights in others:
+        assert weights == 0
+        assert most < 0.3
