@@ -86,13 +86,9 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 def refuse_adapter(place: Path, name: str) -> None:
-    """Raise RmcliError for a folder that holds an adapter, alone or beside whole weights."""
-    if (place / ADAPTER_FILE).is_file() and not (place / "config.json").is_file():
-        raise RmcliError(
-            f"{name} is an adapter ({ADAPTER_FILE}), not a whole model",
-            "merge it into its base model first (peft: merge_and_unload, then save_pretrained)",
-        )
-    if any(place.glob("adapter_model.*")):
+    """Raise RmcliError for a folder that holds an adapter beside whole weights."""
+    whole = [path for pattern in ("model*.safetensors", "pytorch_model*.bin") for path in place.glob(pattern)]
+    if whole and any(place.glob("adapter_model.*")):
         raise RmcliError(
             f"{name} holds an adapter (adapter_model) beside whole weights: which of them is meant cannot be told",
             "merge the adapter into the weights (peft: merge_and_unload), or take its files out of the folder",

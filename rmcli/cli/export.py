@@ -19,6 +19,7 @@ class Dtype(StrEnum):
 class Layout(StrEnum):
     transformers = "transformers"
     internlm2 = "internlm2"
+    peft = "peft"
 
 
 @reports
@@ -30,7 +31,10 @@ def export_command(
     out: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="The model folder to write.")],
     dtype: Annotated[Dtype, typer.Option("--dtype", help="Of the weights.")] = Dtype.float32,
     layout: Annotated[
-        Layout, typer.Option("--format", help="Names of files and weights: transformers', or InternLM2's own.")
+        Layout,
+        typer.Option(
+            "--format", help="Names of files and weights: transformers', InternLM2's own, or adapters alone."
+        ),
     ] = Layout.transformers,
     no_held_out: Annotated[
         bool, typer.Option("--no-held-out", help="No conversations of the run's data in golden.jsonl.")
@@ -40,15 +44,19 @@ def export_command(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Make a model folder of a checkpoint; needs no base model, hub or GPU."""
-    from rmcli.ship.export import Run, export
-    from rmcli.ship.place import check_target, data_of, find_checkpoint
+    """Make a model folder of a checkpoint; needs no base model, hub or GPU. One of adapters needs its base model."""
+    from rmcli.ship.export import Run, export, export_adapter
+    from rmcli.ship.place import check_adapters, check_target, data_of, find_checkpoint
 
     checkpoint = find_checkpoint(source)
     check_target(out, checkpoint, overwrite)
     run_folder = checkpoint.absolute().parent.parent
     run = Run.of(run_folder, None if no_held_out else data_of(run_folder))
-    export(run, run.network_of(checkpoint), out, dtype.value, layout is Layout.internlm2)
+    if layout is Layout.peft:
+        check_adapters(run.config, dtype.value)
+        export_adapter(run, run.adapted(checkpoint), out)
+    else:
+        export(run, run.network_of(checkpoint), out, dtype.value, layout is Layout.internlm2)
     if json:
         output.answer_json(
             {"model": str(out), "checkpoint": str(checkpoint), "dtype": dtype.value, "format": layout.value}

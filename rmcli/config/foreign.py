@@ -40,6 +40,11 @@ KEYS = {
     "use_liger_kernel": "train.kernels",
     "enable_liger_kernel": "train.kernels",
     "torch_compile": "train.kernels",
+    "lora_r": "lora.r",
+    "lora_rank": "lora.r",
+    "lora_target": "lora.target_modules",
+    "lora_target_modules": "lora.target_modules",
+    "load_in_4bit": "model.quantization",
 }
 
 VALUES: dict[str, dict[Any, Any]] = {
@@ -53,12 +58,13 @@ VALUES: dict[str, dict[Any, Any]] = {
     "use_liger_kernel": {True: "liger", False: "torch"},
     "enable_liger_kernel": {True: "liger", False: "torch"},
     "torch_compile": {True: "compile", False: "torch"},
+    "load_in_4bit": {True: "nf4", False: "none"},
 }
 
 _RESUME = "a run goes on with: rmcli train --resume -o RUN"
 _BEST = "train.best=eval_accuracy or eval_loss exports the best evaluation's weights as model-best/"
-_LORA = "LoRA is not built yet: all weights are trained"
-_QUANTIZED = "training quantized weights is not built yet: train.optimizer=adamw_8bit saves memory"
+_LORA = "set lora.r: adapters then train beside a frozen backbone (docs/lora.md)"
+_QUANTIZED = "model.quantization=nf4 is the one kind, beside adapters (lora.r)"
 _PROCESSES = "rmcli train --num-processes N; on several machines torchrun ... -m rmcli train (docs/launch.md)"
 _SHARDING = "weights are cut over processes by torch's FSDP2: parallel.data_parallel=shard"
 _NO_TENSOR_PARALLEL = "no matrix is cut over processes: parallel.data_parallel=shard cuts what is kept of them"
@@ -69,29 +75,7 @@ _OUTPUT = "the option -o of rmcli train"
 _ALWAYS = "always so here"
 
 NOT_BUILT = {
-    **dict.fromkeys(
-        [
-            "lora",
-            "lora_r",
-            "lora_rank",
-            "lora_alpha",
-            "lora_dropout",
-            "lora_target",
-            "lora_target_modules",
-            "target_modules",
-            "use_peft",
-            "peft",
-            "peft_config",
-            "adapter",
-            "adapter_name_or_path",
-            "use_dora",
-            "use_rslora",
-        ],
-        _LORA,
-    ),
-    **dict.fromkeys(
-        ["load_in_4bit", "load_in_8bit", "quantization_config", "quantization_bit", "quantization_method"], _QUANTIZED
-    ),
+    "use_dora": "of adapters there are LoRA and rsLoRA: lora.r, lora.use_rslora",
     **dict.fromkeys(
         ["report_to", "use_wandb", "wandb_project", "wandb_run_name", "use_tensorboard", "visualizer", "run_name"],
         _TRACKERS,
@@ -151,7 +135,10 @@ ANSWERS = {
     "margin_loss": "loss.loss_type=margin",
     "stage": "rmcli trains reward models only",
     "do_train": "rmcli train",
-    "finetuning_type": "all weights are trained; LoRA is not built yet",
+    "finetuning_type": "all weights train, or with lora.r adapters beside a frozen backbone",
+    **dict.fromkeys(["lora", "use_peft", "peft", "peft_config", "adapter"], _LORA),
+    "adapter_name_or_path": "a folder of adapters is a model like any other: model.pretrained_model_name_or_path",
+    **dict.fromkeys(["load_in_8bit", "quantization_config", "quantization_bit", "quantization_method"], _QUANTIZED),
     "is_reward": "rmcli trains reward models only",
     "is_dpo": "rmcli trains reward models only",
     "dataset": "rmcli prepare SOURCE: a file, folder, URL or Hub name",
@@ -164,7 +151,7 @@ COMMANDS = {
     "eval": "not built yet: rmcli score MODEL PAIRS.jsonl ends with accuracy and mean margin",
     "serve": "not built yet: rmcli score MODEL - reads conversations from stdin, line by line",
     "resume": _RESUME,
-    "merge": "prepared parts: rmcli prepare --merge DIR... -o DIR; merging adapters is not built yet",
+    "merge": "prepared parts: rmcli prepare --merge DIR... -o DIR; adapters: rmcli export RUN",
     "list-presets": "rmcli presets",
     "inspect": "rmcli inspect-token, rmcli audit",
     "sft": "rmcli trains reward models only",
@@ -174,7 +161,7 @@ COMMANDS = {
 
 def own_key(name: str) -> str | None:
     """`lr` -> train.lr. The seed of train goes before that of data, as everywhere else."""
-    sections = ("model", "train", "data", "loss", "parallel")
+    sections = ("model", "train", "data", "loss", "lora", "parallel")
     found = [section for section in sections if name in SECTIONS[section].model_fields]
     return f"{found[0]}.{name}" if found else None
 

@@ -45,6 +45,10 @@ def _of_hub_models(config: Config) -> str | None:
     return None if "revision" in pretrained_arguments(name, revision) else f"{name} is not on the Hub"
 
 
+def _of_adapters(config: Config) -> str | None:
+    return "lora.r is not set: all weights train" if config.lora.r is None else None
+
+
 def _of_held_out_prompts(config: Config) -> str | None:
     return None if config.data.eval_fraction else "data.eval_fraction is 0"
 
@@ -53,6 +57,10 @@ def _of_held_out_prompts(config: Config) -> str | None:
 _READERS: dict[str, Callable[[Config], str | None]] = {
     "model.revision": _of_hub_models,
     "model.trim_last_layer": _of_packed_rows,
+    "lora.lora_alpha": _of_adapters,
+    "lora.lora_dropout": _of_adapters,
+    "lora.target_modules": _of_adapters,
+    "lora.use_rslora": _of_adapters,
     "data.eval_seed": _of_held_out_prompts,
     "loss.gamma": _of_loss("focal"),
     "loss.margin_scale": _of_loss("margin"),

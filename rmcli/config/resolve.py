@@ -71,6 +71,8 @@ def trained_model_layers(folder: Path) -> tuple[Layer, Layer]:
         "revision": None,
         "random_weights": False,
     }
+    if not (folder / "adapter_config.json").is_file():
+        here["quantization"] = "none"  # what trained beside packed weights ships whole
     return base, Layer("MODEL", {"model": here})
 
 

@@ -1,4 +1,4 @@
-"""The whole configuration: five sections, one description per key. Key names follow XTuner's reward-model configs
+"""The whole configuration: six sections, one description per key. Key names follow XTuner's reward-model configs
 where those have one.
 """
 
@@ -6,8 +6,6 @@ import re
 from typing import Any, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     ModelWrapValidatorHandler,
     SerializerFunctionWrapHandler,
@@ -16,11 +14,8 @@ from pydantic import (
     model_validator,
 )
 
-
-class Section(BaseModel):
-    """A table of the TOML file. Unknown keys are refused; values are never coerced (true is not 1)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
+from rmcli.config.section import Section
+from rmcli.config.sections_of_training import LoraSection, ParallelSection
 
 
 class ModelSection(Section):
@@ -65,6 +60,11 @@ class ModelSection(Section):
         "auto",
         description="precision of the backbone's arithmetic; auto is bfloat16 on CUDA, float32 on CPU. "
         "Weights (see train.master_weights), head and loss stay float32",
+    )
+    quantization: Literal["none", "nf4"] = Field(
+        "none",
+        description="nf4: the backbone's linear layers in 4 bits (QLoRA's; the extra `qlora`), to train adapters "
+        "beside them (lora.r) or to score; one process",
     )
 
 
@@ -349,30 +349,6 @@ class TrainSection(Section):
         return self
 
 
-class ParallelSection(Section):
-    """How one step is spread over processes, one for each device; `rmcli train --num-processes` starts them."""
-
-    data_parallel: Literal["auto", "replicate", "shard"] = Field(
-        "auto",
-        description="replicate: the whole model on each process; shard: weights, gradients and optimizer states cut "
-        "over them (FSDP2); auto: replicate where that fits into memory",
-    )
-    dp_replicate_size: int | None = Field(
-        None,
-        ge=1,
-        description="copies of the model, each cut over as many processes as that leaves (HSDP); one by default",
-    )
-    sequence_parallel_size: int = Field(
-        1, ge=1, description="neighbouring processes that share each row, for long conversations"
-    )
-
-    @model_validator(mode="after")
-    def _copies_are_cut(self) -> "ParallelSection":
-        if self.dp_replicate_size is not None and self.data_parallel == "replicate":
-            raise ValueError("dp_replicate_size is for data_parallel=shard or auto: replicate cuts nothing")
-        return self
-
-
 class Config(Section):
     """All sections."""
 
@@ -380,6 +356,7 @@ class Config(Section):
     data: DataSection = DataSection.model_validate({})
     loss: LossSection = LossSection.model_validate({})
     train: TrainSection = TrainSection.model_validate({})
+    lora: LoraSection = LoraSection.model_validate({})
     parallel: ParallelSection = ParallelSection.model_validate({})
 
 
@@ -388,5 +365,6 @@ SECTIONS: dict[str, type[Section]] = {
     "data": DataSection,
     "loss": LossSection,
     "train": TrainSection,
+    "lora": LoraSection,
     "parallel": ParallelSection,
 }

@@ -16,6 +16,8 @@ BRINGS = {
     "gguf": "loads .gguf files",
     "liger": "train.kernels=liger on CUDA",
     "internlm2": "reads InternLM2's tokenizer and checkpoints",
+    "lora": "adapters (lora.r)",
+    "qlora": "adapters beside 4-bit weights (model.quantization=nf4)",
     "report": "--report with plots",
 }
 FOR_DEVELOPERS = ("test", "lint")

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from rmcli.config.sections import Config
 from rmcli.errors import ConfigError
+from rmcli.model.adapter import settings_of
 from rmcli.parallel import world
 
 
@@ -17,8 +18,12 @@ def is_reduced(dtype: str, device: torch.device) -> bool:
 
 
 def arithmetic(network: PreTrainedModel, dtype: str, device: torch.device) -> AbstractContextManager[Any]:
-    """The precision the backbone computes in: float32 weights are cast; split ones are bfloat16 and need no cast."""
-    if network.dtype == torch.bfloat16 or not is_reduced(dtype, device):
+    """The precision the backbone computes in: float32 weights are cast; split ones are bfloat16 and need no cast.
+
+    Beside adapters, which are float32, what is frozen may be bfloat16.
+    """
+    is_split = network.dtype == torch.bfloat16 and settings_of(network) is None
+    if is_split or not is_reduced(dtype, device):
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
 

@@ -2,8 +2,8 @@
 
     F = 6 * N * T + 6 * H * (d_k + d_v) * A        per layer, forward and backward
 
-N matmul weights that are active for a token, T tokens, H heads of d_k (keys) and d_v (values) numbers, A allowed
-(query, key) pairs. A group of a prompt of P tokens and responses of R_j that share it has
+N matmul weights that are active for a token (4 * N where they are frozen), T tokens, H heads of d_k (keys) and d_v
+(values) numbers, A allowed (query, key) pairs. A group of a prompt of P tokens and responses of R_j that share it has
 A = P (P + 1) / 2 + sum_j [R_j P + R_j (R_j + 1) / 2]; a sliding window of W bounds what one query sees. Embeddings,
 norms and the head are not counted. "Effective" is the same for the conversations unshared, each with its own prompt.
 
@@ -60,6 +60,7 @@ class FlopCounter:
     key_size: int
     value_size: int
     trimmed: bool
+    per_weight: float = 6.0  # forward, gradients of what goes in and, of what trains, of the weight: 2 each
 
     @staticmethod
     def of(backbone: nn.Module, last_layer: nn.Module | None, config: Any, trimmed: bool) -> "FlopCounter":
@@ -109,12 +110,12 @@ class FlopCounter:
         for window, layers in Counter(self.windows[:-1] if self.trimmed else self.windows).items():
             beyond_R = _pairs(ends_R, window) - _pairs(prefixes_R, window)
             allowed_G += layers * (_pairs(prefixes_G, window) + np.add.reduceat(beyond_R, starts_G))
-        flops_G = 6.0 * (self.weights - self.last_weights) * tokens_G
+        flops_G = self.per_weight * (self.weights - self.last_weights) * tokens_G
         if self.trimmed:
             window = self.windows[-1]
             allowed_G += np.add.reduceat(ends_R if window is None else np.minimum(ends_R, window), starts_G)
-            flops_G += 6.0 * self.key_value_weights * tokens_G
-            flops_G += 6.0 * (self.last_weights - self.key_value_weights) * numbers_G
+            flops_G += self.per_weight * self.key_value_weights * tokens_G
+            flops_G += self.per_weight * (self.last_weights - self.key_value_weights) * numbers_G
         return flops_G + 6.0 * self.num_heads * (self.key_size + self.value_size) * allowed_G
 
 

@@ -4,6 +4,7 @@ What trains is what ships: the head is the model's own `score`, the backbone its
 """
 
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -13,14 +14,18 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig, P
 
 from rmcli import output
 from rmcli.backbones import architectures
+from rmcli.backbones.adapter_files import base_of, is_adapter_folder
 from rmcli.backbones.pretrained import explaining_sizes
 from rmcli.config.sections import ModelSection
+from rmcli.model import adapter, adapter_folder
 from rmcli.model.attention.shared_prefix import ATTENTION_NAME, register
 from rmcli.model.backend import set_attention
 from rmcli.model.network import score_head, trim
 from rmcli.model.weights import load_stored
 from rmcli.records import BatchKind
 from rmcli.tokens.tokenizer import RewardTokenizer, load_model_config
+
+_OF_HEAD = ("reward_token_id", "reward_mode")  # where it reads, in a config.json
 
 
 def load_model(
@@ -46,6 +51,10 @@ def load_model(
     architectures.ensure_classifier(config)
     if model.random_weights:
         network, new_head = _random_network(config, name, seed, device), True
+    elif is_adapter_folder(name):
+        network, new_head = _beside_adapters(model, for_scoring), False
+        # Of the head, which lies with them.
+        network.config.update({key: getattr(config, key) for key in _OF_HEAD if hasattr(config, key)})
     else:
         network, new_head = load_stored(model, config, for_scoring)
     if getattr(config, "auto_map", None):
@@ -67,7 +76,23 @@ def load_model(
         forget_padding(network)
     if kind == "packed":
         _run_packed(network, model)
+    if for_scoring and model.quantization == "nf4" and adapter.settings_of(network) is None:
+        adapter.pack(network)
     return network.to(device).eval()  # pyright: ignore[reportArgumentType] (transformers wraps torch's `to`)
+
+
+def _beside_adapters(model: ModelSection, for_scoring: bool) -> PreTrainedModel:
+    """The base model of a folder of adapters with those merged into it; left beside it where its weights are packed.
+
+    Merged into what they were not trained beside, such as the weights that 4 bits were made of, they score otherwise.
+    """
+    folder = Path(str(model.pretrained_model_name_or_path))
+    base = model.model_copy(update=base_of(folder))
+    network, _ = load_stored(base, load_model_config(base), for_scoring=False)
+    if model.quantization == "nf4":
+        adapter.pack(network)
+    adapter_folder.put(folder, network)
+    return network if for_scoring and model.quantization == "nf4" else adapter.merge(cast(Any, network).to("cpu"))
 
 
 def rebuild_network(

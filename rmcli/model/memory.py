@@ -5,19 +5,22 @@ from math import prod
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 
 from rmcli.backbones import architectures
 from rmcli.backbones.pretrained import explaining_sizes
 from rmcli.config.sections import Config, TrainSection
-from rmcli.model import limits
+from rmcli.model import adapter, limits
 from rmcli.model.compact_adamw import PIECE, has_8_bits, scale_shape
 from rmcli.model.device import is_reduced, pick_device
 from rmcli.model.flops import FlopCounter
-from rmcli.model.network import flop_counter, score_head, trim
+from rmcli.model.network import backbone, flop_counter, score_head, trim
+from rmcli.model.quantize import BITS_PER_WEIGHT
 from rmcli.parallel import world
 from rmcli.parallel.mesh import MeshShape
 from rmcli.records import BatchKind
+from rmcli.tokens.tokenizer import RewardTokenizer
 
 # Measured on a CPU beside all that is counted: the libraries' own buffers and code, once they compute.
 _OF_THE_PROCESS = 24 * 2**20
@@ -30,11 +33,22 @@ class NetworkSizes:
 
     num_parameters: int
     weight_shapes: tuple[tuple[int, ...], ...]  # of all but the head
+    trained_shapes: tuple[tuple[int, ...], ...]  # of those that train, but for the head
+    in_4_bits: int  # numbers of frozen linear layers that are quantized
     layers: int
     whole_layers: int  # those that run on every token: all, or all but a trimmed last one
     hidden_size: int
     intermediate_size: int
     counter: FlopCounter
+
+    @property
+    def trained(self) -> int:
+        """Numbers that train, the head's among them."""
+        return self.num_parameters - self.frozen
+
+    @property
+    def frozen(self) -> int:
+        return sum(map(prod, self.weight_shapes)) - sum(map(prod, self.trained_shapes))
 
 
 @dataclass(frozen=True)
@@ -56,6 +70,7 @@ class MemoryEstimate:
     update: int
     copies: int
     process: int
+    start: int = 0  # before step 1: weights that become smaller then
 
     @property
     def num_parameters(self) -> int:
@@ -76,29 +91,41 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        return self.held + self.activations + self.other
+        return max(self.start + self.process, self.held + self.activations + self.other)
 
 
-def sizes_of(config: Config, model_config: PreTrainedConfig, kind: BatchKind = "packed") -> NetworkSizes:
-    """From the config alone: the network is made without its numbers."""
+def sizes_of(
+    config: Config, model_config: PreTrainedConfig, kind: BatchKind = "packed", reward: RewardTokenizer | None = None
+) -> NetworkSizes:
+    """From the config alone: the network is made without its numbers. `reward`: where it may have adapters."""
     text = model_config.get_text_config()
     architectures.ensure_classifier(model_config)
     model_config.num_labels = 1
     with torch.device("meta"), explaining_sizes(str(config.model.pretrained_model_name_or_path)):
         network: Any = AutoModelForSequenceClassification.from_config(model_config, trust_remote_code=False)
     head = score_head(network).weight
-    weight_shapes = tuple(tuple(weight.shape) for weight in network.parameters() if weight is not head)
     trims = kind == "packed" and config.model.trim_last_layer and architectures.trims_last_layer(model_config)
     if trims:
         trim(network)
+    counter, in_4_bits = flop_counter(network), 0
+    if config.lora.r is not None and reward is not None:
+        linear = [module for module in backbone(network).modules() if type(module) is nn.Linear]
+        in_4_bits = sum(one.weight.numel() for one in linear) if config.model.quantization == "nf4" else 0
+        with torch.device("meta"):
+            adapter.insert(network, adapter.settings(config.lora, reward))
+        counter = replace(counter, per_weight=4.0)
+    weights = [weight for weight in network.parameters() if weight is not head]
+    weight_shapes = tuple(tuple(weight.shape) for weight in weights)
     return NetworkSizes(
         num_parameters=sum(map(prod, weight_shapes)) + head.numel(),
         weight_shapes=weight_shapes,
+        trained_shapes=tuple(tuple(weight.shape) for weight in weights if weight.requires_grad),
+        in_4_bits=in_4_bits,
         layers=text.num_hidden_layers,
         whole_layers=text.num_hidden_layers - trims,
         hidden_size=text.hidden_size,
         intermediate_size=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
-        counter=flop_counter(network),
+        counter=counter,
     )
 
 
@@ -122,16 +149,33 @@ def estimate(
     return MemoryEstimate(
         sizes=sizes,
         several_forwards=several_forwards,
-        weights=sizes.num_parameters * (2 if split else 4 + (2 if reduced else 0)),  # autocast keeps a bf16 copy
-        gradients=sizes.num_parameters * (2 if split and not several_forwards else 4),  # sums of several are float32
+        # Autocast keeps a bfloat16 copy of what trains.
+        weights=sizes.trained * (2 if split else 4 + (2 if reduced else 0)) + _frozen_bytes(sizes, reduced),
+        gradients=sizes.trained * (2 if split and not several_forwards else 4),  # sums of several are float32
         states=state_bytes(sizes, train),
         activations_per_token=_activation_numbers(sizes, train) * (2 if reduced else 4),
         tokens=tokens,
-        update=0 if plain else 4 * _UPDATE_COPIES * min(PIECE, max(map(prod, sizes.weight_shapes))),
+        update=0 if plain else 4 * _UPDATE_COPIES * min(PIECE, max(map(prod, sizes.trained_shapes))),
         # Copies are in main memory: not where a GPU's weights are.
         copies=checkpoint_bytes(sizes, train) if train.async_checkpoint and device.type == "cpu" else 0,
         process=0 if device.type == "cuda" else _OF_THE_PROCESS,
+        start=4 * (sizes.num_parameters - sizes.in_4_bits) + _packed_bytes(sizes) if sizes.frozen else 0,
     )
+
+
+def _frozen_bytes(sizes: NetworkSizes, reduced: bool) -> int:
+    """Of weights that do not train, and, where any are in 4 bits, the largest one taken out of them."""
+    if not sizes.frozen:
+        return 0
+    each = 2 if reduced else 4
+    whole = each * max(map(prod, sizes.weight_shapes)) if sizes.in_4_bits else 0
+    # The embedding is put together anew with the row that trains, and its gradient passes once whole.
+    embedding = 2 * each * max(map(prod, sizes.weight_shapes))
+    return each * (sizes.frozen - sizes.in_4_bits) + _packed_bytes(sizes) + whole + embedding
+
+
+def _packed_bytes(sizes: NetworkSizes) -> int:
+    return int(sizes.in_4_bits * BITS_PER_WEIGHT / 8)
 
 
 def _of_one_process(alone: MemoryEstimate, sizes: NetworkSizes, mesh: MeshShape) -> MemoryEstimate:
@@ -158,7 +202,7 @@ def checkpoint_bytes(sizes: NetworkSizes, train: TrainSection) -> int:
 
 def checkpoint_weights(sizes: NetworkSizes, train: TrainSection) -> int:
     """Bytes of the weights alone: 2 each where masters are split, else 4."""
-    return sizes.num_parameters * (2 if train.master_weights == "split" else 4)
+    return sizes.trained * (2 if train.master_weights == "split" else 4)
 
 
 def state_bytes(sizes: NetworkSizes, train: TrainSection) -> int:
@@ -166,11 +210,11 @@ def state_bytes(sizes: NetworkSizes, train: TrainSection) -> int:
 
     The head has neither low halves nor 8-bit states. Not counted: each weight's number of steps.
     """
-    of_body = sum(map(prod, sizes.weight_shapes))
+    of_body = sum(map(prod, sizes.trained_shapes))
     low = 2 * of_body if train.master_weights == "split" else 0
     bits = 8 if train.optimizer == "adamw_8bit" else 32
-    body = sum(2 * _one_state(shape, bits) for shape in sizes.weight_shapes)
-    return body + low + 8 * (sizes.num_parameters - of_body)
+    body = sum(2 * _one_state(shape, bits) for shape in sizes.trained_shapes)
+    return body + low + 8 * (sizes.trained - of_body)
 
 
 def _one_state(shape: tuple[int, ...], bits: int) -> int:

@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers import PreTrainedModel
 
 from rmcli.model import last_layer
+from rmcli.model.adapter import settings_of, trained
 from rmcli.model.network import backbone, score_head
 from rmcli.parallel import world
 from rmcli.parallel.parts import joined, own_part, part_of, whole
@@ -75,7 +76,8 @@ def take_over(network: nn.Module, other: nn.Module) -> None:
         start = f"{prefix}." if prefix else ""
         for name, weight in module.named_parameters(recurse=False):
             own = own_part(weights[start + name].detach())
-            module.register_parameter(name, nn.Parameter(joined(own, weight, tuple(weight.shape))))
+            made = nn.Parameter(joined(own, weight, tuple(weight.shape)), requires_grad=weight.requires_grad)
+            module.register_parameter(name, made)
         for name, _ in module.named_buffers(recurse=False):
             module._buffers[name] = buffers[start + name]
 
@@ -83,10 +85,11 @@ def take_over(network: nn.Module, other: nn.Module) -> None:
 def gathered(network: nn.Module) -> dict[str, Tensor]:
     """The whole state dict, in main memory, on the first process; empty on the others, which must call it, too.
 
-    Of a network that lies there whole they are its own tensors.
+    Of a network that lies there whole they are its own tensors. Beside frozen weights: those that trained alone.
     """
     found = {}
-    for name, tensor in network.state_dict().items():
+    named = network.state_dict() if settings_of(network) is None else trained(network)
+    for name, tensor in named.items():
         full = whole(tensor.detach())
         if world.is_first():
             found[name] = full.to("cpu")
@@ -98,9 +101,10 @@ def _allocate(network: nn.Module, device: torch.device) -> None:
     for module in network.modules():
         for name, weight in module.named_parameters(recurse=False):
             own = torch.empty_like(own_part(weight), device=device)
-            module.register_parameter(name, nn.Parameter(joined(own, weight, tuple(weight.shape))))
+            made = nn.Parameter(joined(own, weight, tuple(weight.shape)), requires_grad=weight.requires_grad)
+            module.register_parameter(name, made)
         for name, buffer in module.named_buffers(recurse=False):
-            module._buffers[name] = buffer.to(device)
+            module._buffers[name] = torch.empty_like(buffer, device=device) if buffer.is_meta else buffer.to(device)
 
 
 def _units(network: nn.Module) -> Iterator[Any]:

@@ -12,7 +12,7 @@ from rmcli.packs.staging import sync
 from rmcli.runs import backbone, checkpoint, lock, record
 from rmcli.runs.metrics_file import METRICS_FILE
 
-MODEL, BEST_MODEL, CONFIG_FILE = "model", "model-best", "resolved.toml"
+MODEL, BEST_MODEL, ADAPTER, CONFIG_FILE = "model", "model-best", "adapter", "resolved.toml"
 # What a run holds before its first step.
 _ENDED_EARLY = {METRICS_FILE, CONFIG_FILE, record.FILE, lock.FILE, backbone.FOLDER}
 

@@ -1,6 +1,7 @@
 """What of network and optimizer a checkpoint holds, by name, and how it gets back into them.
 
-    model.NAME                 a weight as the model computes with it, or a buffer, rotations' frequencies included
+    model.NAME                 a weight as the model computes with it, or a buffer, rotations' frequencies included;
+                               beside frozen weights, those that train alone
     optimizer.NAME/STATE       what the optimizer keeps for that weight; master_low: the rest of a split weight
 
 Weights of a checkpoint with split masters are bfloat16; read back they are the float32 masters they stand for.
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rmcli.errors import RmcliError
+from rmcli.model.adapter import settings_of, trained
 from rmcli.model.compact_adamw import CompactAdamW, join_bits
 from rmcli.model.optim import Optimizer
 from rmcli.parallel.parts import own_part, zeros_as
@@ -71,7 +73,7 @@ def read_optimizer(folder: Path, network: nn.Module, optimizer: Optimizer) -> No
     """
     stored = tensors.shapes(folder)
     wanted: dict[str, Tensor] = {}
-    for name, weight in network.named_parameters():
+    for name, weight in trained(network).items():
         start = _key(name, "")
         kept = {key.removeprefix(start): kind for key, kind in stored.items() if key.startswith(start)}
         state: dict[str, Any] = optimizer.state[weight]
@@ -87,6 +89,8 @@ def read_optimizer(folder: Path, network: nn.Module, optimizer: Optimizer) -> No
 
 def _named(network: nn.Module) -> list[tuple[str, Tensor]]:
     """Complex buffers are rotations, computed anew; safetensors has no place for them."""
+    if settings_of(network) is not None:
+        return list(trained(network).items())
     named = [*network.named_parameters(), *network.named_buffers()]
     return [(name, tensor) for name, tensor in named if not tensor.is_complex()]
 

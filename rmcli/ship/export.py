@@ -13,9 +13,11 @@ from rmcli.backbones.internlm2.export import internlm2_config
 from rmcli.config.resolve import resolve
 from rmcli.config.sections import Config
 from rmcli.errors import RmcliError
+from rmcli.model import adapter, adapter_folder
 from rmcli.model.load import rebuild_network
 from rmcli.records import Conversation
 from rmcli.runs import backbone, state
+from rmcli.runs.base_model import load_with_adapters
 from rmcli.runs.folder import CONFIG_FILE
 from rmcli.ship import folder as folders
 from rmcli.ship import golden
@@ -48,9 +50,24 @@ class Run:
 
     def network_of(self, checkpoint: Path) -> Any:
         """The float32 network with a checkpoint's weights, in main memory of this process alone."""
+        if self.has_adapters:
+            return adapter.merge(self.adapted(checkpoint))
         network = self._network(empty=False)
         state.read_weights(checkpoint, network, alone=True)
         return network
+
+    def adapted(self, weights: Path | Mapping[str, Tensor]) -> Any:
+        """The base model with the adapters of a checkpoint, or these, beside it."""
+        network = load_with_adapters(self.config, self.reward, self.folder, "padded").to("cpu").eval()
+        if isinstance(weights, Path):
+            state.read_weights(weights, network, alone=True)
+        else:
+            adapter.fill(network, weights)
+        return network
+
+    @property
+    def has_adapters(self) -> bool:
+        return self.config.lora.r is not None
 
     def network_with(self, weights: Mapping[str, Tensor]) -> Any:
         """The network of these weights themselves, by name: no copies."""
@@ -77,6 +94,20 @@ def export(run: Run, network: Any, folder: Path, dtype: str = "float32", as_inte
         network.to(getattr(torch, dtype))
         folders.fill(path, network, run.reward, run.toml, scored, as_internlm2)
         verify_quickly(path, network.num_parameters())
+
+
+def export_adapter(run: Run, network: Any, folder: Path) -> Any:
+    """Write peft's folder of a network with adapters; returns it with them merged in. Raises as `export` does."""
+    output.doing(f"writing {folder}")
+    size = sum(weight.numel() * weight.element_size() for weight in adapter.trained(network).values())
+    with folders.placed(folder, size) as path:
+        adapter_folder.write(network, run.config.model, path)
+        adapter.merge(network)
+        network.config.architectures = [type(network).__name__]
+        network.config.save_pretrained(path)
+        folders.fill(path, None, run.reward, run.toml, _scored(run, network))
+        verify_quickly(path, network.num_parameters())
+    return network
 
 
 @torch.no_grad()

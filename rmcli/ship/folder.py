@@ -49,21 +49,22 @@ def placed(folder: Path, size: int) -> Iterator[Path]:
 
 def fill(
     path: Path,
-    network: PreTrainedModel,
+    network: PreTrainedModel | None,
     reward: RewardTokenizer,
     toml: str,
     scored: Sequence[Golden] = (),
     as_internlm2: bool = False,
 ) -> None:
-    """Write all files of a model folder into `path`. `toml` is the resolved configuration.
+    """Write all files of a model folder into `path`. `toml` is the resolved configuration. Without `network` its
+    weights are there.
 
     Loads with AutoModelForSequenceClassification; the tokenizer's chat template ends with the reward token. The files
     are proven by the hashes in rmcli.sha256.
     """
     template = exported_template(reward)
-    if as_internlm2:
+    if as_internlm2 and network is not None:
         _save_internlm2(network, path)
-    else:
+    elif network is not None:
         network.save_pretrained(path)
         write_both_forms(path)
     save_tokenizer(reward, template, path)

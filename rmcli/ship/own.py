@@ -8,9 +8,11 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from rmcli.backbones import architectures
+from rmcli.backbones.adapter_files import base_of, is_adapter_folder
 from rmcli.backbones.internlm2.auto import MODEL_TYPE, AutoConfig, AutoSequenceClassifier, AutoTokenizer
 from rmcli.backbones.pretrained import from_pretrained
 from rmcli.config.files import read_json
+from rmcli.model import adapter, adapter_folder
 from rmcli.model.network import backbone, score_head
 from rmcli.ship import plain
 
@@ -18,6 +20,11 @@ from rmcli.ship import plain
 def load_model(folder: str, dtype: Any, attn_implementation: str, trust_remote_code: bool, **arguments: Any) -> Any:
     """As transformers' own loader gives it, of a classifier that it has not, or of InternLM2's layout."""
     assert not trust_remote_code
+    if is_adapter_folder(folder):
+        base = str(base_of(folder)["pretrained_model_name_or_path"])
+        network, report = load_model(base, torch.float32, attn_implementation, trust_remote_code, **arguments)
+        adapter_folder.put(Path(folder), network)
+        return adapter.merge(network).to(dtype), {}
     if read_json(Path(folder, "config.json")).get("model_type") == MODEL_TYPE:
         network, report = from_pretrained(AutoSequenceClassifier, "weights", folder, _place(folder))
         network.set_attn_implementation(attn_implementation)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from rmcli.config.sections import Config
 from rmcli.errors import ConfigError, RmcliError
 from rmcli.model.hashes import CONFIG_FILE, HASHES_FILE
 from rmcli.model.model_folder import OF_CHECKPOINT, OF_OLD_CHECKPOINT
@@ -42,6 +43,18 @@ def check_target(target: Path, found: Path, overwrite: bool) -> None:
             raise ConfigError(f"{target} holds no exported model and is left alone", "name a new folder with -o")
     refuse_own_folder(target)
     check_writable(target)
+
+
+def check_adapters(config: Config, dtype: str) -> None:
+    """Raises ConfigError where adapters alone cannot be exported."""
+    if config.model.random_weights:
+        raise ConfigError(
+            "--format peft: the base model is drawn at random, nobody else has it", "leave --format out"
+        )
+    if config.lora.r is None:
+        raise ConfigError("--format peft: the run has no adapters (lora.r)", "leave --format out")
+    if dtype != "float32":
+        raise ConfigError(f"--format peft --dtype {dtype}: adapters are float32", "leave --dtype out")
 
 
 def data_of(run_folder: Path) -> Path | None:

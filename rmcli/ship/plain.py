@@ -6,13 +6,14 @@ on stdout. A case is {"dtype", "attention", "batch", "side", "limit"}.
 
 import json
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
 
 MULTIPLE = 8  # rows are padded to such a length, so that one alone has padding, too
 Case = dict[str, Any]
@@ -25,10 +26,53 @@ def logits(network: Any, inputs: dict[str, Any]) -> torch.Tensor:
     return network(**inputs).logits[:, 0]
 
 
+def load_classifier(folder: str, trust_remote_code: bool, **arguments: Any) -> Any:
+    """transformers' classifier; of a folder of adapters its base model, with peft's PeftModel around it."""
+    assert not trust_remote_code
+    if not Path(folder, "adapter_config.json").is_file():
+        return AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=False, **arguments)
+    load = AutoModelForSequenceClassification.from_pretrained
+    return load_with_adapters(folder, load, trust_remote_code=False, **arguments)
+
+
+def load_with_adapters(folder: str, load: Load, **arguments: Any) -> Any:
+    """PeftModel around the base model that `load` gives; one that was in 4 bits when it was trained is so again."""
+    from peft import PeftModel
+
+    settings, config = (
+        json.loads(Path(folder, name).read_text(encoding="utf-8")) for name in ("adapter_config.json", "config.json")
+    )
+    toml = Path(folder, "rmcli.toml")
+    model = tomllib.loads(toml.read_text(encoding="utf-8"))["model"] if toml.is_file() else {}
+    is_packed = model.get("quantization") == "nf4"
+    if is_packed:
+        arguments["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=arguments["dtype"],
+            llm_int8_skip_modules=["score"],
+        )
+    base, _ = load(
+        settings["base_model_name_or_path"],
+        revision=settings.get("revision") or "main",
+        num_labels=1,
+        pad_token_id=(config.get("text_config") or config).get("pad_token_id"),
+        **arguments,
+    )
+    for module in base.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):  # else the first evaluation changes the weights for good
+            module.support_avx512bf16_for_cpu = False
+    rows = (config.get("text_config") or config)["vocab_size"]
+    if rows > len(base.get_input_embeddings().weight):
+        base.resize_token_embeddings(rows, mean_resizing=False)
+    return PeftModel.from_pretrained(base, folder), {}
+
+
 def measure(
     folder: str,
     cases: list[Case],
-    load_model: Load = AutoModelForSequenceClassification.from_pretrained,
+    load_model: Load = load_classifier,
     load_tokenizer: Load = AutoTokenizer.from_pretrained,
     score: Score = logits,
 ) -> Iterator[Case]:

@@ -1,11 +1,14 @@
 """What every export is held against before it takes its place: plain transformers, in this process."""
 
 import json
+import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rmcli import output
 from rmcli.backbones import architectures
+from rmcli.backbones.adapter_files import is_adapter_folder
 from rmcli.backbones.internlm2.auto import MODEL_TYPE, AutoConfig, AutoSequenceClassifier, AutoTokenizer
 from rmcli.backbones.pretrained import from_pretrained
 from rmcli.config.files import read_json
@@ -29,13 +32,22 @@ def verify_quickly(path: Path, parameters: int) -> None:
     config = from_pretrained(AutoConfig, "config", str(path), place)
     is_own = read_json(path / "config.json").get("model_type") == MODEL_TYPE
     by_rmcli = is_own or architectures.loads_only_here(config)
-    loaders = _quiet(AutoSequenceClassifier, "weights"), _quiet(AutoTokenizer, "tokenizer")
+    load = _quiet(AutoSequenceClassifier, "weights")
+    if is_adapter_folder(path):
+        load = own.load_model if by_rmcli else partial(_with_adapters, load=load)
+    loaders = load, _quiet(AutoTokenizer, "tokenizer")
     allowed = limit("float32", lines)
     cases = [_case(batch, allowed) for batch in (1, 8)]
     answers = plain.measure(str(path), cases, *loaders, own.score if by_rmcli else plain.logits)
     largest = max(_checked(answer, allowed) for answer in answers)
     by = "rmcli" if by_rmcli else "plain transformers"
     output.say(f"verified: {len(lines)} golden scores by {by}, largest difference {largest:.1g}")
+
+
+def _with_adapters(folder: str, load: plain.Load, **arguments: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft uses names that transformers will take away
+        return plain.load_with_adapters(folder, load, **arguments)
 
 
 def _case(batch: int, allowed: float) -> dict[str, Any]:

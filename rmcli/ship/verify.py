@@ -8,10 +8,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 
 from rmcli import output
 from rmcli.backbones import architectures
+from rmcli.backbones.adapter_files import is_adapter_folder
 from rmcli.backbones.internlm2.auto import MODEL_TYPE, AutoConfig
 from rmcli.backbones.pretrained import from_pretrained
 from rmcli.config.files import read_json
@@ -77,7 +80,7 @@ def verify(folder: Path) -> Verified:
     is_own = config.get("model_type") == MODEL_TYPE or architectures.loads_only_here(loaded)
     by = "rmcli" if is_own else "transformers"
     has_state = architectures.choose_batches(True, loaded, 1).kind == "single"
-    cases = cases_of(config.get("dtype") or "float32", _num_parameters(folder), lines)
+    cases = cases_of(config.get("dtype") or "float32", _num_parameters(folder, loaded), lines)
     checks += [judged(case, answer, has_state) for case, answer in answers(folder, cases, by)]
     return Verified(str(folder), len(lines), by, checks)
 
@@ -101,8 +104,11 @@ def read_golden(folder: Path) -> list[Golden]:
     return lines
 
 
-def _num_parameters(folder: Path) -> int:
-    """Of all weight files, by their headers."""
+def _num_parameters(folder: Path, config: PreTrainedConfig) -> int:
+    """Of all weight files, by their headers; of adapters' base model, by its config."""
+    if is_adapter_folder(folder):
+        with torch.device("meta"):
+            return AutoModelForSequenceClassification.from_config(config, trust_remote_code=False).num_parameters()
     found = 0
     try:
         for path in folder.glob("*.safetensors"):

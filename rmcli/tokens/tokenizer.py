@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rmcli import output
+from rmcli.backbones.adapter_files import base_of, is_adapter_folder
 from rmcli.backbones.internlm2.auto import AutoConfig, AutoTokenizer
 from rmcli.backbones.pretrained import check_config, from_pretrained
 from rmcli.config.presets import preset_reward_tokens, pretrained_arguments
@@ -128,6 +129,8 @@ def load_model_config(model: ModelSection) -> "PreTrainedConfig":
             "model.pretrained_model_name_or_path is not set",
             "choose a preset (-p) or give -s model.pretrained_model_name_or_path=PATH",
         )
+    if is_adapter_folder(name) and not Path(name, "config.json").is_file():
+        return load_model_config(model.model_copy(update=base_of(name)))
     config = _load_small("config", name, pretrained_arguments(name, model.revision))
     check_config(config, name)
     return config

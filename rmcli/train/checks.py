@@ -33,6 +33,25 @@ def check_master_weights(config: Config, device: torch.device, processes: int) -
         )
 
 
+def check_frozen(config: Config, processes: int) -> None:
+    """What is frozen needs adapters beside it that train. Raises ConfigError for what does not go together."""
+    if config.model.quantization == "nf4" and config.lora.r is None:
+        raise ConfigError(
+            "model.quantization = 'nf4' without adapters: weights of 4 bits cannot be trained",
+            "set lora.r (64, say), or model.quantization=none",
+        )
+    if config.model.quantization == "nf4" and processes > 1:
+        raise ConfigError(
+            f"model.quantization = 'nf4' on {processes} processes: weights of 4 bits are not cut over them",
+            "train on one, or with model.quantization=none and lora.r",
+        )
+    if config.lora.r is not None and config.train.master_weights == "split":
+        raise ConfigError(
+            "train.master_weights = 'split' with lora.r: adapters are float32, and what is frozen has no masters",
+            "leave train.master_weights out",
+        )
+
+
 @dataclass(frozen=True)
 class Use:
     """How the training groups meet the loss: as whole lists, pairwise or left out; and their comparisons."""

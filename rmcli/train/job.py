@@ -26,7 +26,15 @@ from rmcli.runs import backbone
 from rmcli.runs.folder import next_run_folder
 from rmcli.ship.template import exported_template
 from rmcli.tokens.tokenizer import CHAT_TEMPLATE_HINT, RewardTokenizer, load_model_config, load_tokenizer
-from rmcli.train.checks import Use, adopt_data_settings, check_master_weights, check_same_tokens, count_use, has_use
+from rmcli.train.checks import (
+    Use,
+    adopt_data_settings,
+    check_frozen,
+    check_master_weights,
+    check_same_tokens,
+    count_use,
+    has_use,
+)
 from rmcli.train.past import Past, check_length, check_processes, check_same_run
 from rmcli.train.pieces import PackSizes
 from rmcli.train.plan import has_several_forwards, largest_forward, num_steps
@@ -62,6 +70,11 @@ class Job:
         return self.resolved.config
 
     @property
+    def has_adapters(self) -> bool:
+        """Whether adapters train, and the backbone is frozen."""
+        return self.config.lora.r is not None
+
+    @property
     def is_done(self) -> bool:
         """Whether all its steps are behind it."""
         return self.past is not None and self.past.step >= self.total_steps
@@ -88,11 +101,12 @@ def build_job(
     """
     manifest = read_manifest(data_folder)
     resolved = adopt_data_settings(resolved, manifest, data_folder)
-    for said in without_effect(resolved, "model", "loss", "train"):
+    for said in without_effect(resolved, "model", "lora", "loss", "train"):
         output.warn(said)
     config = resolved.config
     device = pick_device(config)
     check_master_weights(config, device, processes)
+    check_frozen(config, processes)
     check_sizes(config.parallel, processes)
     model = _where_it_lies(config.model, run_folder, past)
     model_config = load_model_config(model)
@@ -112,7 +126,7 @@ def build_job(
     train_split = PackedSplit(data_folder, "train")
     if not len(train_split):
         raise RmcliError(f"{data_folder} has no training pairs", "lower data.eval_fraction, or prepare more rows")
-    network = sizes_of(config, model_config, batch_choice.kind)
+    network = sizes_of(config, model_config, batch_choice.kind, reward)
     use = count_use(train_split, config.loss.loss_type)
     sizes = PackSizes.of(train_split, network.counter, use.is_used_G)
     exported_template(reward)  # what could not be exported is not trained

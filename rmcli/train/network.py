@@ -3,11 +3,13 @@
 import socket
 from typing import Any
 
+from accelerate import init_empty_weights
 from torch import Tensor
 
 from rmcli import output
 from rmcli.backbones import architectures
 from rmcli.errors import RmcliError
+from rmcli.model import adapter
 from rmcli.model.device import is_reduced
 from rmcli.model.load import load_model, rebuild_network
 from rmcli.model.sequence_parallel import sequence_group, set_sequence_group
@@ -17,6 +19,7 @@ from rmcli.parallel.collectives import together
 from rmcli.parallel.mesh import build_mesh
 from rmcli.parallel.sequence import own_group
 from rmcli.runs import backbone
+from rmcli.runs.base_model import load_with_adapters
 from rmcli.runs.state import read_weights
 from rmcli.train.job import Job
 
@@ -36,8 +39,13 @@ def in_working_precision(job: Job, network: Any) -> Any:
     """The network as it trains: where several processes compute in bfloat16, made anew around the same weights.
 
     What puts weights together can be told only once in which precision, and the self-test is in float32 first.
+    On one process what is frozen becomes bfloat16.
     """
-    if job.spread.processes == 1 or not is_reduced(job.config.model.dtype, job.device):
+    if not is_reduced(job.config.model.dtype, job.device):
+        return network
+    if job.spread.processes == 1:
+        if job.has_adapters:
+            adapter.reduce_frozen(network)
         return network
     reduced = _rebuilt(job, empty=True)
     shard(reduced, build_mesh(job.spread.mesh, job.device), True, job.device)
@@ -50,7 +58,7 @@ def in_working_precision(job: Job, network: Any) -> Any:
 def _on_one_process(job: Job) -> Any:
     if job.past is None:
         return _loaded(job)
-    network = _rebuilt(job, empty=False)
+    network = _loaded(job) if job.has_adapters else _rebuilt(job, empty=False)
     read_weights(job.past.checkpoint, network)
     return network
 
@@ -58,8 +66,9 @@ def _on_one_process(job: Job) -> Any:
 def _on_several(job: Job) -> Any:
     """The first process reads the model, and hands its weights out; what a checkpoint holds each reads for itself."""
     full: dict[str, Tensor] = {}
+    is_loaded = job.past is None or job.has_adapters
     with together():
-        if job.past is None and world.is_first():
+        if is_loaded and world.is_first():
             loaded = _loaded(job)
             full = {name: one.detach() for name, one in (*loaded.named_parameters(), *loaded.named_buffers())}
             del loaded
@@ -72,9 +81,9 @@ def _on_several(job: Job) -> Any:
     network = _rebuilt(job, empty=True)
     shard(network, build_mesh(job.spread.mesh, job.device), False, job.device)
     set_sequence_group(network, own_group(job.spread.sequence))
-    if job.past is None:
+    if is_loaded:
         fill(network, full)
-    else:
+    if job.past is not None:
         read_weights(job.past.checkpoint, network)
     return network
 
@@ -82,12 +91,24 @@ def _on_several(job: Job) -> Any:
 def _loaded(job: Job) -> Any:
     """On several processes it may be larger than a device."""
     model = job.config.model
+    if job.has_adapters:
+        return _with_adapters(job)
     device = job.device if job.spread.processes == 1 or model.random_weights else "cpu"
     network = load_model(model, job.reward, job.config.train.seed, job.batch_choice.kind, device)
     backbone.keep(job.run_folder, network, job.reward)
     return network
 
 
+def _with_adapters(job: Job) -> Any:
+    """On several processes in main memory, as what they cut their parts from."""
+    network = load_with_adapters(job.config, job.reward, job.run_folder, job.batch_choice.kind)
+    return network.to(job.device if job.spread.processes == 1 else "cpu").eval()
+
+
 def _rebuilt(job: Job, empty: bool) -> Any:
     own = backbone.section(job.run_folder, job.config.model)
-    return rebuild_network(own, job.config.train.seed, job.batch_choice.kind, job.device, empty)
+    network = rebuild_network(own, job.config.train.seed, job.batch_choice.kind, job.device, empty)
+    if job.has_adapters:
+        with init_empty_weights(include_buffers=False):
+            adapter.put(network, job.config, job.reward)
+    return network

@@ -11,16 +11,16 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from rmcli import output
-from rmcli.model import kernels, optim, self_test
+from rmcli.model import adapter, kernels, optim, self_test
 from rmcli.model.network import score_head, whole_row_layers
 from rmcli.model.recompute import checkpoint_activations
 from rmcli.model.shard import gathered
 from rmcli.parallel import world
 from rmcli.parallel.collectives import on_first, together
 from rmcli.runs import checkpoint, lock
-from rmcli.runs.folder import BEST_MODEL, MODEL, claim, claim_next, reopen, write_config
+from rmcli.runs.folder import ADAPTER, BEST_MODEL, MODEL, claim, claim_next, reopen, write_config
 from rmcli.runs.metrics_file import open_metrics
-from rmcli.ship.export import Run, export
+from rmcli.ship.export import Run, export, export_adapter
 from rmcli.train import generators, proofs
 from rmcli.train.collapse import collapse_warning
 from rmcli.train.describe import describe
@@ -129,8 +129,17 @@ def _ship(job: Job, trained: _Trained) -> dict[str, str]:
     if job.device.type == "cuda":
         torch.cuda.empty_cache()
     run = Run.of(job.run_folder, job.data_folder)
-    export(run, run.network_with(trained.weights), job.run_folder / MODEL)
     made = {"model": str(job.run_folder / MODEL)}
+    if run.has_adapters and job.config.model.random_weights:
+        output.say("no folder of adapters: their base model is drawn at random, and nobody else has it")
+        network = adapter.merge(run.adapted(trained.weights))
+    elif run.has_adapters:
+        network = export_adapter(run, run.adapted(trained.weights), job.run_folder / ADAPTER)
+        made["adapter"] = str(job.run_folder / ADAPTER)
+    else:
+        network = run.network_with(trained.weights)
+    export(run, network, job.run_folder / MODEL)
+    del network
     if trained.best is not None:
         best = job.run_folder / checkpoint.FOLDER / f"{checkpoint.BEST}{trained.best}"
         export(run, run.network_of(best), job.run_folder / BEST_MODEL)

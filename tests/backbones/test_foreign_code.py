@@ -12,7 +12,10 @@ from support.places import REPOSITORY, write_lines
 
 ROWS = [{"prompt": f"Sort: {n} 1", "chosen": f"1 {n}", "rejected": f"{n} 1"} for n in range(2, 9)]
 # The one place that takes any of the loaders below; each of these says it itself.
-PASSES_ON = {"rmcli/backbones/pretrained.py": "loader.from_pretrained(**arguments)"}
+PASSES_ON = {
+    "rmcli/backbones/pretrained.py": "loader.from_pretrained(**arguments)",
+    "rmcli/ship/plain.py": "PeftModel.from_pretrained(base, folder)",  # peft's: weights and JSON
+}
 
 
 def calls_of_transformers(path: Path) -> list[ast.Call]:

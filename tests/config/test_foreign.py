@@ -70,7 +70,7 @@ def test_an_xtuner_config_becomes_toml_and_is_never_run(cli, tmp_path):
         "train": {"accumulative_counts": 32, "betas": [0.9, 0.999], "weight_decay": 0.0, "lr": 1e-5},
     }
     assert "# dataloader_num_workers = 4: batches are built by one thread ahead" in result.stdout
-    assert "# quantization_config = {'load_in_4bit': True}: training quantized weights is not built" in result.stdout
+    assert "# quantization_config = {'load_in_4bit': True}: model.quantization=nf4 is the one kind" in result.stdout
     (tmp_path / "config.toml").write_text(result.stdout)
     assert resolve(None, [tmp_path / "config.toml"]).config.train.accumulative_counts == 32
 
@@ -90,10 +90,10 @@ def test_a_trl_yaml_becomes_toml(cli, tmp_path):
     }
     assert values["data"] == {"sources": ["org/pairs"], "max_length": 32768, "max_packed_length": 32768}
     assert values["loss"] == {"loss_type": "ranking", "penalty_type": "none"}
+    assert values["lora"] == {"r": 32}
     assert values["model"]["reward_token"] == "<|quad_end|>"  # the preset's
     for line in (
         "lr_scheduler_type = 'linear': only the cosine",
-        "lora_r = 32: LoRA is not built",
         "mystery = [1, 2]:",
     ):
         assert f"# {line}" in result.stdout
@@ -145,9 +145,9 @@ def test_what_holds_no_settings_is_one_line(cli, tmp_path, name, text):
         (["-s", "learning_rate=2e-5"], "write -s train.lr=2e-5"),
         (["-s", "train.learning_rate=1"], "did you mean train.lr?"),
         (["-s", "data.lr=1"], "did you mean train.lr?"),
-        (["-s", "train.lora_r=8"], "LoRA is not built yet: all weights are trained"),
+        (["-s", "train.lora_r=8"], "did you mean lora.r?"),
         (["-s", "report_to=wandb"], "trackers are not built yet: the run folder's metrics.jsonl has every figure"),
-        (["-s", "lora.r=8"], "LoRA is not built yet: all weights are trained"),
+        (["-s", "lora.rank=8"], "rmcli config lora lists the keys of [lora]"),
         (["-s", "train.bogus=1"], "rmcli config train lists the keys of [train]"),
         (["--lr", "1"], "it is train.lr: -s train.lr=VALUE, or lr under [train] of a TOML file"),
         (["--resume_from_checkpoint", "x"], "a run goes on with: rmcli train --resume -o RUN"),
@@ -155,7 +155,7 @@ def test_what_holds_no_settings_is_one_line(cli, tmp_path, name, text):
             ["-s", "load_best_model_at_end=true"],
             "train.best=eval_accuracy or eval_loss exports the best evaluation's weights as model-best/",
         ),
-        (["--lora-r", "8"], "LoRA is not built yet: all weights are trained"),
+        (["--lora-r", "8"], "it is lora.r: -s lora.r=VALUE, or r under [lora] of a TOML file"),
         (
             ["--nproc-per-node", "2"],
             "rmcli train --num-processes N; on several machines torchrun ... -m rmcli train (docs/launch.md)",

@@ -29,6 +29,7 @@ CHECKED = {
     "llama2-7b": "llama2",
     "llama3-70b": "llama3",
     "llama3-8b": "llama3",
+    "llama3-8b-qlora": "llama3",
     "llama3.1-8b": "llama3_1",
     "llama3.2-1b": "llama3_1",
     "llama3.2-3b": "llama3_1",
@@ -70,11 +71,13 @@ def test_the_presets_that_ship():
         "gemma3-1b",
         "glm4-9b",
         "internlm2-1_8b",
+        "internlm2-1_8b-qlora",
         "internlm2-7b",
         "internlm2.5-7b",
         "llama2-7b",
         "llama3-70b",
         "llama3-8b",
+        "llama3-8b-qlora",
         "llama3.1-8b",
         "llama3.2-1b",
         "llama3.2-3b",
@@ -130,8 +133,17 @@ def test_a_preset_is_trained_by_its_size(preset):
     assert config.loss.loss_type == ("ranking" if small else "focal")
     assert (config.loss.penalty_type, config.loss.penalty_weight) == ("log_barrier", 0.02)
     below_3b = small or preset in ("gemma2-2b", "gemma3-1b", "internlm2-1_8b", "llama3.2-1b", "qwen2.5-1.5b")
-    below_3b = below_3b or preset == "smollm2-1.7b"
+    below_3b = below_3b or preset in ("smollm2-1.7b", "internlm2-1_8b-qlora")
     assert (config.train.activation_checkpointing == "none") is below_3b
+    if preset.endswith("-qlora"):  # XTuner's
+        assert (config.train.lr, config.lora.r, config.lora.lora_alpha, config.lora.lora_dropout) == (
+            1e-4,
+            64,
+            16,
+            0.1,
+        )
+        assert config.model.quantization == "nf4"
+        return
     assert config.train.lr <= (2e-5 if small else 1e-5 if below_3b else 7e-6)
     assert config.train.lr >= 2e-6
 

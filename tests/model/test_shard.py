@@ -1,5 +1,7 @@
 """A network over several processes gives the gradients of one process, and their memory is shared out."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from accelerate import init_empty_weights
@@ -9,8 +11,9 @@ from torch.distributed.tensor import DTensor
 from torch.nn.attention import varlen as torch_varlen
 
 from ranks import on_ranks
+from rmcli.config.resolve import resolve
 from rmcli.config.sections import LossSection, TrainSection
-from rmcli.model import kernels, optim, shard
+from rmcli.model import adapter, kernels, optim, shard
 from rmcli.model.attention.layout import BatchShape
 from rmcli.model.backend import set_attention
 from rmcli.model.batch import build_batch, build_targets
@@ -177,6 +180,34 @@ def eight_bits(shape) -> bool:
 @pytest.mark.parametrize(("ranks", "shape"), CASES)
 def test_8_bit_states_are_bitwise_those_of_one_process(ranks, shape):
     assert all(on_ranks(ranks, eight_bits, shape))
+
+
+def beside_frozen(shape) -> tuple[float, bool]:
+    """With adapters: how far their gradients are from one process's; whether what is frozen gets none."""
+    config = resolve("tiny", (), ("lora.r=4",)).config
+    reward = SimpleNamespace(reward_token_id=3, mode="reserved")
+    reference = tiny_model("llama", dtype=torch.float64)
+    adapter.put(reference, config, reward)
+    with init_empty_weights(include_buffers=False):
+        network = tiny_model("llama", dtype=torch.float64)
+        adapter.put(network, config, reward)
+    for one in (reference, network):
+        trim(one)
+    shard.shard(network, build_mesh(shape, CPU), is_reduced=False, device=CPU)
+    state = {**dict(reference.named_parameters()), **dict(reference.named_buffers())}
+    shard.fill(network, state if world.is_first() else {})
+    step(reference, [range(6)])
+    step(network, [[0, 3], [2]] if world.is_first() else [[1], [4, 5]])
+    gathered = shard.gathered(network)
+    held = not world.is_first() or gathered.keys() == adapter.trained(reference).keys()
+    return largest_relative(gradients(network), gradients(reference)), held
+
+
+@pytest.mark.parametrize("shape", [MeshShape(1, 2), MeshShape(2, 1)])
+def test_adapters_get_the_gradients_of_one_process_and_are_gathered_alone(shape):
+    for distance, held in on_ranks(2, beside_frozen, shape):
+        assert distance < 1e-12
+        assert held
 
 
 def spared(activation_checkpointing) -> float:

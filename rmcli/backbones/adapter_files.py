@@ -1,0 +1,37 @@
+"""A folder of adapters by peft: what its adapter_config.json says, and which model they belong to."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rmcli.errors import RmcliError
+
+SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def is_adapter_folder(place: str | Path | None) -> bool:
+    return place is not None and (Path(place) / SETTINGS).is_file()
+
+
+def read_settings(folder: str | Path) -> dict[str, Any]:
+    """Raises RmcliError for what is no LoRA of a named base model."""
+    path = Path(folder) / SETTINGS
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RmcliError(f"{path} cannot be read: {error}", "the file is damaged") from error
+    if not isinstance(settings, dict) or settings.get("peft_type") != "LORA":
+        kind = settings.get("peft_type") if isinstance(settings, dict) else "no table"
+        raise RmcliError(f"{path}: peft_type is {kind}, not LORA", "merge it into its base model first, with peft")
+    if not isinstance(settings.get("base_model_name_or_path"), str):
+        raise RmcliError(f"{path} names no base_model_name_or_path", "write the base model's name there")
+    return settings
+
+
+def base_of(folder: str | Path) -> dict[str, Any]:
+    """The keys of [model] that name the model whose adapters lie in the folder."""
+    settings = read_settings(folder)
+    return {
+        "pretrained_model_name_or_path": settings["base_model_name_or_path"],
+        "revision": settings.get("revision"),
+    }
