@@ -46,7 +46,7 @@ def _in_4_bits(layer: nn.Linear, kind: Any) -> nn.Module:
 def is_quantized(layer: nn.Module) -> bool:
     return (
         isinstance(layer, nn.Linear) and type(layer).__name__ == "Linear4bit"
-    )  # peft's of that name is no nn.Linear
+    )  # peft's is no nn.Linear
 
 
 def whole(layer: nn.Module) -> nn.Module:
