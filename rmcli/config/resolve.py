@@ -61,7 +61,7 @@ def trained_model_layers(folder: Path) -> tuple[Layer, Layer]:
     else:
         config = read_json(folder / "config.json")
         token_id = config.get("reward_token_id")
-        mode = config.get("reward_mode", "last" if token_id is None else "reserved")
+        mode = str(config.get("reward_mode", "last" if token_id is None else "reserved"))
         model = {"reward_token": mode} if mode in ("natural", "last") else {"reward_token_id": token_id}
         base = Layer(f"{folder}/config.json", {"model": model}, explicit=False)
     here = {

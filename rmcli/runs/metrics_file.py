@@ -61,7 +61,7 @@ def evaluation_at(run_folder: Path, step: int) -> dict[str, float]:
         return {}
     found: dict[str, float] = {}
     for line in lines:
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             values = json.loads(line)
             if isinstance(values, dict) and values.get("step") == step and "eval_accuracy" in values:
                 found = {key[5:]: one for key, one in values.items() if key.startswith("eval_") and _is_figure(one)}
