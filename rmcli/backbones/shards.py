@@ -18,7 +18,7 @@ def shard_name(value: Any, index: str) -> str:
 
 def check_shards(folder: Path) -> None:
     """Raise RmcliError where an index of the folder's weights leads out of it, or cannot be read."""
-    for index in sorted(folder.glob("*.index.json")):
+    for index in sorted([*folder.glob("*.safetensors.index.json"), *folder.glob("*.bin.index.json")]):
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict):
             raise RmcliError(f"{index} has no weight_map", "the checkpoint is damaged")
