@@ -9,6 +9,7 @@ import pytest
 from safetensors import safe_open
 
 from rmcli.backbones.internlm2.weights import stored_tensors
+from rmcli.backbones.lineage import lineage
 from rmcli.errors import RmcliError
 from rmcli.ship import plain
 from support.cli import run_cli
@@ -187,7 +188,7 @@ BASE_CARDS = [
     "---\nlicense: !!python/object/apply:os.system ['touch RAN']\n---\n",
     "---\nlicense: ['mit']\nbase_model: {a: b}\n---\n",
     '---\nlicense: "mit\\n---\\n# Another card"\n---\n',
-    "---\n" + DEEP + "\n---\n",
+    "---\n" + "[" * 1500 + "\n---\n",
     "---\nlicense: [\n---\n",
     "no card",
 ]
@@ -195,8 +196,6 @@ BASE_CARDS = [
 
 @pytest.mark.parametrize("text", BASE_CARDS)
 def test_the_card_of_a_base_model_is_data(cli, text):
-    from rmcli.backbones.lineage import lineage
-
     Path("base").mkdir()
     Path("base/README.md").write_text(text)
     assert lineage("base") == {"name": "base", "on_hub": False}

@@ -126,15 +126,18 @@ def test_an_arrow_file_whose_type_is_a_pickle_runs_nothing(cli):
 def test_what_could_unpickle_is_called_nowhere():
     """torch.load reads tensors alone; there is no other reader of pickles, and YAML is read safely."""
     forbidden = {"joblib", "dill", "cloudpickle", "shelve", "marshal"}
+    called = ("pickle.load", "yaml.load(", "yaml.unsafe_load(", "np.load(", "eval(", "exec(")
     loads = []
     for path in sorted((REPOSITORY / "rmcli").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        text = path.read_text(encoding="utf-8")
+        if not any(word in text for word in (*forbidden, *called, "torch.load")):
+            continue
+        for node in ast.walk(ast.parse(text)):
             names = {alias.name.split(".")[0] for alias in getattr(node, "names", ()) if isinstance(node, ast.Import)}
             assert not names & forbidden, path
             if isinstance(node, ast.Call):
                 call = ast.unparse(node)
-                assert not call.startswith(("pickle.load", "yaml.load(", "yaml.unsafe_load", "eval(", "exec(")), path
-                assert "allow_pickle=True" not in call, path
+                assert not call.startswith(called), path
                 if call.startswith("torch.load("):
                     loads.append(call)
     assert len(loads) == 2

@@ -10,7 +10,9 @@ import pytest
 from huggingface_hub import ModelCard
 
 from rmcli.model.hashes import first_fault
+from rmcli.runs.metrics_file import evaluation_at
 from rmcli.ship import golden
+from rmcli.ship.card.evaluation import about_length
 from rmcli.ship.card.page import is_ours, sealed
 from support.places import REPOSITORY
 
@@ -129,18 +131,37 @@ def test_accuracy_has_wilsons_interval_and_length_is_judged_by_it(run, card):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"eval_longer_accuracy": 0.5, "eval_shorter_accuracy": 0.97}, "The score favours shorter answers"),
-        ({"eval_longer_accuracy": 0.6}, "The intervals meet: these pairs show no bias towards length"),
-        ({"eval_longer_pairs": 0, "eval_shorter_pairs": 0}, "Length bias cannot be told"),
         ({"eval_longer_pairs": None}, "Length bias was not measured: no evaluation of this checkpoint"),
         ({"eval_accuracy": float("nan")}, "Nothing was measured on held-out pairs after this step"),
-        ({"eval_accuracy": "0.9"}, "Nothing was measured on held-out pairs after this step"),
         ({"step": 2}, "Nothing was measured on held-out pairs after this step"),
     ],
 )
 def test_what_is_not_known_is_said_in_a_line(run, card, changes, said):
     evaluated(run, **changes)
     assert said in words(card())
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"longer_accuracy": 0.5, "shorter_accuracy": 0.97},
+            "The score favours shorter answers: the intervals do not meet.",
+        ),
+        ({"longer_accuracy": 0.6}, "The intervals meet: these pairs show no bias towards length, and do not prove"),
+        ({"longer_pairs": 0, "shorter_pairs": 0}, "Length bias cannot be told: in no held-out pair is one answer"),
+    ],
+)
+def test_length_is_judged_by_both_intervals(changes, said):
+    figures = {key.removeprefix("eval_"): value for key, value in HELD_OUT.items()}
+    assert about_length(figures | changes)[-1].startswith(said)
+
+
+def test_figures_that_are_no_numbers_are_none(cli, run):
+    evaluated(run, eval_accuracy="0.9", eval_margin=True, eval_score_min=float("inf"))
+    assert evaluation_at(run, 3).keys() == {key.removeprefix("eval_") for key in HELD_OUT} - {
+        *("step", "accuracy", "margin", "score_min")
+    }
 
 
 def test_rounding_after_the_evaluation_is_said(run, card):
@@ -219,7 +240,7 @@ def test_a_hub_name_is_the_base_model_and_an_unknown_licence_is_called_so(run, c
     assert 'pretrained_model_name_or_path = "org/base"' in text
 
 
-@pytest.mark.parametrize("told", [None, "text", 3, {"name": None, "license": ["mit"], "made_of": "org/older"}])
+@pytest.mark.parametrize("told", ["text", {"name": None, "license": ["mit"], "made_of": "org/older"}])
 def test_a_run_that_does_not_tell_its_base_has_a_card_all_the_same(run, card, told):
     tell(run, base=told, versions=told)
     assert "Licence: unknown." in card()
