@@ -22,6 +22,13 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
 
+    @field_validator("*")
+    @classmethod
+    def _fits_a_machine_word(cls, value: Any) -> Any:
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError(f"{value} does not fit into 64 bits")
+        return value
+
 
 class ModelSection(Section):
     """The backbone and its reward token."""

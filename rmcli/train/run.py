@@ -129,11 +129,11 @@ def _ship(job: Job, trained: _Trained) -> dict[str, str]:
     if job.device.type == "cuda":
         torch.cuda.empty_cache()
     run = Run.of(job.run_folder, job.data_folder)
-    export(run, run.network_with(trained.weights), job.run_folder / MODEL)
+    export(run, run.network_with(trained.weights), job.run_folder / MODEL, step=job.total_steps)
     made = {"model": str(job.run_folder / MODEL)}
     if trained.best is not None:
         best = job.run_folder / checkpoint.FOLDER / f"{checkpoint.BEST}{trained.best}"
-        export(run, run.network_of(best), job.run_folder / BEST_MODEL)
+        export(run, run.network_of(best), job.run_folder / BEST_MODEL, step=trained.best)
         made["model_best"] = str(job.run_folder / BEST_MODEL)
     return made
 
