@@ -56,7 +56,7 @@ def run_way(job: dict[str, Any]) -> dict[str, Any]:
     from rmcli.train.job import build_job
 
     versioned = {"rmcli": rmcli, "torch": torch, "transformers": transformers}
-    training.export = lambda *_: None
+    training.export = lambda *_, **__: None
     run = Path(job["run"])
     training.run(build_job(resolve(job["preset"], settings=job["settings"]), Path(job["data"]), run), job["profile"])
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -126,7 +126,9 @@ def ensure_classifier(config: PreTrainedConfig) -> None:
         return
     base = next(c for c in backbone.__mro__[1:] if issubclass(c, PreTrainedModel))
     name = backbone.__name__.removesuffix("Model") + "ForSequenceClassification"
-    members: dict[str, Any] = {"base_model_prefix": base.base_model_prefix, "__module__": __name__}
+    # Where the backbone lies in the classifier: Llama 4's base class names no place of its own.
+    prefix = base.base_model_prefix or backbone.base_model_prefix or "model"
+    members: dict[str, Any] = {"base_model_prefix": prefix, "__module__": __name__}
     classifier = type(name, (GenericForSequenceClassification, base), members)
     classifier.config_class = type(config)  # type: ignore[attr-defined]
     # Not by `register`: for one of transformers' own configs it does nothing, and says nothing (5.17).

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from rmcli.backbones import gguf_files, hub
+from rmcli.backbones.shards import shard_name
 from rmcli.backbones.weight_files import SINGLE_FILES, ByteSource, Files, Folder, HubFiles, RowsUnavailableError
 from rmcli.config.presets import pretrained_arguments
 from rmcli.errors import RmcliError
@@ -70,7 +71,7 @@ def _open_files(files: Files) -> Embedding:
             if not isinstance(weight_map, dict):
                 raise RmcliError(f"{files.name}/{index} is damaged: it has no weight_map", "download it again")
             tensor = embedding_name(weight_map, f"{files.name}/{index}")
-            shard = str(weight_map[tensor])
+            shard = shard_name(weight_map[tensor], f"{files.name}/{index}")
             return _open_file(files, shard, tensor, files.find(shard))
     raise RowsUnavailableError(
         f"{files.name} has no weights: none of {', '.join(SINGLE_FILES)} nor their index files"
@@ -164,7 +165,7 @@ class SafetensorsEmbedding:
             text += self._bytes(8 + len(text), length - len(text))
         try:
             header = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise self._damaged(f"its header is no JSON: {error}") from error
         if not isinstance(header, dict):
             raise self._damaged("its header is no JSON object")

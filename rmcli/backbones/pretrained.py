@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rmcli.backbones import gguf_files, hub
 from rmcli.backbones.internlm2.files import read_json_object
+from rmcli.backbones.shards import check_shards
 from rmcli.config.presets import preset_names
 from rmcli.errors import RmcliError, explained_by
 from rmcli.installed import install_command
@@ -48,6 +49,8 @@ def from_pretrained(loader: Any, what: str, name: str, arguments: dict[str, Any]
         asking = gguf_files.read_quickly()
     else:
         refuse_adapter(place, name)
+        if what == "weights" and place.is_dir():
+            check_shards(place)
         asking = _nothing_asked() if place.is_dir() else hub.asking()
     # Inside `asking`: the explanation looks at config.json once more.
     with asking, explained_by(lambda error: _explain(error, what, name, arguments)), _quiet_transformers():
@@ -88,9 +91,11 @@ def _quiet_transformers() -> Iterator[None]:
 def refuse_adapter(place: Path, name: str) -> None:
     """Raise RmcliError for a folder that holds an adapter beside whole weights."""
     whole = [path for pattern in ("model*.safetensors", "pytorch_model*.bin") for path in place.glob(pattern)]
-    if whole and any(place.glob("adapter_model.*")):
+    is_named = (place / ADAPTER_FILE).is_file()  # transformers would load the base model that it names
+    if whole and (is_named or any(place.glob("adapter_model.*"))):
+        file = "adapter_model" if any(place.glob("adapter_model.*")) else ADAPTER_FILE
         raise RmcliError(
-            f"{name} holds an adapter (adapter_model) beside whole weights: which of them is meant cannot be told",
+            f"{name} holds an adapter ({file}) beside whole weights: which of them is meant cannot be told",
             "merge the adapter into the weights (peft: merge_and_unload), or take its files out of the folder",
         )
 
@@ -108,6 +113,8 @@ def check_config(config: "PreTrainedConfig", name: str) -> None:
                 f"{name} is quantized ({method}): it cannot be trained, nor scored as it was trained",
                 "give the model it was made from, in 16 or 32 bits",
             )
+    if isinstance(config.get_text_config(), int | float | str | list | dict):
+        raise RmcliError(f"config.json of {name} has a text_config that is no object", "the file is damaged")
     # Else a config.json could name a kernel that this machine lacks, or one of the Hub, whose code would be run.
     config._attn_implementation = None
     config._experts_implementation = None

@@ -197,5 +197,5 @@ class HubFiles:
 def _parse_json(data: bytes, name: str) -> Any:
     try:
         return json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RmcliError(f"{name} is damaged: {error}", "download it again") from error

@@ -45,18 +45,19 @@ def export_command(
     verbose: Verbose = False,
 ) -> None:
     """Make a model folder of a checkpoint; needs no base model, hub or GPU. One of adapters needs its base model."""
+    from rmcli.runs.checkpoint import step_of
     from rmcli.ship.export import Run, export, export_adapter
     from rmcli.ship.place import check_adapters, check_target, data_of, find_checkpoint
 
     checkpoint = find_checkpoint(source)
     check_target(out, checkpoint, overwrite)
     run_folder = checkpoint.absolute().parent.parent
-    run = Run.of(run_folder, None if no_held_out else data_of(run_folder))
+    run = Run.of(run_folder, data_of(run_folder), not no_held_out)
     if layout is Layout.peft:
         check_adapters(run.config, dtype.value)
         export_adapter(run, run.adapted(checkpoint), out)
     else:
-        export(run, run.network_of(checkpoint), out, dtype.value, layout is Layout.internlm2)
+        export(run, run.network_of(checkpoint), out, dtype.value, layout is Layout.internlm2, step_of(checkpoint))
     if json:
         output.answer_json(
             {"model": str(out), "checkpoint": str(checkpoint), "dtype": dtype.value, "format": layout.value}

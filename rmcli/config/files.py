@@ -12,7 +12,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; ConfigError when it is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{path} holds no JSON object")
@@ -23,7 +23,7 @@ def toml_value(text: str) -> Any:
     """The text as a TOML value; what is none is taken as text, `none` as no value."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return None if text.strip() == "none" else text.strip()
 
 
@@ -33,5 +33,5 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error

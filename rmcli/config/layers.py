@@ -42,7 +42,7 @@ class Resolved:
                     if with_origins:
                         table.add(tomlkit.comment(f"{key} is not set"))
                     continue
-                item = _toml_item(value)
+                item = toml_item(value)
                 if with_origins:
                     item.comment(self.origins.get(f"{section_name}.{key}", "default"))
                 table.add(key, item)
@@ -50,7 +50,7 @@ class Resolved:
         return tomlkit.dumps(document)
 
 
-def _toml_item(value: Any) -> Any:
+def toml_item(value: Any) -> Any:
     """As tomlkit does, but a list stays inside its table: [[tables]] would swallow the keys after them."""
     if not isinstance(value, list):
         return tomlkit.item(value)

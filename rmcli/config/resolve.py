@@ -6,7 +6,6 @@ Later ones win: defaults < preset < each --config < each --set. There is no envi
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -52,16 +51,17 @@ def parse_source(text: str) -> SourceSection:
 def trained_model_layers(folder: Path) -> tuple[Layer, Layer]:
     """What a trained model's folder says of itself, and that it is the model to load.
 
-    A folder without rmcli.toml is described by the reward token of its config.json. One that names none was trained
-    without: its score is that of the last token.
+    The device and the kernel it was trained on bind nobody who has the folder. A folder without rmcli.toml is
+    described by the reward token of its config.json. One that names none was trained without: its score is that of
+    the last token.
     """
     recorded = folder / "rmcli.toml"
     if recorded.is_file():
-        base = replace(read_config_file(recorded), explicit=False)
+        base = _of_any_machine(read_config_file(recorded))
     else:
         config = read_json(folder / "config.json")
         token_id = config.get("reward_token_id")
-        mode = config.get("reward_mode", "last" if token_id is None else "reserved")
+        mode = str(config.get("reward_mode", "last" if token_id is None else "reserved"))
         model = {"reward_token": mode} if mode in ("natural", "last") else {"reward_token_id": token_id}
         base = Layer(f"{folder}/config.json", {"model": model}, explicit=False)
     here = {
@@ -74,6 +74,14 @@ def trained_model_layers(folder: Path) -> tuple[Layer, Layer]:
     if not (folder / "adapter_config.json").is_file():
         here["quantization"] = "none"  # what trained beside packed weights ships whole
     return base, Layer("MODEL", {"model": here})
+
+
+def _of_any_machine(told: Layer) -> Layer:
+    """What rmcli.toml says without what the run chose for the machine it ran on."""
+    sections = dict(told.values)
+    for section, key in (("train", "device"), ("model", "attention")):
+        sections[section] = {name: value for name, value in section_of(told, section).items() if name != key}
+    return Layer(told.origin, sections, explicit=False)
 
 
 def about_backbone(resolved: Resolved) -> About | None:

@@ -10,6 +10,7 @@ from rmcli.errors import RmcliError
 from rmcli.packs.manifest import file_sha256
 
 HASHES_FILE = "rmcli.sha256"
+CARD_FILE = "README.md"  # read by people, who may write in it: it is not proven
 CONFIG_FILE = "rmcli.toml"  # the resolved configuration the model was trained with
 # What loaders read: a file of such a name that the export did not write would change the model as an edit does.
 _READ_BY_LOADERS = (
@@ -26,7 +27,7 @@ _READ_BY_LOADERS = (
 
 
 def write_hashes(folder: Path) -> None:
-    """The sha256 of every file of the folder, into its `rmcli.sha256`."""
+    """The sha256 of every file of the folder but the card, into its `rmcli.sha256`."""
     names = _files(folder)
     lines = [f"{digest}  {name}\n" for name, digest in _hash(folder, names).items()]
     (folder / HASHES_FILE).write_text("".join(lines), encoding="utf-8")
@@ -65,6 +66,7 @@ def first_fault(
         if len(digest) != 64 or not name:
             return f"{HASHES_FILE}, line {number}: not of the form `sha256  file`"
         said[name] = digest
+    said.pop(CARD_FILE, None)
     here = set(_files(folder))
     missing = sorted(said.keys() - here - set(may_be_missing))
     if missing:
@@ -78,12 +80,20 @@ def first_fault(
     return None
 
 
+def listed_names(folder: Path) -> set[str]:
+    """The files that `rmcli.sha256` lists; none where there is no such file."""
+    path = folder / HASHES_FILE
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    return {line.partition("  ")[2] for line in text.splitlines()}
+
+
 def read_by_no_loader(name: str) -> bool:
     return not any(fnmatch(name, pattern) for pattern in _READ_BY_LOADERS)
 
 
 def _files(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != HASHES_FILE)
+    left_out = (HASHES_FILE, CARD_FILE)
+    return sorted(path.name for path in folder.iterdir() if path.is_file() and path.name not in left_out)
 
 
 def _hash(folder: Path, names: list[str]) -> dict[str, str]:

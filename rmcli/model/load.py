@@ -136,7 +136,7 @@ def _run_packed(network: PreTrainedModel, model: ModelSection) -> None:
 def _say_other_position(config: PreTrainedConfig, name: str, reward: RewardTokenizer) -> None:
     """A head reads what it was trained to read; at another position its scores mean something else."""
     trained_id = getattr(config, "reward_token_id", None)
-    trained = getattr(config, "reward_mode", "last" if trained_id is None else "reserved")
+    trained = str(getattr(config, "reward_mode", "last" if trained_id is None else "reserved"))
     if trained == reward.mode and (trained == "last" or trained_id in (None, reward.reward_token_id)):
         return
     there = {"last": "the last token of the template"}.get(trained, f"token {trained_id} ({trained})")

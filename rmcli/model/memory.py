@@ -15,7 +15,7 @@ from rmcli.model import adapter, limits
 from rmcli.model.compact_adamw import PIECE, has_8_bits, scale_shape
 from rmcli.model.device import is_reduced, pick_device
 from rmcli.model.flops import FlopCounter
-from rmcli.model.network import backbone, flop_counter, score_head, trim
+from rmcli.model.network import backbone, check_loads_again, flop_counter, score_head, trim
 from rmcli.model.quantize import BITS_PER_WEIGHT
 from rmcli.parallel import world
 from rmcli.parallel.mesh import MeshShape
@@ -104,6 +104,7 @@ def sizes_of(
     with torch.device("meta"), explaining_sizes(str(config.model.pretrained_model_name_or_path)):
         network: Any = AutoModelForSequenceClassification.from_config(model_config, trust_remote_code=False)
     head = score_head(network).weight
+    check_loads_again(network)  # what could not be exported is not trained
     trims = kind == "packed" and config.model.trim_last_layer and architectures.trims_last_layer(model_config)
     if trims:
         trim(network)

@@ -29,7 +29,8 @@ def check(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"model {folder}: no config.json{run}", f"try {folder / 'model'}" if run else None)
     config = read_json(path)
     kinds = ("ForSequenceClassification", REWARD_ARCHITECTURE)
-    if not any(kind in name for name in config.get("architectures") or [] for kind in kinds):
+    named = config.get("architectures")
+    if not any(kind in str(name) for name in (named if isinstance(named, list) else ()) for kind in kinds):
         raise ConfigError(
             f"model {folder} is {config.get('architectures')}, not a ...ForSequenceClassification",
             "only a trained reward model can score: rmcli train makes one",

@@ -51,5 +51,20 @@ def score_head(network: PreTrainedModel) -> nn.Linear:
     return head
 
 
+def check_loads_again(network: PreTrainedModel) -> None:
+    """Raise RmcliError where transformers could not load what is trained: it finds weights by their place.
+
+    A weight must lie in the head or in the backbone, and the backbone where the class says.
+    """
+    place = network.base_model_prefix
+    lost = [name for name, _ in network.named_parameters() if not name.startswith((f"{place}.", "score."))]
+    if lost or not place or not hasattr(network, place):
+        what = f"{lost[0] if lost else 'the backbone'} is not in {place!r}, where transformers looks for it"
+        raise RmcliError(
+            f"a trained {type(network).__name__} could not be loaded again: {what}",
+            "choose another architecture: docs/backbones.md lists those that train",
+        )
+
+
 def backbone(network: PreTrainedModel) -> PreTrainedModel:
     return cast(PreTrainedModel, network.base_model)

@@ -44,9 +44,7 @@ def _in_4_bits(layer: nn.Linear, kind: Any) -> nn.Module:
 
 
 def is_quantized(layer: nn.Module) -> bool:
-    return (
-        isinstance(layer, nn.Linear) and type(layer).__name__ == "Linear4bit"
-    )  # peft's is no nn.Linear
+    return isinstance(layer, nn.Linear) and type(layer).__name__ == "Linear4bit"  # peft's is no nn.Linear
 
 
 def whole(layer: nn.Module) -> nn.Module:

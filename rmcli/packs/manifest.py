@@ -33,7 +33,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RmcliError(f"{folder} holds no prepared data: no manifest.json", "run rmcli prepare -o DIR") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RmcliError(f"{path} is damaged: {error}", "prepare it again with --overwrite") from error
     if not isinstance(manifest, dict) or not manifest.keys() >= REQUIRED_KEYS:
         raise RmcliError(f"{path} is no manifest of rmcli", "prepare it again with --overwrite")

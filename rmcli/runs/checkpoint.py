@@ -16,6 +16,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
+from rmcli.config.files import read_json
 from rmcli.errors import RmcliError
 from rmcli.model.hashes import first_fault, write_hashes
 from rmcli.model.model_folder import OF_CHECKPOINT, OF_OLD_CHECKPOINT
@@ -173,7 +174,7 @@ def open_facts(path: Path) -> dict[str, Any]:
         older = [old for old in list_checkpoints(path.parent.parent) if step_of(old) < step_of(path)]
         way = f"to go on from {older[-1].name}, write that name into {path.with_name(LATEST)}" if older else None
         raise RmcliError(f"checkpoint {path} is damaged: {fault}", way)
-    facts = json.loads((path / OF_CHECKPOINT).read_text(encoding="utf-8"))
+    facts = read_json(path / OF_CHECKPOINT)
     if facts.get("format_version") != FORMAT_VERSION:
         raise RmcliError(
             f"checkpoint {path} has format {facts.get('format_version')}, this rmcli reads {FORMAT_VERSION}",

@@ -64,5 +64,5 @@ def _holder(path: Path) -> str:
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
         return f"process {told['process']} on {told['host']}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
         return "an unknown process"

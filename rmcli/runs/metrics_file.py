@@ -1,6 +1,7 @@
 """metrics.jsonl: one JSON object a line, for each log line and each evaluation of a run."""
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -47,3 +48,25 @@ def add_metrics(file: TextIO | None, values: Mapping[str, Any]) -> None:
             os.lseek(file.fileno(), before, os.SEEK_SET)
         reason = error.strerror or error
         raise RmcliError(f"cannot write {file.name}: {reason} ({len(line)} bytes)", "is the disk full?") from error
+
+
+def evaluation_at(run_folder: Path, step: int) -> dict[str, float]:
+    """The figures of the evaluation after this step, by name without `eval_`: numbers that are finite.
+
+    Empty where there was none, or the file is gone.
+    """
+    try:
+        lines = (run_folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return {}
+    found: dict[str, float] = {}
+    for line in lines:
+        with suppress(ValueError, RecursionError):
+            values = json.loads(line)
+            if isinstance(values, dict) and values.get("step") == step and "eval_accuracy" in values:
+                found = {key[5:]: one for key, one in values.items() if key.startswith("eval_") and _is_figure(one)}
+    return found
+
+
+def _is_figure(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

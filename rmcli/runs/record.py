@@ -75,7 +75,7 @@ def read(folder: Path) -> dict[str, Any] | None:
     """What run.json says; None where there is none, or it is not ours."""
     try:
         told = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     ours = isinstance(told, dict) and isinstance(told.get("result"), dict) and isinstance(told.get("process"), dict)
     return told if ours else None

@@ -60,13 +60,11 @@ class RewardModel:
         Raises RmcliError for what is no trained reward model, a file that is not as it was exported, damaged weights,
         or a self-test that fails. No code that comes with a model is run.
         """
-        layer: dict[str, Any] = {"train": {"device": "auto"}, "model": {"attention": "auto"}}  # those of training
-        if dtype != "auto":
-            layer["model"]["dtype"] = dtype
+        asked = {} if dtype == "auto" else {"model": {"dtype": dtype}}
         with _in_library():
             where = find_device(str(device), "device")
             folder = _folder_of(str(path_or_hub), revision)
-            resolved = configuration_of(folder, options=[Layer("RewardModel.load", layer)])
+            resolved = configuration_of(folder, options=[Layer("RewardModel.load", asked)])
             hashes.verify(folder)
             config = within_positions(resolved, load_model_config(resolved.config.model)).config
             scorer = load_scorer(config, load_encoder(config), where)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rmcli import output
+from rmcli.backbones.architectures import loads_only_here
 from rmcli.backbones.internlm2.export import internlm2_config
 from rmcli.config.resolve import resolve
 from rmcli.config.sections import Config
@@ -21,6 +22,7 @@ from rmcli.runs.base_model import load_with_adapters
 from rmcli.runs.folder import CONFIG_FILE
 from rmcli.ship import folder as folders
 from rmcli.ship import golden
+from rmcli.ship.card.page import card
 from rmcli.ship.golden import Golden
 from rmcli.ship.quick import verify_quickly
 from rmcli.ship.template import exported_template
@@ -30,23 +32,27 @@ from rmcli.tokens.tokenizer import RewardTokenizer, load_tokenizer
 
 @dataclass(frozen=True)
 class Run:
-    """What the export of a run's weights needs beside them. `held_out`: conversations of its own to score."""
+    """What the export of a run's weights needs beside them. `held_out`: conversations of its own to score.
+
+    `data_folder`: the prepared data, where it is at hand.
+    """
 
     folder: Path
     toml: str
     config: Config
     reward: RewardTokenizer
     held_out: list[Conversation]
+    data_folder: Path | None = None
 
     @classmethod
-    def of(cls, folder: Path, data_folder: Path | None) -> "Run":
+    def of(cls, folder: Path, data_folder: Path | None, ships_held_out: bool = True) -> "Run":
         """From the run folder alone; `data_folder`, where it is at hand, has the held-out conversations."""
         file = folder / CONFIG_FILE
         config = resolve(None, [file]).config
         reward = load_tokenizer(backbone.section(folder, config.model))
         special = [str(token) for token in reward.tokenizer.added_tokens_decoder.values()]
-        held_out = golden.held_out(data_folder, special)
-        return cls(folder, file.read_text(encoding="utf-8"), config, reward, held_out)
+        held_out = golden.held_out(data_folder, special) if ships_held_out else []
+        return cls(folder, file.read_text(encoding="utf-8"), config, reward, held_out, data_folder)
 
     def network_of(self, checkpoint: Path) -> Any:
         """The float32 network with a checkpoint's weights, in main memory of this process alone."""
@@ -80,8 +86,17 @@ class Run:
         return rebuild_network(own, self.config.train.seed, "padded", "cpu", empty)
 
 
-def export(run: Run, network: Any, folder: Path, dtype: str = "float32", as_internlm2: bool = False) -> None:
+def export(
+    run: Run,
+    network: Any,
+    folder: Path,
+    dtype: str = "float32",
+    as_internlm2: bool = False,
+    step: int | None = None,
+) -> None:
     """Write the model folder aside, score it by plain transformers, and put it in place. The network is used up.
+
+    `step`: that of the weights, whose evaluation the model card tells.
 
     Raises RmcliError, and leaves what was there, where it cannot be written, a weight does not fit into `dtype`, or
     the folder scores otherwise than the network; ConfigError for one that InternLM2's own layout cannot hold.
@@ -89,10 +104,12 @@ def export(run: Run, network: Any, folder: Path, dtype: str = "float32", as_inte
     if as_internlm2:
         internlm2_config(network)
     output.doing(f"writing {folder}")
+    by_plain = not as_internlm2 and not loads_only_here(network.config)
+    text = card(run.folder, run.data_folder, run.config, run.reward, step, dtype, by_plain)
     with folders.placed(folder, folders.num_bytes(network)) as path:
         scored = _rounded_and_scored(run, network, getattr(torch, dtype))
         network.to(getattr(torch, dtype))
-        folders.fill(path, network, run.reward, run.toml, scored, as_internlm2)
+        folders.fill(path, network, run.reward, run.toml, scored, as_internlm2, text)
         verify_quickly(path, network.num_parameters())
 
 

@@ -11,11 +11,12 @@ from transformers import PreTrainedModel
 
 from rmcli.backbones.internlm2.export import internlm2_config, internlm2_weights
 from rmcli.errors import RmcliError
-from rmcli.model.hashes import CONFIG_FILE, write_hashes
+from rmcli.model.hashes import CARD_FILE, CONFIG_FILE, write_hashes
 from rmcli.model.shipped_tokenizer import save_tokenizer
 from rmcli.packs.staging import StagedFolder
 from rmcli.ship import golden
 from rmcli.ship.golden import Golden
+from rmcli.ship.kept import keep_own
 from rmcli.ship.rope_keys import write_both_forms
 from rmcli.ship.template import exported_template
 from rmcli.tokens.tokenizer import RewardTokenizer
@@ -31,12 +32,15 @@ def write(network: PreTrainedModel, reward: RewardTokenizer, toml: str, folder: 
 def placed(folder: Path, size: int) -> Iterator[Path]:
     """An empty folder to write in, which takes the place of `folder` when the context ends well.
 
+    What its owner has put into `folder` is kept (see `keep_own`).
+
     Raises RmcliError, and leaves nothing, where its `size` bytes of weights cannot be written.
     """
     try:
         staged = StagedFolder(folder)
         try:
             yield staged.path
+            keep_own(folder, staged.path)
             staged.publish(overwrite=True)
         finally:
             staged.discard()
@@ -54,9 +58,10 @@ def fill(
     toml: str,
     scored: Sequence[Golden] = (),
     as_internlm2: bool = False,
+    card: str | None = None,
 ) -> None:
-    """Write all files of a model folder into `path`. `toml` is the resolved configuration. Without `network` its
-    weights are there.
+    """Write all files of a model folder into `path`. `toml` is the resolved configuration, `card` its README.md.
+    Without `network` its weights are there.
 
     Loads with AutoModelForSequenceClassification; the tokenizer's chat template ends with the reward token. The files
     are proven by the hashes in rmcli.sha256.
@@ -71,6 +76,8 @@ def fill(
     (path / CONFIG_FILE).write_text(toml, encoding="utf-8")
     if scored:
         golden.write(path, scored)
+    if card is not None:
+        (path / CARD_FILE).write_text(card, encoding="utf-8")
     mode = (path / CONFIG_FILE).stat().st_mode & 0o777
     for file in filter(Path.is_file, path.rglob("*")):
         file.chmod(mode)  # safetensors gives its files to their owner alone, whatever the umask

@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+from rmcli import output
 from rmcli.config.sections import Config
 from rmcli.errors import ConfigError, RmcliError
 from rmcli.model.hashes import CONFIG_FILE, HASHES_FILE
 from rmcli.model.model_folder import OF_CHECKPOINT, OF_OLD_CHECKPOINT
+from rmcli.packs.manifest import read_manifest
 from rmcli.packs.staging import check_writable, refuse_own_folder
 from rmcli.runs import backbone, checkpoint, folder, record
+from rmcli.ship.kept import lost_by_replacing
 
 
 def find_checkpoint(source: Path) -> Path:
@@ -41,6 +44,10 @@ def check_target(target: Path, found: Path, overwrite: bool) -> None:
             )
         if not all((target / name).is_file() for name in (CONFIG_FILE, HASHES_FILE, "config.json")):
             raise ConfigError(f"{target} holds no exported model and is left alone", "name a new folder with -o")
+        if (lost := lost_by_replacing(target)) is not None:
+            raise ConfigError(
+                f"{target}/{lost} was not exported, and would be lost", "move it, or name another with -o"
+            )
     refuse_own_folder(target)
     check_writable(target)
 
@@ -58,10 +65,20 @@ def check_adapters(config: Config, dtype: str) -> None:
 
 
 def data_of(run_folder: Path) -> Path | None:
-    """The prepared data that the run was started on; None where it is gone."""
+    """The prepared data that the run was started on; None where it is gone, or, which is said, another set now."""
     told = record.read(run_folder)
-    place = Path(told["data"]["folder"]) if told is not None and "data" in told else None
-    return place if place is not None and place.is_dir() else None
+    data = told.get("data") if told is not None else None
+    folder = data.get("folder") if isinstance(data, dict) else None
+    if not isinstance(data, dict) or not isinstance(folder, str) or not Path(folder).is_dir():
+        return None
+    try:
+        if read_manifest(Path(folder))["manifest_sha256"] == data.get("manifest_sha256"):
+            return Path(folder)
+        why = "another set has been prepared there since"
+    except RmcliError as error:
+        why = error.message
+    output.warn(f"nothing of the run's data is told or scored: {why} ({folder})")
+    return None
 
 
 def _newest(source: Path) -> Path:

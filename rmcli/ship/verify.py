@@ -17,6 +17,7 @@ from rmcli.backbones import architectures
 from rmcli.backbones.adapter_files import is_adapter_folder
 from rmcli.backbones.internlm2.auto import MODEL_TYPE, AutoConfig
 from rmcli.backbones.pretrained import from_pretrained
+from rmcli.backbones.shards import check_shards
 from rmcli.config.files import read_json
 from rmcli.errors import RmcliError
 from rmcli.model.hashes import HASHES_FILE, first_fault, read_by_no_loader
@@ -26,6 +27,7 @@ from rmcli.ship.fresh import answers
 from rmcli.ship.golden import Golden
 from rmcli.ship.limits import WHOLE_GRID, limit
 
+_LARGEST = 3.5e38  # past what float32 holds
 _FROM_PADDING = "the architecture counts padding on the left: pad on the right"
 
 
@@ -95,13 +97,29 @@ def read_golden(folder: Path) -> list[Golden]:
         )
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        if not lines or not all(Golden.__annotations__.keys() <= line.keys() for line in lines):
-            raise ValueError(f"each line needs {', '.join(Golden.__annotations__)}")
-    except (ValueError, AttributeError) as error:
+        if not lines or not all(_is_golden(line) for line in lines):
+            raise ValueError(f"each line needs {', '.join(Golden.__annotations__)}, the score a finite number")
+    except (ValueError, RecursionError) as error:
         raise RmcliError(
             f"{path} cannot be read: {error}", f"{HASHES_FILE} tells which files were changed"
         ) from error
     return lines
+
+
+def _is_golden(line: Any) -> bool:
+    """Whether a line is of the form of `Golden`. NaN would be no further from any score than another."""
+    if not isinstance(line, dict) or not Golden.__annotations__.keys() <= line.keys():
+        return False
+    messages, ids = line["messages"], line["input_ids"]
+    return (
+        isinstance(messages, list)
+        and all(isinstance(message, dict) for message in messages)
+        and isinstance(line["text"], str)
+        and isinstance(ids, list)
+        and all(type(one) is int for one in ids)
+        and type(line["score"]) in (int, float)
+        and abs(line["score"]) < _LARGEST
+    )
 
 
 def _num_parameters(folder: Path, config: PreTrainedConfig) -> int:
@@ -110,8 +128,14 @@ def _num_parameters(folder: Path, config: PreTrainedConfig) -> int:
         with torch.device("meta"):
             return AutoModelForSequenceClassification.from_config(config, trust_remote_code=False).num_parameters()
     found = 0
+    paths = list(folder.glob("*.safetensors"))
+    if not paths:
+        raise RmcliError(
+            f"{folder} has no weights in .safetensors", "pickled weights are not shipped: export it again"
+        )
+    check_shards(folder)
     try:
-        for path in folder.glob("*.safetensors"):
+        for path in paths:
             with safe_open(path, framework="pt") as file:
                 found += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     except (OSError, SafetensorError) as error:

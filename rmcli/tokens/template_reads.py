@@ -60,9 +60,9 @@ def reads_in(template: str) -> TemplateReads:
     environment = Environment(extensions=["jinja2.ext.loopcontrols"])  # only to parse; nothing is run
     try:
         tree = environment.parse(_without_generation_marks(template))
-    except TemplateError:
+        return TemplateReads(frozenset(meta.find_undeclared_variables(tree)), _message_keys(tree))
+    except (TemplateError, RecursionError):  # nested too deep to be walked
         return ALL
-    return TemplateReads(frozenset(meta.find_undeclared_variables(tree)), _message_keys(tree))
 
 
 def _without_generation_marks(template: str) -> str:

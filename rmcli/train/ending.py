@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from rmcli import output
+from rmcli.backbones.lineage import lineage
 from rmcli.errors import INTERRUPTED, TERMINATED, RmcliError, Stopped, Terminated
 from rmcli.parallel import world
 from rmcli.parallel.word import peers_explained
@@ -58,10 +59,12 @@ def _begin(job: Job, command: str | None) -> None:
     if job.past is not None:
         record.go_on(job.run_folder, {"command": command, "step": job.past.step, "device": _device_name(job.device)})
         return
+    model = job.config.model
     data = {"folder": str(job.data_folder.absolute()), "manifest_sha256": job.manifest["manifest_sha256"]}
     facts = {
         "command": command,
         "preset": job.resolved.name,
+        "base": lineage(str(model.pretrained_model_name_or_path), model.revision),
         "data": data,
         "device": _device_name(job.device),
         "processes": job.spread.processes,

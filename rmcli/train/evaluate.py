@@ -1,19 +1,20 @@
 """The held-out pairs: loss, accuracy, margin and score range."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rmcli.config.sections import Config
 from rmcli.model.batch import build_targets
-from rmcli.model.losses import objective
+from rmcli.model.losses import Targets, objective
 from rmcli.model.metrics import PairMetrics
 from rmcli.model.network import flop_counter
 from rmcli.packs.reader import PackedSplit
 from rmcli.parallel.collectives import add_up
-from rmcli.records import BatchKind
+from rmcli.records import BatchKind, TokenGroup
 from rmcli.scorer.run import run_forward
 from rmcli.train.balance import ByRank, share_out
 from rmcli.train.feed import groups_of
@@ -30,14 +31,15 @@ def evaluate(
     kind: BatchKind,
     spread: Spread,
 ) -> dict[str, Any]:
-    """Over all held-out pairs: loss (as in training, whole and in parts), accuracy, margin, score range. Empty
-    without any. Each process runs its share of them; all get the same result.
+    """Over all held-out pairs: loss (as in training, whole and in parts), accuracy, margin, score range; the accuracy
+    where the better answer is the shorter one, and where it is the longer. Empty without any pairs. Each process runs
+    its share of them; all get the same result.
     """
     # Rows keep their own sizes here: compiled layers would be built again and again.
     compiled = config.train.kernels == "compile"
     with torch.no_grad(), torch.compiler.set_stance("force_eager") if compiled else nullcontext():
         network.eval()
-        metrics = PairMetrics()
+        metrics, by_length = PairMetrics(), {"shorter": PairMetrics(), "longer": PairMetrics()}
         loss_sum, weight_sum, penalty_sum = 0.0, 0.0, 0.0
         for own in _shares(network, split, config, kind, spread):
             scores_S = run_forward(network, own.all_groups, kind, pad_token_id, config.model.dtype)[: own.num_scores]
@@ -46,8 +48,29 @@ def evaluate(
             loss_sum, penalty_sum = loss_sum + float(preference_loss), penalty_sum + float(penalty)
             weight_sum += sum(group.weight for group in own.groups)
             metrics.add(scores_S, targets.better, targets.worse)
+            _add_by_length(by_length, own.groups, scores_S, targets)
     sums = add_up(torch.tensor([loss_sum, penalty_sum, weight_sum], dtype=torch.float64)) * spread.share
-    return _result(metrics.summed(network.device, spread.share), *sums.tolist())
+    found = _result(metrics.summed(network.device, spread.share), *sums.tolist())
+    for name, some in by_length.items():
+        found |= _result_by_length(name, some.summed(network.device, spread.share)) if found else {}
+    return found
+
+
+def _add_by_length(
+    by_length: Mapping[str, PairMetrics], groups: Sequence[TokenGroup], scores_S: Tensor, targets: Targets
+) -> None:
+    """Pairs whose better answer is the shorter one, in tokens, and those in which it is the longer one."""
+    lengths = [len(response) for group in groups for response in group.responses]
+    lengths_S = torch.tensor(lengths, device=scores_S.device)
+    longer_by_M = lengths_S[targets.better] - lengths_S[targets.worse]
+    for name, chosen_M in (("shorter", longer_by_M < 0), ("longer", longer_by_M > 0)):
+        by_length[name].add(scores_S, targets.better[chosen_M], targets.worse[chosen_M])
+
+
+def _result_by_length(name: str, metrics: PairMetrics) -> dict[str, Any]:
+    pairs = int(metrics.num_pairs)
+    accuracy = {f"eval_{name}_accuracy": metrics.result()["accuracy"]} if pairs else {}
+    return {f"eval_{name}_pairs": pairs, **accuracy}
 
 
 def _result(metrics: PairMetrics, loss_sum: float, penalty_sum: float, weight_sum: float) -> dict[str, Any]:

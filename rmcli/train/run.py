@@ -138,11 +138,11 @@ def _ship(job: Job, trained: _Trained) -> dict[str, str]:
         made["adapter"] = str(job.run_folder / ADAPTER)
     else:
         network = run.network_with(trained.weights)
-    export(run, network, job.run_folder / MODEL)
+    export(run, network, job.run_folder / MODEL, step=job.total_steps)
     del network
     if trained.best is not None:
         best = job.run_folder / checkpoint.FOLDER / f"{checkpoint.BEST}{trained.best}"
-        export(run, run.network_of(best), job.run_folder / BEST_MODEL)
+        export(run, run.network_of(best), job.run_folder / BEST_MODEL, step=trained.best)
         made["model_best"] = str(job.run_folder / BEST_MODEL)
     return made
 

@@ -16,7 +16,7 @@ from rmcli.config.presets import presets_folder
 from rmcli.errors import ConfigError, RmcliError
 from rmcli.model.hashes import write_hashes
 from support.foreign import make_foreign
-from support.places import REPOSITORY
+from support.places import REPOSITORY, write_lines
 
 FOLDER = REPOSITORY / "tests" / "written_before" / "model"
 TALK = [{"role": "user", "content": "Sort: 3 1"}, {"role": "assistant", "content": "1 3"}]
@@ -94,6 +94,23 @@ def test_what_training_ran_on_does_not_bind_who_scores(folder):
     model = RewardModel.load(folder, device=torch.device("cpu"))
     assert model.score([TALK]) == [expected]
     assert model.device == torch.device("cpu")
+
+
+def test_rmcli_score_is_not_bound_by_them_either_but_by_what_its_user_asks_for(cli, folder, tmp_path):
+    write_lines(tmp_path / "talks.jsonl", [{"messages": TALK}])
+    expected = cli("score", folder, "talks.jsonl")
+    assert expected.code == 0, expected.stderr
+    change_toml(folder, 'device = "auto"', 'device = "cuda"')
+    change_toml(folder, 'attention = "auto"', 'attention = "flash"')
+    write_hashes(folder)
+    result = cli("score", folder, "talks.jsonl", "-s", "train.device=cpu")
+    assert (result.code, result.stdout) == (0, expected.stdout), result.stderr
+    shown = cli("score", folder, "talks.jsonl", "--dry-run", "--json")
+    told = json.loads(shown.stdout)["config"]
+    assert (told["train"]["device"], told["model"]["attention"]) == ("auto", "auto")
+    asked = cli("score", folder, "talks.jsonl", "-s", "model.attention=flash", "-s", "train.device=cpu")
+    assert asked.code == 2
+    assert "model.attention = 'flash'" in asked.stderr
 
 
 def test_bfloat16_is_asked_for_by_name(folder):

@@ -20,7 +20,7 @@ QUICK = ["gemma2", "gemma3_text", "gpt2", "llama"]
 
 
 def architectures() -> list:
-    names = sorted({*PACKED, *SINGLE} - {"llama4_text"})  # transformers does not load the classifier made of that
+    names = sorted({*PACKED, *SINGLE})
     return [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in names]
 
 

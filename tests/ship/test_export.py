@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rmcli.errors import RmcliError
-from rmcli.model.hashes import first_fault
+from rmcli.model.hashes import first_fault, write_hashes
 from rmcli.ship import golden, plain
 from rmcli.ship.export import Run, export
 from support.places import REPOSITORY
@@ -181,6 +181,7 @@ def test_what_cannot_be_exported_or_written_is_one_line_before_any_work(cli, run
 def test_an_earlier_export_is_replaced_on_demand_and_nothing_else_is(cli, run):
     assert cli("export", run, "-o", "model").code == 0
     Path("model/stale.txt").write_text("of the earlier one")
+    write_hashes(Path("model"))
     assert cli("export", run, "-o", "model", "--overwrite").code == 0
     assert not Path("model/stale.txt").exists()
     Path("mine").mkdir()

@@ -36,7 +36,7 @@ def test_a_model_that_cannot_be_exported_is_not_lost(cli, tiny_run, monkeypatch,
     trained = ("train.max_steps=3", *levers)
     assert train(cli, tiny_run.data, "whole", *trained).code == 0
 
-    def full(*_):
+    def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:

@@ -15,7 +15,7 @@ from support.places import REPOSITORY
 def test_checkpoints_that_a_killed_run_had_no_time_to_remove_go_when_it_goes_on(cli, nano, nano_data, monkeypatch):
     keys = ("train.max_steps=4", "train.save_steps=1", "train.save_total_limit=2", "train.pairs_per_step=16")
 
-    def killed(*_):
+    def killed(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -41,7 +41,7 @@ def test_starts_killed_while_they_clear_what_an_earlier_one_left_end_as_a_run(
     line = ("train", "--resume", "--data", nano_data, "-o", "run", *of_model(nano), *settings(*keys))
     whole = folder._remove
 
-    def killed(*_):
+    def killed(*_, **__):
         raise Killed
 
     def killed_after(path):

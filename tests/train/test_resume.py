@@ -321,7 +321,7 @@ def test_a_finished_run_whose_export_failed_only_exports(cli, pairs, train, monk
     train("whole", "train.max_steps=3")
     whole_step = Trainer.run_step
 
-    def full(*_):
+    def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:

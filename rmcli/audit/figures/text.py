@@ -58,7 +58,7 @@ class Text:
             return None
         talk = [{"role": "user", "content": "word"}, {"role": "assistant", "content": "word"}]
         try:
-            return str(self.tokenizer.apply_chat_template([*talk, *talk], tokenize=False))
+            return chat_templates.render(self.tokenizer, [*talk, *talk])
         except TemplateError:
             return None
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rmcli.backbones.internlm2.config import llama_config
 from rmcli.backbones.internlm2.files import find_file, read_json_object
+from rmcli.backbones.shards import shard_name
 from rmcli.errors import RmcliError
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def _weight_files(location: Mapping[str, Any]) -> list[Path]:
         weight_map = read_json_object(location, first).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise RmcliError(f"{find_file(location, first)} has no weight_map", "the checkpoint is damaged")
-        names = sorted(set(weight_map.values()))
+        names = sorted({shard_name(value, first) for value in weight_map.values()})
     return [path for name in names if (path := find_file(location, name, needed=True)) is not None]
 
 
