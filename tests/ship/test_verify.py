@@ -202,12 +202,13 @@ def test_a_process_that_dies_is_the_fault_of_the_case_it_was_at(cli, model):
     assert "Traceback" not in result.stderr
 
 
-def test_what_scores_in_the_fresh_process_imports_torch_and_transformers_alone():
+def test_what_scores_in_the_fresh_process_imports_torch_transformers_and_peft_alone():
     tree = ast.parse(Path(plain.__file__).read_text())
     nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
-    assert names == {"json", "sys", "collections.abc", "itertools", "pathlib", "typing", "torch", "transformers"}
+    standard = {"json", "sys", "tomllib", "collections.abc", "itertools", "pathlib", "typing"}
+    assert names == standard | {"torch", "transformers", "peft"}
 
 
 def test_a_large_model_is_scored_once_for_each_side_in_the_type_it_ships_in():
