@@ -8,6 +8,8 @@ can be several things is an error. So the score of a text is that of the convers
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
+
 from rmcli.records import Message, TokenGroup
 from rmcli.scorer.tokens import complete
 from rmcli.tokens.encode import Encoder
@@ -42,13 +44,17 @@ class Texts:
         if self.reward.mode == "reserved":
             self.ending = self.ending.removesuffix(self.reward.reward_token)
         self._parts = _parts(self.ending, encoder)
-        self._turn_ids = self._ids_of_turns()
+        self._turn, self._num_ending = self._control_ids()
 
-    def _ids_of_turns(self) -> frozenset[int]:
-        """Control tokens that stand between a question and its reply, whatever else a template writes there."""
-        common = set(_parts(self.between, self.encoder)) & set(_parts(self._asks, self.encoder))
-        tokens = [token for token in common if self.encoder.control.first_in(token) == token]
-        return frozenset(int(index) for ids in self.encoder.engine.encode(tokens) for index in ids)
+    def _control_ids(self) -> tuple[list[int], int]:
+        """Control tokens between a question and its reply, in order; and how many of these the ending has."""
+        common = set(_parts(self._asks, self.encoder))
+        tokens = [part for part in _parts(self.between, self.encoder) if part in common]
+        tokens = [token for token in tokens if self.encoder.control.first_in(token) == token]
+        turn = [int(index) for ids in self.encoder.engine.encode(tokens) for index in ids]
+        (ending,) = self.encoder.engine.encode([self.ending])
+        finished = self.reward.finish(ending) if self.reward.mode == "natural" else ending
+        return turn, sum(int(index) in turn for index in ([] if finished is None else finished))
 
     def is_rendered(self, prompt: str) -> bool:
         """Whether a prompt was written by a chat template: it holds tokens that people do not type."""
@@ -122,7 +128,14 @@ class Texts:
         found, most = side.responses[0], max(self._num_bos, 1) + 1
         if self._bos_id is not None and len(found) >= most and (found[:most] == self._bos_id).all():
             return BOS_TWICE
-        return side if self._turn_ids.issubset(found.tolist()) else NOT_RENDERED
+        return side if self._has_turn(found) else NOT_RENDERED
+
+    def _has_turn(self, ids: Any) -> bool:
+        """Whether a reply begins somewhere in front of the ending, as the template begins one."""
+        control = ids[np.isin(ids, self._turn)].tolist()
+        control = control[: len(control) - self._num_ending]
+        length = len(self._turn)
+        return any(control[at : at + length] == self._turn for at in range(len(control) - length + 1))
 
 
 Item = TypeVar("Item")
