@@ -14,7 +14,7 @@ _OPENING = frozenset(b"[{")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
-def parse(body: bytes, max_values: int) -> Any:
+def parse(body: bytes | bytearray, max_values: int) -> Any:
     """The JSON value of the body. Raises Refused: 413 for too many values, 422 for what is no sound JSON."""
     _check_size(body, max_values)
     try:
@@ -32,7 +32,7 @@ def parse(body: bytes, max_values: int) -> Any:
     return value
 
 
-def _check_size(body: bytes, max_values: int) -> None:
+def _check_size(body: bytes | bytearray, max_values: int) -> None:
     """Of the body without its strings: commas and brackets bound the values, brackets the depth."""
     structure = _STRING.sub(b"", body)
     brackets = structure.translate(None, _NOT_BRACKETS)

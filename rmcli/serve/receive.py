@@ -23,7 +23,7 @@ class Receiver:
         self.held = 0
 
     @asynccontextmanager
-    async def body_of(self, receive: Any, content_length: str | None) -> AsyncIterator[bytes]:
+    async def body_of(self, receive: Any, content_length: str | None) -> AsyncIterator[bytearray]:
         """The whole body; its bytes count as held inside. Raises Refused (408, 413, 429) and Gone."""
         self._check_announced(content_length)
         body = bytearray()
@@ -37,7 +37,7 @@ class Receiver:
                     f"the request was not sent within {self.limits.receive_seconds:g} s: {len(body):,} bytes came",
                     headers={"Connection": "close"},
                 ) from None
-            yield bytes(body)
+            yield body
         finally:
             self.held -= len(body)
 

@@ -6,7 +6,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,20 +61,24 @@ def run(resolved: Resolved, folder: Path, place: Place, limits: Limits, make_que
 
 def bound(place: Place) -> socket.socket:
     """Taken before the model is loaded: a port in use is said at once."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(
-            f"cannot listen on {place.host}:{place.port}: {reason}", "--port 0 takes any free port"
-        ) from None
+    with ExitStack() as closing:
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)[
+                0
+            ]
+            listener = closing.enter_context(socket.socket(family, kind, protocol))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {place.host}:{place.port}: {error.strerror}", "--port 0 takes any free port"
+            ) from None
+        closing.pop_all()
     return listener
 
 
-def load_service(resolved: Resolved, folder: Path, limits: Limits, make_queue: MakeQueue) -> Service:
+def load_service(resolved: Resolved, folder: Path, limits: Limits, make_queue: MakeQueue = Queue) -> Service:
+    """The model, proven to give its golden scores. Raises RmcliError where it does not."""
     config = resolved.config
     encoder = load_encoder(config)
     most = max(_CHARACTERS, 16 * config.data.max_length)

@@ -73,7 +73,7 @@ class Service:
         values = [self._value(score, asked) for score in scores]
         return protocol.write(body, Answer(self.served, scores, values, asked.num_tokens))
 
-    def _asked(self, protocol: Protocol, content: bytes) -> tuple[Body, Asked]:
+    def _asked(self, protocol: Protocol, content: bytearray) -> tuple[Body, Asked]:
         """In a thread: tokenizing takes long."""
         body = validated(protocol, parse(content, self.limits.max_values), FIELD_HINTS)
         if body.num_items > self.limits.max_items:

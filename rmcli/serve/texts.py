@@ -17,7 +17,7 @@ from rmcli.tokens.encode import Encoder
 BOS_TWICE = "bos_twice"
 NOT_RENDERED = "not_rendered"  # the tokens in front of a reply are missing: no template, or that of another model
 NO_GENERATION_PROMPT = "no_generation_prompt"
-AT_ONCE = 200_000  # characters that are tokenized in one call, which takes 100 bytes for each token
+AT_ONCE = 50_000  # characters that are tokenized in one call, which takes 100 bytes for each token
 _QUESTION, _REPLY = "QuestionMark7", "ReplyMark7"  # plain words, which no template changes
 
 

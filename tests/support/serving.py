@@ -74,9 +74,28 @@ def with_golden(folder: Path, source: Path = WRITTEN_BEFORE) -> Path:
     return folder
 
 
+class Watched(Queue):
+    """Notes its batches; each takes as long as it is told to."""
+
+    def __init__(self, *arguments, seconds=0.0, fails=(), **options):
+        super().__init__(*arguments, **options)
+        self.batches, self._seconds, self._fails = [], seconds, fails
+
+    def _forward(self, sides):
+        self.batches.append(len(sides))
+        time.sleep(self._seconds)
+        if len(self.batches) in self._fails:
+            raise RuntimeError("out of memory")
+        return super()._forward(sides)
+
+
 @contextmanager
 def serving(
-    folder: Path, limits: Limits | None = None, token: str | None = None, settings: tuple[str, ...] = (), queue: Any = Queue
+    folder: Path,
+    limits: Limits | None = None,
+    token: str | None = None,
+    settings: tuple[str, ...] = (),
+    queue: Any = Queue,
 ) -> Iterator[Running]:
     """A server of the folder; at the end it is drained."""
     limits, place = limits or Limits(), Place("127.0.0.1", 0, token)
