@@ -88,6 +88,7 @@ def server(model: Path, one_at_a_time: bool = False) -> Iterator[Serving]:
         yield Serving(int(address.rpartition(":")[2]), psutil.Process(process.pid))
     finally:
         process.terminate()
+        process.stdout.close()
         if process.wait(60) != 0:
             raise SystemExit(f"the server ended with {process.returncode}")
 
@@ -128,7 +129,9 @@ class Request:
 def make_requests(model: Path, count: int, seed: int = 0) -> list[Request]:
     """Of mixed sizes and protocols, with the scores that Python gives."""
     draw = random.Random(seed)
-    pairs = [(_question(draw), [_reply(draw) for _ in range(draw.choice([1, 1, 2, 4, 8, 16]))]) for _ in range(count)]
+    pairs = [
+        (_question(draw), [_reply(draw) for _ in range(draw.choice([1, 1, 1, 2, 4, 8, 16]))]) for _ in range(count)
+    ]
     reward_model = RewardModel.load(model)
     scored = [reward_model.score_responses(question, replies) for question, replies in pairs]
     values = [[score.value for score in scores] for scores in scored]

@@ -46,6 +46,8 @@ def run(resolved: Resolved, folder: Path, place: Place, limits: Limits, make_que
     Raises ConfigError for a place where nothing can listen, RmcliError for a model that is not what it was, Stopped
     where a second signal came before all was answered.
     """
+    # Requests are small: tokenizers' threads for each of them cost more than they save, and cores are the model's.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     listener = bound(place)
     with listener:
         service = load_service(resolved, folder, limits, make_queue)

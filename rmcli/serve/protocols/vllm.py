@@ -42,6 +42,15 @@ def _checked_input(value: Any) -> Any:
     raise ValueError("input is a text, a list of texts, a list of token ids, or a list of such lists")
 
 
+def _not_asked(value: bool) -> bool:
+    if value:
+        raise ValueError("true is not done here: a reply is scored as it is, and none is generated")
+    return value
+
+
+_NotDone = Annotated[bool, AfterValidator(_not_asked), WithJsonSchema({"type": "boolean", "const": False})]
+
+
 class Pooled(Body):
     """One of `input` and `messages`. `model`, `user`, `request_id`, `priority` and `cache_salt` change nothing."""
 
@@ -61,8 +70,8 @@ class Pooled(Body):
     task: Literal["classify"] | None = None
     encoding_format: Literal["float"] | None = None
     padding: Literal["do_not_pad"] | None = None
-    add_generation_prompt: Literal[False] | None = None
-    continue_final_message: Literal[False] | None = None
+    add_generation_prompt: _NotDone | None = None
+    continue_final_message: _NotDone | None = None
     truncate_prompt_tokens: None = None
     truncation_side: None = None
     dimensions: None = None
