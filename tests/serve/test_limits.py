@@ -213,3 +213,13 @@ def test_other_paths_and_verbs_are_4xx(small):
     with small.connect() as connection:
         connection.sendall(b"no HTTP at all\r\n\r\n")
         assert status_of(read_all(connection)) == 400
+
+
+@pytest.mark.parametrize("before", range(65_530, 65_540))
+def test_what_is_counted_does_not_depend_on_where_blocks_end(before):
+    start = '["' + "a" * before
+    for inside in ('\\"', '\\\\\\"', "[[", '\\\\",["b'):
+        text = start + inside + '"' + "]" * (1 + inside.count('",[')) + " "
+        assert parse(text.encode(), max_values=3) == json.loads(text)
+    with pytest.raises(Refused):
+        parse((start + '"' + ",[]" * 9 + "]").encode(), max_values=3)
