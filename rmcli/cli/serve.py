@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from rmcli.cli.options import ConfigFiles, DryRun, Preset, Quiet, Settings, Verbose, reports, show_config
+from rmcli import output
+from rmcli.cli.options import ConfigFiles, DryRun, Json, Preset, Quiet, Settings, Verbose, reports, show_config
 from rmcli.errors import ConfigError
 from rmcli.installed import install_command
 
@@ -39,6 +40,7 @@ def serve_command(
     config: ConfigFiles = None,
     set_: Settings = None,
     dry_run: DryRun = False,
+    json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -62,9 +64,14 @@ def serve_command(
     limits = Limits(int(max_body * MIB), max_items, max_tokens, max_queue, receive_timeout, timeout)
     if dry_run:
         plan = {"model": str(model), "address": f"{host}:{port}", "token": token is not None, "limits": str(limits)}
-        show_config(resolved, plan, as_json=False)
+        show_config(resolved, plan, json)
         return
     if not no_verify:
         hashes.verify(model)
     resolved = within_positions(resolved, load_model_config(resolved.config.model))
-    run(resolved, model, Place(host, port, token), limits)
+    announce = _announce_json if json else output.answer
+    run(resolved, model, Place(host, port, token), limits, announce=announce)
+
+
+def _announce_json(address: str) -> None:
+    output.answer_json({"address": address})

@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,8 +40,17 @@ class Place:
     token: str | None
 
 
-def run(resolved: Resolved, folder: Path, place: Place, limits: Limits, make_queue: MakeQueue = Queue) -> None:
+def run(
+    resolved: Resolved,
+    folder: Path,
+    place: Place,
+    limits: Limits,
+    make_queue: MakeQueue = Queue,
+    announce: Callable[[str], None] = output.answer,
+) -> None:
     """Serve until a signal comes and all that was asked is answered.
+
+    `announce` is told the address once it can be asked.
 
     Raises ConfigError for a place where nothing can listen, RmcliError for a model that is not what it was, Stopped
     where a second signal came before all was answered.
@@ -54,11 +63,9 @@ def run(resolved: Resolved, folder: Path, place: Place, limits: Limits, make_que
         server = Server(service, place, limits)
         host, port = listener.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        if place.token is None:
-            output.detail("no token: whoever reaches the address may score")
         output.say(f"serving {folder}: {address}/docs; Ctrl-C or SIGTERM ends it once all is answered")
         output.doing(None)
-        server.run_until_drained(listener, address)
+        server.run_until_drained(listener, lambda: announce(address))
 
 
 def bound(place: Place) -> socket.socket:
@@ -128,12 +135,12 @@ class Server(uvicorn.Server):
             )
         )
         self._service = service
-        self._address = ""
+        self._announce: Callable[[], None] = lambda: None
         self.loop: asyncio.AbstractEventLoop | None = None  # once it has started
         self._draining: asyncio.Task[None] | None = None
 
-    def run_until_drained(self, listener: socket.socket, address: str) -> None:
-        self._address = address
+    def run_until_drained(self, listener: socket.socket, announce: Callable[[], None]) -> None:
+        self._announce = announce
         self.run([listener])
         if self.force_exit:
             raise Stopped("stopped before all was answered", None, TERMINATED)
@@ -141,7 +148,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self.loop = asyncio.get_running_loop()
         await super().startup(sockets)
-        output.answer(self._address)  # now it can be asked
+        self._announce()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from ipaddress import ip_address
 from pathlib import Path
 
+from rmcli import output
 from rmcli.errors import ConfigError
 
 VARIABLE = "RMCLI_SERVE_TOKEN"
@@ -31,8 +32,12 @@ def read_token(file: Path | None) -> str | None:
 
 
 def check_host(host: str, token: str | None, no_token: bool) -> None:
-    """Raise ConfigError for a server that other machines reach and that asks for no token, unless it is meant."""
-    if token is None and not no_token and not _is_local(host):
+    """Raise ConfigError for a server that other machines reach without a token; where that is meant, say so."""
+    if token is not None or _is_local(host):
+        return
+    if no_token:
+        output.warn(f"no token: whoever reaches {host} may score")
+    else:
         raise ConfigError(
             f"--host {host} lets other machines score, and there is no token",
             f"give --token-file FILE or set {VARIABLE}; for clients that send none: --no-token",

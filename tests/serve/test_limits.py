@@ -1,13 +1,16 @@
 """What a client may not do: too much, too fast, too slowly, without the token. Always 4xx, and others are served."""
 
+import asyncio
 import json
 import time
+from dataclasses import replace
 
 import pytest
 
 from rmcli.serve.json_body import parse
 from rmcli.serve.limits import Limits
 from rmcli.serve.protocols.known import PROTOCOLS
+from rmcli.serve.receive import Receiver
 from rmcli.serve.refusal import Refused
 from support.serving import WRITTEN_BEFORE, serving, talk
 
@@ -107,6 +110,43 @@ def test_a_string_without_an_end_is_no_way_around_the_limits():
         with pytest.raises(Refused) as refused:
             parse(body, max_values=5000)
         assert refused.value.status == 422
+
+
+def test_bytes_of_all_requests_together_are_bounded():
+    """Four of the largest at the same time; the fifth is told to come again, and what has ended is given back."""
+    receiver = Receiver(replace(SMALL, max_body=100))
+
+    def client(*chunks, ends):
+        waiting = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
+
+        async def receive():
+            if waiting:
+                return waiting.pop(0)
+            await ends.wait()
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        return receive
+
+    async def whole():
+        ends = asyncio.Event()
+
+        async def one():
+            async with receiver.body_of(client(b"a" * 60, b"b" * 30, ends=ends), None) as body:
+                return len(body)
+
+        held = [asyncio.create_task(one()) for _ in range(4)]
+        await asyncio.sleep(0.01)
+        assert receiver.held == 360
+        with pytest.raises(Refused) as refused:
+            await one()
+        assert refused.value.status == 429
+        assert refused.value.headers == {"Retry-After": "1"}
+        assert receiver.held == 360
+        ends.set()
+        assert await asyncio.gather(*held, one()) == [90] * 5
+        assert receiver.held == 0
+
+    asyncio.run(whole())
 
 
 # --- slow clients ---

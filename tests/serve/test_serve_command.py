@@ -109,11 +109,11 @@ def test_sigterm_ends_the_command_with_0_once_all_is_answered(tmp_path):
     """The whole of it, from the command line."""
     token = tmp_path / "token"
     token.write_text("s3cret\n")
-    command = [sys.executable, "-m", "rmcli", "serve", WRITTEN_BEFORE, "--port", "0", "--token-file", token]
+    command = [sys.executable, "-m", "rmcli", "serve", WRITTEN_BEFORE, "--port", "0", "--token-file", token, "--json"]
     process = subprocess.Popen(
         command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ}
     )
-    address = process.stdout.readline().strip()
+    address = json.loads(process.stdout.readline())["address"]
     assert address.startswith("http://127.0.0.1:")
     port = int(address.rpartition(":")[2])
     texts = [f"<|im_start|>user\nSort: {n}<|im_end|>\n<|im_start|>assistant\n{'1 ' * 60}" for n in range(200)]
@@ -136,12 +136,14 @@ def test_sigterm_ends_the_command_with_0_once_all_is_answered(tmp_path):
 # --- the command ---
 
 
-def test_other_machines_need_a_token_or_to_be_meant():
+def test_other_machines_need_a_token_or_to_be_meant(capsys):
     for host in ("127.0.0.1", "127.9.9.9", "::1", "localhost"):
         check_host(host, None, False)
     for host in ("0.0.0.0", "::", "10.0.0.1", "example.org"):
         check_host(host, "s3cret", False)
+        assert capsys.readouterr().err == ""
         check_host(host, None, True)
+        assert capsys.readouterr().err == f"note: no token: whoever reaches {host} may score\n"
         with pytest.raises(RmcliError, match="lets other machines score, and there is no token"):
             check_host(host, None, False)
 
