@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
+from jinja2 import TemplateError
 
 from rmcli.records import Message, TokenGroup
 from rmcli.scorer.tokens import complete
@@ -37,14 +38,23 @@ class Texts:
         rendered = encoder.renderer.render(talk)
         self._num_bos = _leading(rendered, self._bos)
         self.between = rendered.partition(_QUESTION)[2].partition(_REPLY)[0]
-        self._asks = tokenizer.apply_chat_template(
-            [{"role": "user", "content": _QUESTION}], tokenize=False, add_generation_prompt=True
-        ).partition(_QUESTION)[2]
+        self._asks = self._generation_prompt()
+        self._is_known = _QUESTION in rendered and _REPLY in rendered  # else who can tell where a reply ends
         self.ending = rendered.partition(_REPLY)[2]
         if self.reward.mode == "reserved":
             self.ending = self.ending.removesuffix(self.reward.reward_token)
         self._parts = _parts(self.ending, encoder)
         self._turn, self._num_ending = self._control_ids()
+
+    def _generation_prompt(self) -> str:
+        """What the template writes after a question that is to be answered; "" where it refuses one."""
+        tokenizer: Any = self.reward.tokenizer
+        question = [{"role": "user", "content": _QUESTION}]
+        try:
+            rendered = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+        except TemplateError:
+            return ""
+        return rendered.partition(_QUESTION)[2]
 
     def _control_ids(self) -> tuple[list[int], int]:
         """Control tokens between a question and its reply, in order; and how many of these the ending has."""
@@ -83,6 +93,8 @@ class Texts:
 
     def _whole(self, text: str, add_bos: bool) -> tuple[str, str | None]:
         """The text with what it lacks at its ends, and what is wrong with it."""
+        if not self._is_known:
+            return text, "template_error"
         if not text.strip():
             return text, "empty_conversation"
         if len(text) > self.encoder.max_characters:

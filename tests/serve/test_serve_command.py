@@ -105,6 +105,7 @@ def test_a_server_that_drains_answers_what_it_holds_and_nothing_new():
         wait_for(lambda: running.server.should_exit)
 
 
+@pytest.mark.slow
 def test_sigterm_ends_the_command_with_0_once_all_is_answered(tmp_path):
     """The whole of it, from the command line."""
     token = tmp_path / "token"

@@ -151,3 +151,12 @@ def test_ids_are_whole_and_left_as_they_are(reserved):
     (side,) = reserved.read_ids([np.array(ids)])
     assert ids_of(side) == ids
     assert reserved.read_ids([ids[:-1], [5, 4], []]) == ["no_reward_token", "not_rendered", "empty_conversation"]
+
+
+def test_a_template_that_rewrites_replies_leaves_no_text_to_be_read(tmp_path):
+    folder = tmp_path / "upper"
+    shutil.copytree(WRITTEN_BEFORE, folder)
+    written = (WRITTEN_BEFORE / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").write_text(written.replace("message['content']", "message['content'] | upper"))
+    texts = Texts(encoder_of(folder))
+    assert texts.read([f"{FRONT}1 2 3"]) == ["template_error"]
