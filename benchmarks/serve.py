@@ -6,9 +6,12 @@ The model is the preset tiny's, trained for a few steps (its scores matter, not 
 
 - load: 64 clients, 200 requests each, of 1 to 16 conversations, through every protocol. Every score is held against
   `RewardModel`'s; WRONG is how far off is wrong.
-- one at a time: the same server and the same requests, its queue limited to one request a batch.
+- one at a time: the same server and the same requests, its queue limited to one request a batch. The two take turns;
+  what is told is the median over turns, and how much processor time each took for a request, which a busy machine
+  changes little.
 - health: `/health` asked every 20 ms meanwhile, each time on a new connection. It must answer within the time of one
-  batch and 100 ms; the time of one batch is that of the largest one, asked alone.
+  batch and 100 ms; the time of one batch is that of the largest one, asked alone. `bare` is what a server that does
+  nothing but answer takes beside it at the same time: what the machine itself adds.
 - abuse: bodies of 16 MiB, 100,000 items, deep JSON, slow clients, wrong types, the reward token inside text, and more
   conversations than may wait, while others are served: which status each got, what became of the others' scores,
   and how far the server's memory rose above what it was after the load.
@@ -41,6 +44,7 @@ from rmcli import RewardModel
 WRONG = 1e-4  # float32, other additions: 1e-6 is usual
 MIB = 2**20
 RECEIVE_SECONDS = 3.0
+TURNS = 5  # of the two servers: what else the machine does meets both
 REWARD = "<|reserved_special_token_0|>"
 FRONT, MIDDLE = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
 
@@ -67,6 +71,11 @@ class Serving:
     def memory(self) -> float:
         """MiB resident."""
         return self.process.memory_info().rss / MIB
+
+    @property
+    def processor_seconds(self) -> float:
+        times = self.process.cpu_times()
+        return times.user + times.system
 
 
 @contextmanager
@@ -168,6 +177,20 @@ def _request(path: str, question: str, replies: list[str], scores: list[Any]) ->
 
 # --- clients ---
 
+BARE = """
+import asyncio
+async def answer(reader, writer):
+    await reader.readuntil(b"\\r\\n\\r\\n")
+    writer.write(b"HTTP/1.1 200 OK\\r\\ncontent-length: 0\\r\\n\\r\\n")
+    await writer.drain()
+    writer.close()
+async def main():
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+asyncio.run(main())
+"""
+
 
 class Connection:
     """HTTP/1.1 on one connection, kept open."""
@@ -207,7 +230,14 @@ class Load:
     wrong: int = 0
     busy: int = 0
     largest_difference: float = 0.0
+    processor: float = 0.0  # seconds that the server's process took
+    last_rate: float = 0.0  # requests a second of the last turn
     statuses: Counter[int] = field(default_factory=Counter)
+
+    @property
+    def processor_ms(self) -> float:
+        """Of the server's process, for each request."""
+        return 1000 * self.processor / self.requests
 
     async def client(self, port: int, requests: Sequence[Request]) -> None:
         connection = Connection(port)
@@ -237,6 +267,7 @@ class Load:
             "seconds": round(self.seconds, 2),
             "requests_per_second": round(self.requests / self.seconds, 1),
             "conversations_per_second": round(self.conversations / self.seconds, 1),
+            "processor_ms_per_request": round(self.processor_ms, 2),
             "requests": self.requests,
             "conversations": self.conversations,
             "wrong": self.wrong,
@@ -246,12 +277,16 @@ class Load:
         }
 
 
-async def run_load(port: int, requests: Sequence[Request], clients: int, each: int) -> Load:
-    load, started = Load(), time.perf_counter()
-    turns = [[requests[(number * 37 + turn) % len(requests)] for turn in range(each)] for number in range(clients)]
-    await asyncio.gather(*(load.client(port, turn) for turn in turns))
-    load.seconds = time.perf_counter() - started
-    return load
+async def run_load(serving: Serving, requests: Sequence[Request], clients: int, each: int, load: Load) -> None:
+    before, started, processor = load.requests, time.perf_counter(), serving.processor_seconds
+    turns = [
+        [requests[(before + number * 37 + turn) % len(requests)] for turn in range(each)] for number in range(clients)
+    ]
+    await asyncio.gather(*(load.client(serving.port, turn) for turn in turns))
+    seconds = time.perf_counter() - started
+    load.seconds += seconds
+    load.processor += serving.processor_seconds - processor
+    load.last_rate = (load.requests - before) / seconds
 
 
 class Health:
@@ -262,16 +297,27 @@ class Health:
         self._ends = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._ask()))
         self.seconds: list[float] = []
+        self.bare: list[float] = []
         self.most_memory = 0.0
 
     async def _ask(self) -> None:
+        bare = subprocess.Popen([sys.executable, "-c", BARE], stdout=subprocess.PIPE, text=True)
+        assert bare.stdout is not None
+        port = int(bare.stdout.readline())
         while not self._ends.is_set():
-            connection, started = Connection(self._serving.port), time.perf_counter()
-            status, _ = await connection.ask("/health")
-            self.seconds.append(time.perf_counter() - started if status == 200 else float("inf"))
-            connection.close()
+            self.seconds.append(await self._asked(self._serving.port))
+            self.bare.append(await self._asked(port))
             self.most_memory = max(self.most_memory, self._serving.memory)
             await asyncio.sleep(0.02)
+        bare.kill()
+        bare.stdout.close()
+        bare.wait()
+
+    async def _asked(self, port: int) -> float:
+        connection, started = Connection(port), time.perf_counter()
+        status, _ = await connection.ask("/health")
+        connection.close()
+        return time.perf_counter() - started if status == 200 else float("inf")
 
     def __enter__(self) -> "Health":
         self._thread.start()
@@ -282,9 +328,11 @@ class Health:
         self._thread.join()
 
     def as_dict(self) -> dict[str, Any]:
-        ordered = sorted(self.seconds)
-        found = {"median": median(ordered), "p99": ordered[int(0.99 * (len(ordered) - 1))], "largest": ordered[-1]}
-        return {"asked": len(ordered), **{name: round(1000 * value, 1) for name, value in found.items()}}
+        found: dict[str, Any] = {"asked": len(self.seconds)}
+        for prefix, seconds in (("", sorted(self.seconds)), ("bare_", sorted(self.bare))):
+            some = {"median": median(seconds), "p99": seconds[int(0.99 * (len(seconds) - 1))], "largest": seconds[-1]}
+            found |= {prefix + name: round(1000 * value, 1) for name, value in some.items()}
+        return found
 
 
 async def one_batch(port: int) -> float:
@@ -422,21 +470,26 @@ async def load_and_abuse(port: int, requests: Sequence[Request], rounds: int, at
 
 def measure(model: Path, clients: int, each: int, rounds: int, at_once: int) -> dict[str, Any]:
     requests = make_requests(model, 400)
-    with server(model, one_at_a_time=True) as serving:
-        asyncio.run(run_load(serving.port, requests, clients, max(each // 20, 1)))  # warm
-        alone = asyncio.run(run_load(serving.port, requests, clients, max(each // 4, 1)))
-    with server(model) as serving:
+    with server(model, one_at_a_time=True) as slow, server(model) as serving:
         batch = asyncio.run(one_batch(serving.port))
-        asyncio.run(run_load(serving.port, requests, clients, max(each // 20, 1)))
+        asyncio.run(run_load(slow, requests, clients, 2, Load()))  # warm
+        asyncio.run(run_load(serving, requests, clients, 2, Load()))
+        alone, load = Load(), Load()
+        ratios: list[float] = []
         with Health(serving) as health:
-            load = asyncio.run(run_load(serving.port, requests, clients, each))
+            for number in range(TURNS):
+                asyncio.run(run_load(slow, requests, clients, max(each // TURNS // 4, 1), alone))
+                asyncio.run(run_load(serving, requests, clients, each // TURNS + (number < each % TURNS), load))
+                ratios.append(load.last_rate / alone.last_rate)
         before = serving.memory
         with Health(serving) as abused:
             beside, abuse = asyncio.run(load_and_abuse(serving.port, requests, rounds, at_once))
     return {
         "load": load.as_dict(),
         "one_at_a_time": alone.as_dict(),
-        "times_one_at_a_time": round(load.requests / load.seconds / (alone.requests / alone.seconds), 2),
+        "times_one_at_a_time": round(median(ratios), 2),
+        "times_by_turn": [round(ratio, 2) for ratio in ratios],
+        "times_by_processor_time": round(alone.processor_ms / load.processor_ms, 2),
         "one_batch_ms": round(1000 * batch, 1),
         "health_under_load_ms": health.as_dict(),
         "abuse": abuse,
@@ -474,7 +527,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a model folder of the preset tiny; else one is made")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--requests", type=int, default=200, help="of each client")
-    parser.add_argument("--rounds", type=int, default=3, help="of all abuses")
+    parser.add_argument("--rounds", type=int, default=2, help="of all abuses")
     parser.add_argument("--at-once", type=int, default=4, help="of each abuse")
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
     parser.add_argument("--serve-one-at-a-time", type=Path, help=argparse.SUPPRESS)
