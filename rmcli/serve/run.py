@@ -1,6 +1,7 @@
 """A server's life: the model is loaded and proven, then it listens; a signal lets it finish what it holds."""
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -61,6 +62,9 @@ def run(
     with listener:
         service = load_service(resolved, folder, limits, make_queue)
         server = Server(service, place, limits)
+        # What is loaded stays to the end. Looking through it again would hold up every answer for half a second.
+        gc.collect()
+        gc.freeze()
         host, port = listener.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         output.say(f"serving {folder}: {address}/docs; Ctrl-C or SIGTERM ends it once all is answered")
