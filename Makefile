@@ -1,6 +1,7 @@
 # Everything sets itself up in .venv and does nothing twice.
 VENV := .venv
 TRL := .venv-trl
+FUZZ := .venv-fuzz
 PYTHON ?= python3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
@@ -15,7 +16,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.test $(VENV)/.tokenizers
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-slow: $(VENV)/.test $(VENV)/.tokenizers $(VENV)/.tokenizers-large
+test-slow: $(VENV)/.test $(VENV)/.tokenizers $(VENV)/.tokenizers-large $(FUZZ)/.installed
 	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.lint
@@ -67,6 +68,12 @@ $(VENV)/.tokenizers-large: tests/fetch_tokenizers.py | $(VENV)/.test
 $(TRL)/.installed: constraints.txt
 	test -x $(TRL)/bin/python || $(PYTHON) -m venv $(TRL)
 	$(TRL)/bin/python -m pip install --quiet -c constraints.txt trl==1.16.0 liger-kernel
+	touch $@
+
+# What sends a server requests made from its own description; it needs nothing of rmcli's.
+$(FUZZ)/.installed: constraints.txt
+	test -x $(FUZZ)/bin/python || $(PYTHON) -m venv $(FUZZ)
+	$(FUZZ)/bin/python -m pip install --quiet -c constraints.txt schemathesis==4.32.5
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.test
