@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from rmcli.backbones.internlm2.export import internlm2_config, internlm2_weights
 from rmcli.errors import RmcliError
@@ -66,6 +66,7 @@ def fill(
     are proven by the hashes in rmcli.sha256.
     """
     template = exported_template(reward)
+    _tell_loaders(network.config, reward)
     if as_internlm2:
         _save_internlm2(network, path)
     else:
@@ -81,6 +82,14 @@ def fill(
     for file in filter(Path.is_file, path.rglob("*")):
         file.chmod(mode)  # safetensors gives its files to their owner alone, whatever the umask
     write_hashes(path)
+
+
+def _tell_loaders(config: PreTrainedConfig, reward: RewardTokenizer) -> None:
+    """What only a folder needs to say; that it has one output, and where it is read, the network's config says."""
+    # Read by sentence-transformers' CrossEncoder and vLLM's /score: else they return a sigmoid.
+    config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
+    # The tokenizer declares no BOS to others; rmcli keeps it where it cuts a prompt.
+    config.reward_bos_token_id = reward.tokenizer.bos_token_id
 
 
 def _save_internlm2(network: PreTrainedModel, path: Path) -> None:
