@@ -1,6 +1,8 @@
 # Everything sets itself up in .venv and does nothing twice.
 VENV := .venv
 TRL := .venv-trl
+FUZZ := .venv-fuzz
+OLD := .venv-old
 PYTHON ?= python3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
@@ -15,7 +17,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.test $(VENV)/.tokenizers
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-slow: $(VENV)/.test $(VENV)/.tokenizers $(VENV)/.tokenizers-large
+test-slow: $(VENV)/.test $(VENV)/.tokenizers $(VENV)/.tokenizers-large $(FUZZ)/.installed $(TRL)/.installed $(OLD)/.installed
 	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.lint
@@ -27,6 +29,7 @@ docs: $(VENV)/.test $(VENV)/.tokenizers
 	$(BIN)/python docs/generate.py
 	$(BIN)/python docs/inspect_page.py
 	$(BIN)/python docs/performance_page.py
+	$(BIN)/python docs/consumers_page.py
 
 # Prints; a figure that counts is taken on a machine that does nothing else (--output FILE). TRL has its own environment.
 bench: $(VENV)/.test $(TRL)/.installed
@@ -64,9 +67,24 @@ $(VENV)/.tokenizers: tests/fetch_tokenizers.py | $(VENV)/.test
 $(VENV)/.tokenizers-large: tests/fetch_tokenizers.py | $(VENV)/.test
 	@if $(BIN)/python tests/fetch_tokenizers.py $(VENV)/tokenizers --large; then touch $@; else test "$$CI" != true; fi
 
-$(TRL)/.installed: constraints.txt
+# TRL and sentence-transformers want the transformers that rmcli runs with.
+$(TRL)/.installed: constraints.txt Makefile
 	test -x $(TRL)/bin/python || $(PYTHON) -m venv $(TRL)
-	$(TRL)/bin/python -m pip install --quiet -c constraints.txt trl==1.16.0 liger-kernel
+	$(TRL)/bin/python -m pip install --quiet -c constraints.txt trl==1.16.0 liger-kernel sentence-transformers==6.2.0
+	touch $@
+
+# The transformers of before: what rmcli exports is read by it, too. RewardBench pins one older still, and its packages
+# would take gigabytes: its pipeline needs torch alone.
+$(OLD)/.installed: constraints.txt Makefile
+	test -x $(OLD)/bin/python || $(PYTHON) -m venv $(OLD)
+	$(OLD)/bin/python -m pip install --quiet torch==2.13.0 transformers==4.57.6
+	$(OLD)/bin/python -m pip install --quiet --no-deps rewardbench==0.1.4
+	touch $@
+
+# What sends a server requests made from its own description; it needs nothing of rmcli's.
+$(FUZZ)/.installed: constraints.txt
+	test -x $(FUZZ)/bin/python || $(PYTHON) -m venv $(FUZZ)
+	$(FUZZ)/bin/python -m pip install --quiet -c constraints.txt schemathesis==4.32.5
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.test

@@ -13,7 +13,7 @@ from typing import Any
 
 LN_2 = log(2)
 GIB = 2**30
-OF_OTHERS = {"--trl-python": "TRL_PYTHON"}  # paths that say nothing to another reader
+OF_OTHERS = {"--trl-python": "TRL_PYTHON", "--old-python": "OLD_PYTHON"}  # paths that say nothing to another reader
 
 
 def processor() -> str:

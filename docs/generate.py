@@ -26,6 +26,7 @@ COMMANDS = (
     "score",
     "export",
     "verify",
+    "serve",
     "map-fns",
     "inspect-token",
     "presets",

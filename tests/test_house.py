@@ -19,7 +19,7 @@ from support.places import REPOSITORY
 
 PACKAGE = REPOSITORY / "rmcli"
 # From top to bottom. A folder imports only folders below its own; a command's folder imports no other command's.
-COMMANDS = {"prepare", "audit", "train", "score", "inspect_token", "doctor"}
+COMMANDS = {"prepare", "audit", "train", "score", "serve", "inspect_token", "doctor"}
 FLOORS = [
     {"__main__"},
     {"cli"},
@@ -182,7 +182,7 @@ def test_importing_the_package_loads_nothing_heavy():
 
 def test_help_names_every_command_and_option(cli):
     root = cli("--help").stdout
-    names = "prepare audit train score export verify map-fns inspect-token presets config doctor"
+    names = "prepare audit train score export verify serve map-fns inspect-token presets config doctor"
     for command in names.split():
         assert command in root
     names = ("prepare", "audit", "train", "score", "inspect-token", "presets", "presets show")

@@ -19,6 +19,7 @@ from rmcli.cli.map_fns import map_fns_command
 from rmcli.cli.prepare import prepare_command
 from rmcli.cli.presets import presets_app
 from rmcli.cli.score import score_command
+from rmcli.cli.serve import serve_command
 from rmcli.cli.train import train_command
 from rmcli.cli.verify import verify_command
 from rmcli.cli.wording import Command, Group
@@ -57,6 +58,10 @@ EXAMPLES = {
         "rmcli export runs/first/checkpoints/step-500 -o my-model --dtype bfloat16",
     ),
     "verify": ("rmcli verify runs/first/model", "rmcli verify my-model --json"),
+    "serve": (
+        "rmcli serve runs/first/model",
+        "rmcli serve my-model --host 0.0.0.0 --port 5000 --token-file token",
+    ),
     "map-fns": ("rmcli map-fns", "rmcli map-fns --wide"),
     "inspect-token": (
         "rmcli inspect-token qwen3-0.6b",
@@ -72,6 +77,7 @@ for name, command in {
     "score": score_command,
     "export": export_command,
     "verify": verify_command,
+    "serve": serve_command,
     "map-fns": map_fns_command,
     "inspect-token": inspect_token_command,
     "config": config_command,

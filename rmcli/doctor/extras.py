@@ -19,6 +19,7 @@ BRINGS = {
     "lora": "adapters (lora.r)",
     "qlora": "adapters beside 4-bit weights (model.quantization=nf4)",
     "report": "--report with plots",
+    "serve": "rmcli serve",
 }
 FOR_DEVELOPERS = ("test", "lint")
 _OPTIONS = {"flash": ("--no-build-isolation",)}  # built against the torch that is here

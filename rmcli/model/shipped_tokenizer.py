@@ -11,6 +11,7 @@ from rmcli.backbones.pretrained import from_pretrained
 from rmcli.config.files import read_json
 from rmcli.tokens.tokenizer import RewardTokenizer
 
+_SETS_BOS = "{% set bos_token = "
 _ADDING = {"TemplateProcessing", "BertProcessing"}
 
 
@@ -22,6 +23,7 @@ def save_tokenizer(reward: RewardTokenizer, chat_template: str, folder: Path) ->
     """
     tokenizer = copy.deepcopy(reward.tokenizer)
     tokenizer.chat_template = chat_template
+    _declare_no_bos(tokenizer)
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(reward.pad_token_id)
     tokenizer.truncation_side = "left"  # a cut reward token would be no score at all
     tokenizer.init_kwargs["truncation_side"] = "left"  # what is written is taken from there
@@ -54,6 +56,22 @@ def _prove(reward: RewardTokenizer, folder: Path) -> None:
                 f"the exported tokenizer gives other tokens than training used, of {text!r}: its scores differ"
             )
             return
+
+
+def _declare_no_bos(tokenizer: Any) -> None:
+    """The template alone writes BOS, by its text.
+
+    Who knows of a BOS cuts it off a rendered text, as tokenizers mostly add it again (verl, the recipes of many model
+    cards), or puts it before one without (NeMo-RL): other scores, both.
+    """
+    if tokenizer.bos_token is None:
+        return
+    if "bos_token" in tokenizer.chat_template and _SETS_BOS not in tokenizer.chat_template:
+        text = json.dumps(tokenizer.bos_token, ensure_ascii=False)
+        # An output ends it: a line break after a block would be swallowed.
+        tokenizer.chat_template = _SETS_BOS + f"{text} %}}{{{{ '' }}}}" + tokenizer.chat_template
+    tokenizer.bos_token = None
+    tokenizer.init_kwargs["bos_token"] = None
 
 
 def _add_nothing(tokenizer: Any) -> None:

@@ -109,7 +109,9 @@ def export(
     with folders.placed(folder, folders.num_bytes(network)) as path:
         scored = _rounded_and_scored(run, network, getattr(torch, dtype))
         network.to(getattr(torch, dtype))
-        folders.fill(path, network, run.reward, run.toml, scored, as_internlm2, text)
+        folders.fill(
+            path, network, run.reward, run.toml, scored, "internlm2" if as_internlm2 else "transformers", text
+        )
         verify_quickly(path, network.num_parameters())
 
 
@@ -120,9 +122,7 @@ def export_adapter(run: Run, network: Any, folder: Path) -> Any:
     with folders.placed(folder, size) as path:
         adapter_folder.write(network, run.config.model, path)
         adapter.merge(network)
-        network.config.architectures = [type(network).__name__]
-        network.config.save_pretrained(path)
-        folders.fill(path, None, run.reward, run.toml, _scored(run, network))
+        folders.fill(path, network, run.reward, run.toml, _scored(run, network), "peft")
         verify_quickly(path, network.num_parameters())
     return network
 

@@ -4,10 +4,11 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from rmcli.backbones.internlm2.export import internlm2_config, internlm2_weights
 from rmcli.errors import RmcliError
@@ -20,6 +21,8 @@ from rmcli.ship.kept import keep_own
 from rmcli.ship.rope_keys import write_both_forms
 from rmcli.ship.template import exported_template
 from rmcli.tokens.tokenizer import RewardTokenizer
+
+Layout = Literal["transformers", "internlm2", "peft"]
 
 
 def write(network: PreTrainedModel, reward: RewardTokenizer, toml: str, folder: Path) -> None:
@@ -53,23 +56,27 @@ def placed(folder: Path, size: int) -> Iterator[Path]:
 
 def fill(
     path: Path,
-    network: PreTrainedModel | None,
+    network: PreTrainedModel,
     reward: RewardTokenizer,
     toml: str,
     scored: Sequence[Golden] = (),
-    as_internlm2: bool = False,
+    layout: Layout = "transformers",
     card: str | None = None,
 ) -> None:
-    """Write all files of a model folder into `path`. `toml` is the resolved configuration, `card` its README.md.
-    Without `network` its weights are there.
+    """Write all files of a model folder into `path`. `toml` is the resolved configuration, `card` its README.md. Of peft's
+    layout the weights are there already.
 
     Loads with AutoModelForSequenceClassification; the tokenizer's chat template ends with the reward token. The files
     are proven by the hashes in rmcli.sha256.
     """
     template = exported_template(reward)
-    if as_internlm2 and network is not None:
+    _tell_loaders(network.config, reward)
+    if layout == "internlm2":
         _save_internlm2(network, path)
-    elif network is not None:
+    elif layout == "peft":
+        network.config.architectures = [type(network).__name__]
+        network.config.save_pretrained(path)
+    else:
         network.save_pretrained(path)
         write_both_forms(path)
     save_tokenizer(reward, template, path)
@@ -82,6 +89,14 @@ def fill(
     for file in filter(Path.is_file, path.rglob("*")):
         file.chmod(mode)  # safetensors gives its files to their owner alone, whatever the umask
     write_hashes(path)
+
+
+def _tell_loaders(config: PreTrainedConfig, reward: RewardTokenizer) -> None:
+    """What only a folder needs to say; that it has one output, and where it is read, the network's config says."""
+    # Read by sentence-transformers' CrossEncoder and vLLM's /score: else they return a sigmoid.
+    config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
+    # The tokenizer declares no BOS to others; rmcli keeps it where it cuts a prompt.
+    config.reward_bos_token_id = reward.tokenizer.bos_token_id
 
 
 def _save_internlm2(network: PreTrainedModel, path: Path) -> None:

@@ -170,7 +170,11 @@ def load_tokenizer(model: ModelSection) -> RewardTokenizer:
     """
     output.doing(f"loading the tokenizer of {model.pretrained_model_name_or_path}")
     config = load_model_config(model)
-    return resolve_reward_token(load_bare_tokenizer(model), model, config.get_text_config().vocab_size, config)
+    tokenizer = load_bare_tokenizer(model)
+    bos = getattr(config, "reward_bos_token_id", None)
+    if bos is not None and tokenizer.bos_token is None and model.tokenizer_name_or_path is None:
+        tokenizer.bos_token = _token_of(tokenizer, bos)  # an exported one declares none
+    return resolve_reward_token(tokenizer, model, config.get_text_config().vocab_size, config)
 
 
 def resolve_reward_token(

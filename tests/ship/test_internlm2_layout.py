@@ -28,6 +28,7 @@ def test_both_layouts_of_a_run_score_the_same(cli):
         assert f"golden scores by {by}, largest difference" in result.stderr
     config = json.loads(Path("internlm2/config.json").read_text())
     assert (config["model_type"], config["architectures"]) == ("internlm2", ["InternLM2ForRewardModel"])
+    assert config["reward_bos_token_id"] == 2  # the tokenizer of neither declares one
     assert (config["reward_token_id"], config["rope_theta"], config["rope_scaling"]) == (4, 10000.0, None)
     names = load_file("internlm2/model.safetensors").keys()
     assert {"v_head.weight", "model.tok_embeddings.weight", "model.layers.1.attention.wqkv.weight"} <= names

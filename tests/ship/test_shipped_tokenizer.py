@@ -6,10 +6,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Llam
 
 from rmcli.config.presets import presets_folder
 from rmcli.config.sections import ModelSection
+from rmcli.model.load import label_for_reward
 from rmcli.records import PreferenceGroup
 from rmcli.ship.folder import write
 from rmcli.tokens.encode import Encoder
-from rmcli.tokens.tokenizer import RewardTokenizer, resolve_reward_token
+from rmcli.tokens.tokenizer import RewardTokenizer, load_tokenizer, resolve_reward_token
 from support.networks import tiny_model
 
 # Each template family of the presets whose tokenizer is at hand, by its reward token in reserved mode and by none.
@@ -96,3 +97,33 @@ def test_an_ordinary_pipeline_over_the_rendered_text_gives_the_score_of_a_forwar
         expected = plain(input_ids=torch.tensor(encoded.responses[0][None], dtype=torch.long)).logits.item()
     assert classify(text)[0]["score"] == pytest.approx(expected, abs=1e-6)
     assert abs(expected) > 1e-3
+
+
+@pytest.mark.parametrize("mode", ["reserved", "natural"])
+@pytest.mark.parametrize("name", families("tiny", "llama2", "llama3_1"))
+def test_bos_is_text_of_the_template_and_declared_to_nobody(tmp_path, reward_of, name, mode):
+    """verl cuts a declared one off the text, NeMo-RL adds one. rmcli still keeps it where a prompt is cut."""
+    reward = reward_of(name, mode)
+    bos = reward.tokenizer.bos_token
+    network = tiny_model("llama", vocab_size=reward.num_embedding_rows)
+    label_for_reward(network.config, name, reward)
+    write(network, reward, "", tmp_path / "model")
+    shipped = AutoTokenizer.from_pretrained(tmp_path / "model", trust_remote_code=False)
+    assert shipped.bos_token is None
+    assert shipped.apply_chat_template(TALK, tokenize=False).startswith(bos)
+    assert reward.tokenizer.bos_token == bos
+
+    section = ModelSection(
+        pretrained_model_name_or_path=str(tmp_path / "model"),
+        reward_token="natural" if mode == "natural" else reward.reward_token,
+    )
+    again = load_tokenizer(section)
+    assert again.tokenizer.bos_token == bos
+    talk = PreferenceGroup((({"role": "user", "content": "One, two, three and four. " * 9}, TALK[1]),))
+    cut, cut_again = (Encoder(one, 60, "truncate_left").encode([talk])[0] for one in (reward, again))
+    assert cut.truncated
+    assert cut.responses[0].tolist() == cut_again.responses[0].tolist()
+    assert cut.responses[0][0] == reward.tokenizer.bos_token_id
+    write(network, again, "", tmp_path / "again")
+    template = (tmp_path / "again" / "chat_template.jinja").read_text()
+    assert template == (tmp_path / "model" / "chat_template.jinja").read_text()

@@ -29,6 +29,7 @@ _SAME = (
     "pad_token_id",
     "reward_token_id",
     "reward_mode",
+    "reward_bos_token_id",
     "id2label",
     "label2id",
     "problem_type",

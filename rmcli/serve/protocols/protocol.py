@@ -1,0 +1,102 @@
+"""What a protocol is: a path, the shapes of request and answer, and how each is read and written."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from rmcli.scorer.scorer import Score
+from rmcli.serve.reading import Asked, Reader
+from rmcli.serve.refusal import Refused, shown
+
+
+class Body(BaseModel):
+    """A request's JSON. Nothing is converted, and a field that is not read is refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    @property
+    def num_items(self) -> int:
+        """Conversations that it asks for."""
+        raise NotImplementedError
+
+
+class Problem(BaseModel):
+    """A conversation of the request that has no score, and why."""
+
+    index: int
+    error: str
+
+
+class Refusal(BaseModel):
+    """Why there are no scores: what, where, the value; and what mends it."""
+
+    detail: str
+    hint: str | None = None
+    items: list[Problem] | None = None
+
+
+@dataclass(frozen=True)
+class Served:
+    """The model as answers name it. `applies_sigmoid`: its own activation, which regression has not."""
+
+    name: str
+    label: str
+    applies_sigmoid: bool
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a request is answered with. `values`: per conversation, or None where it has an error."""
+
+    served: Served
+    scores: Sequence[Score]
+    values: Sequence[float | None]
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """`tells_errors`: its answers have a place for what has no score; in others one bad conversation is a 422."""
+
+    path: str
+    summary: str
+    body: type[Body]
+    reply: Any
+    examples: Mapping[str, Any]
+    read: Callable[[Any, Reader], Asked]
+    write: Callable[[Any, Answer], Any]
+    tells_errors: bool = False
+
+
+def validated(protocol: Protocol, value: Any, hints: Mapping[str, str]) -> Body:
+    """The request as the protocol has it. Raises Refused (422) that names the first field that is wrong."""
+    try:
+        return protocol.body.model_validate(value)
+    except ValidationError as error:
+        raise _refusal(protocol, error, hints) from None
+
+
+def _refusal(protocol: Protocol, error: ValidationError, hints: Mapping[str, str]) -> Refused:
+    first = error.errors(include_url=False, include_context=False)[0]
+    place = _place(first["loc"])
+    fields = ", ".join(protocol.body.model_fields)
+    if first["type"] == "extra_forbidden":
+        name = str(first["loc"][0])
+        known = hints.get(name)
+        return Refused(422, f"{protocol.path} does not read {shown(name)}", known or f"its fields: {fields}")
+    what = first["msg"].removeprefix("Value error, ")
+    value = "" if first["type"] in ("missing", "value_error") else f", not {shown(first['input'])}"
+    at = f"{place}: " if place else ""
+    return Refused(422, f"{protocol.path}: {at}{what[:1].lower()}{what[1:]}{value}", f"its fields: {fields}")
+
+
+def _place(location: Sequence[Any]) -> str:
+    """`query[3]`, `messages[0].role`. Which of several types a value was tried as is no place."""
+    text = ""
+    for part in location:
+        if isinstance(part, str) and part.startswith(("str", "list[", "dict[")):
+            continue
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text

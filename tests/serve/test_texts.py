@@ -1,0 +1,162 @@
+"""Text on the wire in all the ways clients render it: the tokens of the conversation it is, or why not."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from rmcli.records import PreferenceGroup
+from rmcli.scorer.load import configuration_of, load_encoder
+from rmcli.scorer.tokens import encode_apart
+from rmcli.serve.texts import Texts, in_chunks
+from support.foreign import SKYWORK_LIKE
+from support.serving import WRITTEN_BEFORE, talk
+
+BOS, END, PAD, REWARD = "<|im_start|>", "<|im_end|>", "<pad>", "<|reserved_special_token_0|>"
+FRONT = "<|im_start|>user\nSort: 3 1 2<|im_end|>\n<|im_start|>assistant\n"
+MODES = {
+    "reserved": (),
+    "natural": ("model.reward_token=natural", "model.reward_token_id=none"),
+    "last": ("model.reward_token=last", "model.reward_token_id=none"),
+}
+
+
+def encoder_of(folder=WRITTEN_BEFORE, settings=()):
+    return load_encoder(configuration_of(folder, settings=settings).config)
+
+
+@pytest.fixture(scope="module", params=MODES)
+def texts(request):
+    return Texts(encoder_of(settings=MODES[request.param]))
+
+
+@pytest.fixture(scope="module")
+def reserved():
+    return Texts(encoder_of())
+
+
+def ids_of(side):
+    assert not isinstance(side, str), side
+    return side.responses[0].tolist()
+
+
+def conversation_ids(texts, *contents):
+    ((side,),) = encode_apart(texts.encoder, [PreferenceGroup((tuple(talk(*contents)),))])
+    return ids_of(side)
+
+
+# What chat templates, vLLM's and OpenRLHF's generation and clients of other servers leave at the end of a reply.
+ENDINGS = ["", END, f"{END}\n"]
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_whatever_is_missing_at_the_end_is_added(texts, ending):
+    (side,) = texts.read([f"{FRONT}1 2 3{ending}"])
+    assert ids_of(side) == conversation_ids(texts, "Sort: 3 1 2", "1 2 3")
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_text_that_ends_with_the_reward_token_is_not_given_another(reserved, ending):
+    (side,) = reserved.read([f"{FRONT}1 2 3{ending}{REWARD}"])
+    found = ids_of(side)
+    assert found == conversation_ids(reserved, "Sort: 3 1 2", "1 2 3")
+    assert found.count(4) == 1
+    assert found[-1] == 4
+
+
+@pytest.mark.parametrize("inside", [f"{FRONT}1 {REWARD} 3", f"{FRONT}1 2 3{REWARD}{REWARD}", f"{REWARD}{FRONT}1"])
+def test_the_reward_token_inside_a_text_is_an_error(reserved, inside):
+    assert reserved.read([inside]) == ["reward_token_in_text"]
+
+
+def test_bos_is_added_once_and_never_twice(texts):
+    wanted = conversation_ids(texts, "Sort: 3 1 2", "1 2 3")
+    (with_bos, without) = texts.read([f"{FRONT}1 2 3", f"{FRONT}1 2 3".removeprefix(BOS)])
+    assert ids_of(with_bos) == ids_of(without) == wanted
+    assert texts.read([f"{BOS}{FRONT}1 2 3"]) == ["bos_twice"]
+    assert texts.read([f"{BOS}{BOS}{FRONT}1 2 3"]) == ["bos_twice"]
+    assert texts.read_ids([[2, *wanted]]) == ["bos_twice"]
+    (as_given,) = texts.read([f"{FRONT}1 2 3".removeprefix(BOS)], add_bos=False)
+    assert ids_of(as_given) == wanted[1:]
+
+
+@pytest.mark.parametrize("left", ["", PAD, PAD * 5])
+@pytest.mark.parametrize("right", ["", END, PAD, END + PAD * 3, PAD * 3, END * 3, f"{END}\n"])
+def test_padding_around_a_text_is_taken_away(texts, left, right):
+    (side,) = texts.read([f"{left}{FRONT}1 2 3{right}"], strip_padding=True)
+    assert ids_of(side) == conversation_ids(texts, "Sort: 3 1 2", "1 2 3")
+
+
+def test_an_ending_is_found_in_whole_tokens(texts):
+    """`<` begins `<|im_end|>`, and is the reply's."""
+    (side,) = texts.read([f"{FRONT}1 <"])
+    assert ids_of(side) == conversation_ids(texts, "Sort: 3 1 2", "1 <")
+
+
+def test_a_cut_reply_is_not_read_at_the_end_of_the_question(texts):
+    """Natural: the last end of turn of such a text is the user's."""
+    (side,) = texts.read([f"{FRONT}1 2 3"])
+    found = ids_of(side)
+    assert len(found) > len(texts.encoder.engine.encode([FRONT])[0])
+
+
+@pytest.mark.parametrize(
+    "text", ["plain words", f"plain words{END}", f"{BOS}user\nSort", "User: a\n\nAssistant: b", "[INST] a [/INST] b"]
+)
+def test_text_that_no_template_of_the_model_wrote_is_an_error(texts, text):
+    assert texts.read([text]) == ["not_rendered"]
+
+
+def test_texts_that_say_nothing_or_too_much(texts):
+    assert texts.read(["", " \n"]) == ["empty_conversation", "empty_conversation"]
+    assert texts.read([FRONT + "1 " * 300]) == ["overlong"]
+    assert texts.read([FRONT + "1" * 2_000_001]) == ["too_long_text"]
+
+
+def test_each_text_stands_for_itself(reserved):
+    good, bad, other = reserved.read([f"{FRONT}1", "plain", f"{FRONT}2"])
+    assert bad == "not_rendered"
+    assert ids_of(good) == conversation_ids(reserved, "Sort: 3 1 2", "1")
+    assert ids_of(other) == conversation_ids(reserved, "Sort: 3 1 2", "2")
+
+
+def test_a_template_without_bos_gets_none(tmp_path):
+    folder = tmp_path / "no_bos"
+    shutil.copytree(WRITTEN_BEFORE, folder)
+    (folder / "chat_template.jinja").write_text(SKYWORK_LIKE.replace("{{ '<|im_start|>' }}", "", 1))
+    texts = Texts(encoder_of(folder))
+    front = "[user]\n\nSort: 3 1 2<|im_end|>[assistant]\n\n"
+    wanted = conversation_ids(texts, "Sort: 3 1 2", "1 2 3")
+    assert wanted[0] != 2
+    assert [ids_of(side) for side in texts.read([f"{front}1 2 3", f"{front}1 2 3{END}"])] == [wanted, wanted]
+    (with_bos,) = texts.read([f"{BOS}{front}1 2 3"])  # the client's own: as given
+    assert ids_of(with_bos) == [2, *wanted]
+    assert texts.read(["plain words", f"{BOS}{BOS}{front}1"]) == ["not_rendered", "bos_twice"]
+
+
+def test_a_rendered_prompt_ends_where_a_reply_begins(reserved):
+    assert reserved.is_rendered(FRONT)
+    assert not reserved.is_rendered("Sort: 3 1 2")
+    assert reserved.rendered_prompt(FRONT) is None
+    assert reserved.rendered_prompt(FRONT.removesuffix("assistant\n")) == "no_generation_prompt"
+
+
+def test_chunks_hold_what_fits_and_one_at_least():
+    assert list(in_chunks("abcdef", [3, 3, 3, 9, 1, 1], most=6)) == [["a", "b"], ["c"], ["d"], ["e", "f"]]
+    assert list(in_chunks("", [], most=6)) == []
+
+
+def test_ids_are_whole_and_left_as_they_are(reserved):
+    ids = conversation_ids(reserved, "Sort: 3 1 2", "1 2 3")
+    (side,) = reserved.read_ids([np.array(ids)])
+    assert ids_of(side) == ids
+    assert reserved.read_ids([ids[:-1], [5, 4], []]) == ["no_reward_token", "not_rendered", "empty_conversation"]
+
+
+def test_a_template_that_rewrites_replies_leaves_no_text_to_be_read(tmp_path):
+    folder = tmp_path / "upper"
+    shutil.copytree(WRITTEN_BEFORE, folder)
+    written = (WRITTEN_BEFORE / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").write_text(written.replace("message['content']", "message['content'] | upper"))
+    texts = Texts(encoder_of(folder))
+    assert texts.read([f"{FRONT}1 2 3"]) == ["template_error"]
