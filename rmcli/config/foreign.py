@@ -55,6 +55,7 @@ VALUES: dict[str, dict[Any, Any]] = {
     "torch_compile": {True: "compile", False: "torch"},
 }
 
+CENTERED = "center_rewards_coefficient"  # a weight that brings its penalty along
 _RESUME = "a run goes on with: rmcli train --resume -o RUN"
 _BEST = "train.best=eval_accuracy or eval_loss exports the best evaluation's weights as model-best/"
 _LORA = "LoRA is not built yet: all weights are trained"
@@ -96,7 +97,6 @@ NOT_BUILT = {
         ["report_to", "use_wandb", "wandb_project", "wandb_run_name", "use_tensorboard", "visualizer", "run_name"],
         _TRACKERS,
     ),
-    "center_rewards_coefficient": "the penalty (c + r)^2 is not built yet: loss.penalty_type=L2 is x^2 on each score",
     "push_to_hub": "uploading a model is not built yet",
     "lr_scheduler_type": "only the cosine is built, with train.warmup_ratio and train.min_lr_ratio",
     "lr_scheduler": "only the cosine is built, with train.warmup_ratio and train.min_lr_ratio",
@@ -149,6 +149,7 @@ ANSWERS = {
     "disable_dropout": "dropout is what the model's config says",
     "compute_fp32_loss": f"the loss is float32: {_ALWAYS}",
     "margin_loss": "loss.loss_type=margin",
+    CENTERED: "loss.penalty_type=center, and loss.penalty_weight the same number",
     "stage": "rmcli trains reward models only",
     "do_train": "rmcli train",
     "finetuning_type": "all weights are trained; LoRA is not built yet",
@@ -202,6 +203,9 @@ def translate(values: Mapping[str, Any], *, from_xtuner: bool) -> tuple[dict[str
     ours: dict[str, Any] = {}
     others = []
     for name, value in values.items():
+        if name == CENTERED and value is not None:
+            ours |= {"loss.penalty_type": "center", "loss.penalty_weight": value}
+            continue
         key = key_of(name)
         if key is None or name in NOT_BUILT:
             said = NOT_BUILT.get(name) or ANSWERS.get(name) or "no such key here"

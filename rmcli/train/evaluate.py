@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from rmcli.config.sections import Config
+from rmcli.config.sections import Config, LossSection
 from rmcli.model.batch import build_targets
-from rmcli.model.losses import objective
+from rmcli.model.losses import num_penalties, objective
 from rmcli.model.metrics import PairMetrics
 from rmcli.model.network import flop_counter
 from rmcli.packs.reader import PackedSplit
@@ -47,13 +47,16 @@ def evaluate(
             weight_sum += sum(group.weight for group in own.groups)
             metrics.add(scores_S, targets.better, targets.worse)
     sums = add_up(torch.tensor([loss_sum, penalty_sum, weight_sum], dtype=torch.float64)) * spread.share
-    return _result(metrics.summed(network.device, spread.share), *sums.tolist())
+    return _result(metrics.summed(network.device, spread.share), config.loss, *sums.tolist())
 
 
-def _result(metrics: PairMetrics, loss_sum: float, penalty_sum: float, weight_sum: float) -> dict[str, Any]:
+def _result(
+    metrics: PairMetrics, loss: LossSection, loss_sum: float, penalty_sum: float, weight_sum: float
+) -> dict[str, Any]:
     if not metrics.num_scores:
         return {}
-    pair_loss, mean_penalty = loss_sum / weight_sum, penalty_sum / int(metrics.num_scores)
+    pair_loss = loss_sum / weight_sum
+    mean_penalty = penalty_sum / num_penalties(loss, weight_sum, int(metrics.num_scores))
     values = {
         "loss": pair_loss + mean_penalty,
         "pair_loss": pair_loss,

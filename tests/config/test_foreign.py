@@ -109,6 +109,9 @@ def test_llama_factory_and_openrlhf_names_become_keys(tmp_path):
     (tmp_path / "or.json").write_text(json.dumps({"pretrain": "a/b", "max_len": 64, "l2": 0.1, "loss": "sigmoid"}))
     values = tomllib.loads(as_toml(tmp_path / "or.json"))
     assert values["train"] == {"weight_decay": 0.1}
+    (tmp_path / "centered.yaml").write_text("center_rewards_coefficient: 0.01\nlearning_rate: 1e-5\n")
+    centered = tomllib.loads(as_toml(tmp_path / "centered.yaml"))["loss"]
+    assert centered == {"loss_type": "ranking", "penalty_type": "center", "penalty_weight": 0.01}
     assert values["loss"]["loss_type"] == "ranking"
     assert values["model"] == {"pretrained_model_name_or_path": "a/b", "reward_token": "natural"}
 

@@ -123,6 +123,7 @@ def group_of(generator, responses: int, *comparisons: Comparison, **values) -> T
     [
         ({"loss_type": "ranking", "label_smoothing": 0.1, "penalty_type": "L2"}, LN2),
         ({"loss_type": "focal", "penalty_type": "none"}, LN2),
+        ({"loss_type": "ranking", "penalty_type": "center"}, LN2),
         ({"loss_type": "focal", "penalty_weight": 0.5, "penalty_bound": 2.0}, LN2 - 0.5 * 2 * math.log(2)),
         # By weights 1 and 3: a margin of 2, and a tie: softplus(2), and (softplus(0) + softplus(0)) / 2 = ln 2.
         ({"loss_type": "margin", "penalty_weight": 0.0}, (2.1269280110429727 + 3 * LN2) / 4),
