@@ -20,6 +20,7 @@ from rmcli.config.foreign import advice, key_of
 from rmcli.config.layers import Layer, Resolved, section_of
 from rmcli.config.presets import DEFAULT_PRESET, read_about, read_preset, split_about
 from rmcli.config.sections import OPTION_OF_SOURCE, SECTIONS, Config, SourceSection
+from rmcli.config.trained import HERE, continued_layer, scored_at
 from rmcli.errors import ConfigError
 from rmcli.plugins import did_you_mean
 
@@ -52,26 +53,15 @@ def parse_source(text: str) -> SourceSection:
 def trained_model_layers(folder: Path) -> tuple[Layer, Layer]:
     """What a trained model's folder says of itself, and that it is the model to load.
 
-    A folder without rmcli.toml is described by the reward token of its config.json. One that names none was trained
-    without: its score is that of the last token.
+    A folder without rmcli.toml is described by the reward token of its config.json.
     """
     recorded = folder / "rmcli.toml"
     if recorded.is_file():
         base = replace(read_config_file(recorded), explicit=False)
     else:
-        config = read_json(folder / "config.json")
-        token_id = config.get("reward_token_id")
-        mode = config.get("reward_mode", "last" if token_id is None else "reserved")
-        model = {"reward_token": mode} if mode in ("natural", "last") else {"reward_token_id": token_id}
+        model = scored_at(read_json(folder / "config.json"))
         base = Layer(f"{folder}/config.json", {"model": model}, explicit=False)
-    here = {
-        "pretrained_model_name_or_path": str(folder),
-        "tokenizer_name_or_path": None,
-        "chat_template": None,  # the folder's tokenizer carries it
-        "revision": None,
-        "random_weights": False,
-    }
-    return base, Layer("MODEL", {"model": here})
+    return base, Layer("MODEL", {"model": {"pretrained_model_name_or_path": str(folder), **HERE}})
 
 
 def about_backbone(resolved: Resolved) -> About | None:
@@ -132,7 +122,8 @@ def resolve(
     """Lay defaults, preset, files, options and settings over each other and check the result.
 
     The default preset is the lowest layer unless a config file names a model of its own, or `base` (a trained
-    model's own configuration) takes its place. `options` are layers from a command's own arguments.
+    model's own configuration) takes its place. Where the model is the folder of a trained reward model, what that
+    says of itself lies over the preset. `options` are layers from a command's own arguments.
     Raises ConfigError for unknown presets, sections and keys, wrong types and values out of range.
     """
     file_layers = [read_config_file(path) for path in config_files]
@@ -147,8 +138,9 @@ def resolve(
         name = Path(names_model[-1].origin).stem
     if preset is None:
         name = next((str(layer.values["name"]) for layer in reversed(file_layers) if "name" in layer.values), name)
-    layers = [*lowest, *file_layers, *options, *(parse_setting(setting) for setting in settings)]
-    return _merge(layers, name)
+    asked = [*file_layers, *options, *(parse_setting(setting) for setting in settings)]
+    continued = continued_layer(asked) if base is None else None
+    return _merge([*lowest, *([continued] if continued else []), *asked], name)
 
 
 def relayer(resolved: Resolved, layer: Layer) -> Resolved:
