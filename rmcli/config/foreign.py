@@ -63,7 +63,7 @@ _QUANTIZED = "training quantized weights is not built yet: train.optimizer=adamw
 _PROCESSES = "rmcli train --num-processes N; on several machines torchrun ... -m rmcli train (docs/launch.md)"
 _SHARDING = "weights are cut over processes by torch's FSDP2: parallel.data_parallel=shard"
 _NO_TENSOR_PARALLEL = "no matrix is cut over processes: parallel.data_parallel=shard cuts what is kept of them"
-_TRACKERS = "trackers are not built yet: the run folder's metrics.jsonl has every figure"
+_TRACKERS = 'train.trackers, such as train.trackers=["wandb"]; runs have the run folder\'s name (docs/trackers.md)'
 _STEP = "train.pairs_per_step is their product, times the devices that it ran on"
 _COLUMNS = "a map function names the columns: --map-fn (rmcli map-fns), or file.py:function"
 _OUTPUT = "the option -o of rmcli train"
@@ -93,10 +93,6 @@ NOT_BUILT = {
     **dict.fromkeys(
         ["load_in_4bit", "load_in_8bit", "quantization_config", "quantization_bit", "quantization_method"], _QUANTIZED
     ),
-    **dict.fromkeys(
-        ["report_to", "use_wandb", "wandb_project", "wandb_run_name", "use_tensorboard", "visualizer", "run_name"],
-        _TRACKERS,
-    ),
     "push_to_hub": "uploading a model is not built yet",
     "lr_scheduler_type": "only the cosine is built, with train.warmup_ratio and train.min_lr_ratio",
     "lr_scheduler": "only the cosine is built, with train.warmup_ratio and train.min_lr_ratio",
@@ -107,6 +103,10 @@ NOT_BUILT = {
 
 ANSWERS = {
     **dict.fromkeys(["deepspeed", "fsdp", "fsdp_config", "zero_stage"], _SHARDING),
+    **dict.fromkeys(
+        ["report_to", "use_wandb", "wandb_project", "wandb_run_name", "use_tensorboard", "visualizer", "run_name"],
+        _TRACKERS,
+    ),
     **dict.fromkeys(["num_processes", "nproc_per_node", "num_gpus", "nnodes", "num_machines"], _PROCESSES),
     **dict.fromkeys(["tensor_parallel_size", "ds_tensor_parallel_size"], _NO_TENSOR_PARALLEL),
     "ring_attn_size": "parallel.sequence_parallel_size",

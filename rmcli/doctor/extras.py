@@ -17,6 +17,7 @@ BRINGS = {
     "liger": "train.kernels=liger on CUDA",
     "internlm2": "reads InternLM2's tokenizer and checkpoints",
     "report": "--report with plots",
+    **{name: f'train.trackers=["{name}"]' for name in ("tensorboard", "wandb", "trackio", "mlflow")},
 }
 FOR_DEVELOPERS = ("test", "lint")
 _OPTIONS = {"flash": ("--no-build-isolation",)}  # built against the torch that is here

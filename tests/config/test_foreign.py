@@ -149,7 +149,10 @@ def test_what_holds_no_settings_is_one_line(cli, tmp_path, name, text):
         (["-s", "train.learning_rate=1"], "did you mean train.lr?"),
         (["-s", "data.lr=1"], "did you mean train.lr?"),
         (["-s", "train.lora_r=8"], "LoRA is not built yet: all weights are trained"),
-        (["-s", "report_to=wandb"], "trackers are not built yet: the run folder's metrics.jsonl has every figure"),
+        (
+            ["-s", "report_to=wandb"],
+            'train.trackers, such as train.trackers=["wandb"]; runs have the run folder\'s name (docs/trackers.md)',
+        ),
         (["-s", "lora.r=8"], "LoRA is not built yet: all weights are trained"),
         (["-s", "train.bogus=1"], "rmcli config train lists the keys of [train]"),
         (["--lr", "1"], "it is train.lr: -s train.lr=VALUE, or lr under [train] of a TOML file"),
