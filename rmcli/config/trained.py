@@ -38,10 +38,12 @@ def scored_at(config: Mapping[str, Any]) -> dict[str, Any]:
 def continued_layer(layers: Sequence[Layer]) -> Layer | None:
     """What the folder of a reward model says of itself, where one of these layers names it as the model to train.
 
-    It lies over a preset, which speaks of its own backbone, and under what the user asks for. The head's rate is that
-    of all weights: `train.head_lr` of a preset is for a head that starts from zero.
+    It lies over a preset, which speaks of its own backbone, and under what the user asks for; who names a reward
+    token names it whole. The head's rate is that of all weights: a preset's `train.head_lr` is for one that begins
+    at zero.
     """
-    named = [section_of(layer, "model").get("pretrained_model_name_or_path") for layer in layers]
+    sections = [section_of(layer, "model") for layer in layers]
+    named = [section.get("pretrained_model_name_or_path") for section in sections]
     given = next((name for name in reversed(named) if isinstance(name, str)), None)
     path = None if given is None else Path(given).expanduser() / "config.json"
     if path is None or not path.is_file():
@@ -49,4 +51,6 @@ def continued_layer(layers: Sequence[Layer]) -> Layer | None:
     config = read_json(path)
     if not names_a_head(config):
         return None
-    return Layer(str(path), {"model": {**HERE, **scored_at(config)}, "train": {"head_lr": None}}, explicit=False)
+    has_token = any(section.keys() & {"reward_token", "reward_token_id"} for section in sections)
+    token = {} if has_token else scored_at(config)
+    return Layer(str(path), {"model": {**HERE, **token}, "train": {"head_lr": None}}, explicit=False)

@@ -82,7 +82,7 @@ def test_the_head_of_an_exported_folder_is_kept_and_data_of_its_base_fit(cli, ti
     assert cli("train", "--resume", "-o", "run", *keys("train.max_steps=2")).code == 0
 
 
-def test_a_preset_gives_way_to_the_folder_and_the_folder_to_the_user(tiny_run, foreign):
+def test_a_preset_gives_way_to_the_folder_and_the_folder_to_the_user(tiny_run, foreign, tmp_path):
     tiny = presets_folder() / "tiny"
     name = f"model.pretrained_model_name_or_path={tiny_run.model}"
     config = resolve("smollm2-135m", settings=[name]).config
@@ -90,6 +90,10 @@ def test_a_preset_gives_way_to_the_folder_and_the_folder_to_the_user(tiny_run, f
     assert resolve("smollm2-135m", settings=[name, "train.head_lr=1e-4"]).config.train.head_lr == 1e-4
     assert resolve("tiny", settings=[name]).config.model.random_weights is False
     assert resolve("tiny", settings=[name, "model.random_weights=true"]).config.model.random_weights is True
+    other = [name, "model.reward_token=<pad>", "model.reward_token_id=none"]
+    Path(tmp_path / "resolved.toml").write_text(resolve("tiny", settings=other).toml())
+    again = resolve(None, [tmp_path / "resolved.toml"]).config.model  # which has no word for none
+    assert (again.reward_token, again.reward_token_id) == ("<pad>", None)
     of_a_base = resolve("tiny", settings=[f"model.pretrained_model_name_or_path={tiny}"]).config.model
     assert (of_a_base.random_weights, of_a_base.reward_token_id) == (True, 4)
     public = resolve("tiny", settings=[f"model.pretrained_model_name_or_path={foreign}"])
