@@ -3,6 +3,8 @@
 import json
 import math
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ from rmcli.train.run import run
 from support.cli import Result
 from support.foreign import make_foreign
 from support.networks import random_group
-from support.places import write_lines
+from support.places import REPOSITORY, write_lines
 
 PAIRS = [{"prompt": f"Add {n} and 1", "chosen": str(n + 1), "rejected": str(n)} for n in range(24)]
 
@@ -248,3 +250,15 @@ def test_of_several_processes_the_first_one_refuses(cli, foreign, tmp_path):
     assert first[0] == "RmcliError"
     assert first[1].startswith("the model's scores reach ")
     assert second[0] == "FailedElsewhere"
+
+
+@pytest.mark.slow
+def test_the_documented_recipe_mends_what_it_is_for(tmp_path):
+    """docs/continue.md has the figures of twice the rows."""
+    script, report = REPOSITORY / "benchmarks" / "fix_up.py", tmp_path / "report.json"
+    subprocess.run([sys.executable, script, "--rows", "2500", "--output", report], check=True, capture_output=True)
+    accuracy = json.loads(report.read_text())["accuracy"]
+    before, mended, alone = (accuracy[name] for name in ("before", "fix-ups and replay", "fix-ups alone"))
+    assert before["square"] < 0.1
+    assert mended["square"] > 0.9
+    assert mended["others"] > alone["others"] + 0.05
