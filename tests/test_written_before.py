@@ -69,6 +69,7 @@ def test_prepare_writes_the_bytes_it_wrote(cli, tmp_path):
     for manifest in (then_said, now_said):  # canonical reads more than it did
         del manifest["map_fn_sha256"]
     assert now_said.pop("files").keys() == {str(path) for path in now if path.suffix != ".arrow"}  # hashes since then
+    assert len(now_said.pop("ids_sha256")) == 64  # since a set fits the reward models of its base, too
     for section, keys in then_said["config"].items():  # settings that came since are said too
         now_said["config"][section] = {key: now_said["config"][section][key] for key in keys}
     assert list(now_said) == list(then_said)

@@ -61,6 +61,7 @@ VALUES: dict[str, dict[Any, Any]] = {
     "load_in_4bit": {True: "nf4", False: "none"},
 }
 
+CENTERED = "center_rewards_coefficient"  # a weight that brings its penalty along
 _RESUME = "a run goes on with: rmcli train --resume -o RUN"
 _BEST = "train.best=eval_accuracy or eval_loss exports the best evaluation's weights as model-best/"
 _LORA = "set lora.r: adapters then train beside a frozen backbone (docs/lora.md)"
@@ -68,7 +69,7 @@ _QUANTIZED = "model.quantization=nf4 is the one kind, beside adapters (lora.r)"
 _PROCESSES = "rmcli train --num-processes N; on several machines torchrun ... -m rmcli train (docs/launch.md)"
 _SHARDING = "weights are cut over processes by torch's FSDP2: parallel.data_parallel=shard"
 _NO_TENSOR_PARALLEL = "no matrix is cut over processes: parallel.data_parallel=shard cuts what is kept of them"
-_TRACKERS = "trackers are not built yet: the run folder's metrics.jsonl has every figure"
+_TRACKERS = 'train.trackers, such as train.trackers=["wandb"]; runs have the run folder\'s name (docs/trackers.md)'
 _STEP = "train.pairs_per_step is their product, times the devices that it ran on"
 _COLUMNS = "a map function names the columns: --map-fn (rmcli map-fns), or file.py:function"
 _OUTPUT = "the option -o of rmcli train"
@@ -76,11 +77,6 @@ _ALWAYS = "always so here"
 
 NOT_BUILT = {
     "use_dora": "of adapters there are LoRA and rsLoRA: lora.r, lora.use_rslora",
-    **dict.fromkeys(
-        ["report_to", "use_wandb", "wandb_project", "wandb_run_name", "use_tensorboard", "visualizer", "run_name"],
-        _TRACKERS,
-    ),
-    "center_rewards_coefficient": "the penalty (c + r)^2 is not built yet: loss.penalty_type=L2 is x^2 on each score",
     "push_to_hub": "uploading a model is not built yet",
     "lr_scheduler_type": "only the cosine is built, with train.warmup_ratio and train.min_lr_ratio",
     "lr_scheduler": "only the cosine is built, with train.warmup_ratio and train.min_lr_ratio",
@@ -91,6 +87,10 @@ NOT_BUILT = {
 
 ANSWERS = {
     **dict.fromkeys(["deepspeed", "fsdp", "fsdp_config", "zero_stage"], _SHARDING),
+    **dict.fromkeys(
+        ["report_to", "use_wandb", "wandb_project", "wandb_run_name", "use_tensorboard", "visualizer", "run_name"],
+        _TRACKERS,
+    ),
     **dict.fromkeys(["num_processes", "nproc_per_node", "num_gpus", "nnodes", "num_machines"], _PROCESSES),
     **dict.fromkeys(["tensor_parallel_size", "ds_tensor_parallel_size"], _NO_TENSOR_PARALLEL),
     "ring_attn_size": "parallel.sequence_parallel_size",
@@ -133,6 +133,7 @@ ANSWERS = {
     "disable_dropout": "dropout is what the model's config says",
     "compute_fp32_loss": f"the loss is float32: {_ALWAYS}",
     "margin_loss": "loss.loss_type=margin",
+    CENTERED: "loss.penalty_type=center, and loss.penalty_weight the same number",
     "stage": "rmcli trains reward models only",
     "do_train": "rmcli train",
     "finetuning_type": "all weights train, or with lora.r adapters beside a frozen backbone",
@@ -149,7 +150,6 @@ ANSWERS = {
 COMMANDS = {
     "evaluate": "not built yet: rmcli score MODEL PAIRS.jsonl ends with accuracy and mean margin",
     "eval": "not built yet: rmcli score MODEL PAIRS.jsonl ends with accuracy and mean margin",
-    "serve": "not built yet: rmcli score MODEL - reads conversations from stdin, line by line",
     "resume": _RESUME,
     "merge": "prepared parts: rmcli prepare --merge DIR... -o DIR; adapters: rmcli export RUN",
     "list-presets": "rmcli presets",
@@ -189,6 +189,9 @@ def translate(values: Mapping[str, Any], *, from_xtuner: bool) -> tuple[dict[str
     ours: dict[str, Any] = {}
     others = []
     for name, value in values.items():
+        if name == CENTERED and value is not None:
+            ours |= {"loss.penalty_type": "center", "loss.penalty_weight": value}
+            continue
         key = key_of(name)
         if key is None or name in NOT_BUILT:
             said = NOT_BUILT.get(name) or ANSWERS.get(name) or "no such key here"

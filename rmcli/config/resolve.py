@@ -19,6 +19,7 @@ from rmcli.config.foreign import advice, key_of
 from rmcli.config.layers import Layer, Resolved, section_of
 from rmcli.config.presets import DEFAULT_PRESET, read_about, read_preset, split_about
 from rmcli.config.sections import OPTION_OF_SOURCE, SECTIONS, Config, SourceSection
+from rmcli.config.trained import HERE, continued_layer, scored_at
 from rmcli.errors import ConfigError
 from rmcli.plugins import did_you_mean
 
@@ -52,28 +53,17 @@ def trained_model_layers(folder: Path) -> tuple[Layer, Layer]:
     """What a trained model's folder says of itself, and that it is the model to load.
 
     The device and the kernel it was trained on bind nobody who has the folder. A folder without rmcli.toml is
-    described by the reward token of its config.json. One that names none was trained without: its score is that of
-    the last token.
+    described by the reward token of its config.json.
     """
     recorded = folder / "rmcli.toml"
     if recorded.is_file():
         base = _of_any_machine(read_config_file(recorded))
     else:
-        config = read_json(folder / "config.json")
-        token_id = config.get("reward_token_id")
-        mode = str(config.get("reward_mode", "last" if token_id is None else "reserved"))
-        model = {"reward_token": mode} if mode in ("natural", "last") else {"reward_token_id": token_id}
+        model = scored_at(read_json(folder / "config.json"))
         base = Layer(f"{folder}/config.json", {"model": model}, explicit=False)
-    here = {
-        "pretrained_model_name_or_path": str(folder),
-        "tokenizer_name_or_path": None,
-        "chat_template": None,  # the folder's tokenizer carries it
-        "revision": None,
-        "random_weights": False,
-    }
-    if not (folder / "adapter_config.json").is_file():
-        here["quantization"] = "none"  # what trained beside packed weights ships whole
-    return base, Layer("MODEL", {"model": here})
+    # What trained beside packed weights ships whole; adapters lie beside packed ones again.
+    packed = {} if (folder / "adapter_config.json").is_file() else {"quantization": "none"}
+    return base, Layer("MODEL", {"model": {"pretrained_model_name_or_path": str(folder), **HERE, **packed}})
 
 
 def _of_any_machine(told: Layer) -> Layer:
@@ -142,7 +132,8 @@ def resolve(
     """Lay defaults, preset, files, options and settings over each other and check the result.
 
     The default preset is the lowest layer unless a config file names a model of its own, or `base` (a trained
-    model's own configuration) takes its place. `options` are layers from a command's own arguments.
+    model's own configuration) takes its place. Where the model is the folder of a trained reward model, what that
+    says of itself lies over the preset. `options` are layers from a command's own arguments.
     Raises ConfigError for unknown presets, sections and keys, wrong types and values out of range.
     """
     file_layers = [read_config_file(path) for path in config_files]
@@ -157,8 +148,9 @@ def resolve(
         name = Path(names_model[-1].origin).stem
     if preset is None:
         name = next((str(layer.values["name"]) for layer in reversed(file_layers) if "name" in layer.values), name)
-    layers = [*lowest, *file_layers, *options, *(parse_setting(setting) for setting in settings)]
-    return _merge(layers, name)
+    asked = [*file_layers, *options, *(parse_setting(setting) for setting in settings)]
+    continued = continued_layer(asked) if base is None else None
+    return _merge([*lowest, *([continued] if continued else []), *asked], name)
 
 
 def relayer(resolved: Resolved, layer: Layer) -> Resolved:

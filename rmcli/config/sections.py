@@ -236,7 +236,7 @@ class LossSection(Section):
     """The objective: weighted mean of the pair loss + penalty_weight * mean of the penalty over all scores.
 
     A group of more than two answers weighs as much as one pair, and its comparisons share that; the data's `weight`
-    multiplies it.
+    multiplies it. The penalty `center` is of pairs, and weighs as their loss does.
     """
 
     loss_type: Literal["ranking", "focal", "margin", "ties", "plackett_luce"] = Field(
@@ -255,9 +255,14 @@ class LossSection(Section):
     tie_threshold: float = Field(
         0.6931471805599453, gt=0, description="the ties loss's log theta: how close two scores of a tie are; ln 2"
     )
-    penalty_type: Literal["log_barrier", "L2", "none"] = Field("log_barrier", description="penalty on each score")
+    penalty_type: Literal["log_barrier", "L2", "center", "none"] = Field(
+        "log_barrier", description="penalty on each score; center is (c + r)^2 on each pair (arXiv 2312.09244)"
+    )
     penalty_weight: float = Field(
-        0.02, ge=0, description="weight of the mean penalty; XTuner's 0.01 (sum over 2N, divided by N) is our 0.02"
+        0.02,
+        ge=0,
+        description="weight of the mean penalty; XTuner's 0.01 (sum over 2N, divided by N) is our 0.02; for center "
+        "it is TRL's center_rewards_coefficient",
     )
     penalty_bound: float = Field(5.0, gt=0.01, description="where the log barrier stands: scores in (-bound, bound)")
 
@@ -321,6 +326,9 @@ class TrainSection(Section):
     check_memory: bool = Field(True, description="stop before loading when the estimate exceeds free memory")
     peak_tflops: float | None = Field(
         None, gt=0, description="what the device can do at most, for MFU; none is what its data sheet says, if known"
+    )
+    trackers: list[Literal["tensorboard", "wandb", "trackio", "mlflow"]] = Field(
+        [], description="experiment trackers that get the lines of metrics.jsonl, too (docs/trackers.md)"
     )
     log_every: int = Field(10, ge=1, description="steps between log lines")
     eval_steps: int | None = Field(None, ge=1, description="steps between evaluations; always one at the end")

@@ -20,6 +20,7 @@ BRINGS = {
     "qlora": "adapters beside 4-bit weights (model.quantization=nf4)",
     "report": "--report with plots",
     "serve": "rmcli serve",
+    **{name: f'train.trackers=["{name}"]' for name in ("tensorboard", "wandb", "trackio", "mlflow")},
 }
 FOR_DEVELOPERS = ("test", "lint")
 _OPTIONS = {"flash": ("--no-build-isolation",)}  # built against the torch that is here

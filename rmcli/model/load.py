@@ -17,6 +17,7 @@ from rmcli.backbones import architectures
 from rmcli.backbones.adapter_files import base_of, is_adapter_folder
 from rmcli.backbones.pretrained import explaining_sizes
 from rmcli.config.sections import ModelSection
+from rmcli.config.trained import names_a_head
 from rmcli.model import adapter, adapter_folder
 from rmcli.model.attention.shared_prefix import ATTENTION_NAME, register
 from rmcli.model.backend import set_attention
@@ -50,6 +51,8 @@ def load_model(
     config = load_model_config(model)
     architectures.ensure_classifier(config)
     if model.random_weights:
+        if names_a_head(config.to_dict()):
+            output.warn(f"model.random_weights = true: head and weights of the reward model {name} are left out")
         network, new_head = _random_network(config, name, seed, device), True
     elif is_adapter_folder(name):
         network, new_head = _beside_adapters(model, for_scoring), False
@@ -67,6 +70,8 @@ def load_model(
         nn.init.zeros_(head.weight)
     known_id = getattr(network.config, "reward_token_id", None)  # of the checkpoint, before ours is written there
     if not new_head:
+        if not for_scoring:
+            output.say(f"the head of {name} is kept: training goes on from a reward model")
         _say_other_position(network.config, name, reward)
     label_for_reward(network.config, name, reward)
     forget_padding(network)

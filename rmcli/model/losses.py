@@ -1,4 +1,5 @@
-"""The objective's two registries: what a comparison costs, and what a score costs. Scores are float32 or float64.
+"""The objective's parts: what a comparison costs, and what a score or a pair of scores costs. Scores are float32 or
+float64.
 
 Pair losses work element by element on the difference of two scores; the weighting over comparisons, packs and
 accumulation steps is `objective`'s and the training loop's.
@@ -113,6 +114,23 @@ def no_penalty(scores: Tensor, bound: float) -> Tensor:
     return scores * 0
 
 
+def center(scores_S: Tensor, targets: Targets) -> Tensor:
+    """The sum over groups of weight times the mean of (x + y)^2 over their pairs: scores around zero.
+
+    arXiv 2312.09244, equation 2; TRL's `center_rewards_coefficient` weighs its mean over pairs. The sum over all
+    pairs of a list of K is (K - 2) times the sum of squares plus the square of the sum.
+    """
+    sums_N = scores_S[targets.first] + scores_S[targets.second]
+    penalty = (targets.weights * sums_N.square()).sum()
+    if len(targets.orders):
+        present_GK = targets.orders >= 0
+        scores_GK = scores_S[targets.orders.clamp(min=0)].masked_fill(~present_GK, 0)
+        count_G = present_GK.sum(-1)
+        all_pairs_G = (count_G - 2) * scores_GK.square().sum(-1) + scores_GK.sum(-1).square()
+        penalty = penalty + (targets.order_weights * all_pairs_G / (count_G * (count_G - 1) / 2)).sum()
+    return penalty
+
+
 # plackett_luce trains groups in strict order as lists; what has no order trains pairwise, by the ranking loss.
 LOSSES: dict[str, PairLoss] = {
     "ranking": ranking,
@@ -122,6 +140,7 @@ LOSSES: dict[str, PairLoss] = {
     "plackett_luce": ranking,
 }
 PENALTIES: dict[str, Penalty] = {"log_barrier": log_barrier, "L2": l2, "none": no_penalty}
+CENTER = "center"  # the penalty of pairs
 
 
 def objective(
@@ -139,5 +158,14 @@ def objective(
     if len(targets.orders):
         lists_G = plackett_luce(scores_S[targets.orders.clamp(min=0)], targets.orders >= 0)
         share = share + (targets.order_weights * lists_G).sum()
-    penalty_S = PENALTIES[loss.penalty_type](scores_S, loss.penalty_bound)
-    return share / total_weight, loss.penalty_weight * penalty_S.sum() / total_scores
+    if loss.penalty_type == CENTER:
+        penalty = center(scores_S, targets)
+    else:
+        penalty = PENALTIES[loss.penalty_type](scores_S, loss.penalty_bound).sum()
+    mean_penalty = penalty / num_penalties(loss, total_weight, total_scores)
+    return share / total_weight, loss.penalty_weight * mean_penalty
+
+
+def num_penalties(loss: LossSection, total_weight: float, total_scores: int) -> float:
+    """What a sum of penalties is divided by for its mean: one is of each score, or of each group, by its weight."""
+    return total_weight if loss.penalty_type == CENTER else total_scores

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from rmcli.backbones.internlm2.auto import REWARD_ARCHITECTURE
 from rmcli.backbones.pretrained import refuse_adapter
 from rmcli.config.files import read_json
+from rmcli.config.trained import names_a_head
 from rmcli.errors import ConfigError
 
 # What is no tensor in a checkpoint; in one of an earlier rmcli, which was pickled.
@@ -28,9 +28,7 @@ def check(folder: Path) -> dict[str, Any]:
         run = " (it is a run folder)" if (folder / "model").is_dir() else ""
         raise ConfigError(f"model {folder}: no config.json{run}", f"try {folder / 'model'}" if run else None)
     config = read_json(path)
-    kinds = ("ForSequenceClassification", REWARD_ARCHITECTURE)
-    named = config.get("architectures")
-    if not any(kind in str(name) for name in (named if isinstance(named, list) else ()) for kind in kinds):
+    if not names_a_head(config):
         raise ConfigError(
             f"model {folder} is {config.get('architectures')}, not a ...ForSequenceClassification",
             "only a trained reward model can score: rmcli train makes one",

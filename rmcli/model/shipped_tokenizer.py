@@ -84,17 +84,18 @@ def _add_nothing(tokenizer: Any) -> None:
             setattr(tokenizer, name, False)
     if backend is not None:
         description = json.loads(backend.to_str())
-        description["post_processor"] = _without_special_tokens(description["post_processor"])
+        description["post_processor"] = without_special_tokens(description["post_processor"])
         tokenizer._tokenizer = Tokenizer.from_str(json.dumps(description))
 
 
-def _without_special_tokens(processor: dict[str, Any] | None) -> dict[str, Any] | None:
+def without_special_tokens(processor: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The post-processor of a tokenizer.json that adds nothing to encoded text; None where nothing is left of it."""
     if processor is None or processor["type"] in _ADDING:
         return None
     if processor["type"] == "RobertaProcessing":  # ByteLevel's trimming of offsets, and special tokens
         kept = {key: processor[key] for key in ("add_prefix_space", "trim_offsets")}
         return {"type": "ByteLevel", **kept, "use_regex": True}
     if processor["type"] == "Sequence":
-        inner = [part for part in map(_without_special_tokens, processor["processors"]) if part is not None]
+        inner = [part for part in map(without_special_tokens, processor["processors"]) if part is not None]
         return {"type": "Sequence", "processors": inner} if inner else None
     return processor

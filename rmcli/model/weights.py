@@ -13,12 +13,16 @@ from rmcli.backbones.internlm2.auto import AutoSequenceClassifier
 from rmcli.backbones.pretrained import from_pretrained
 from rmcli.config.presets import pretrained_arguments
 from rmcli.config.sections import ModelSection
+from rmcli.config.trained import names_a_head
 from rmcli.errors import RmcliError
 
 HEAD = "score.weight"
 # What a checkpoint may hold and a reward model does without: the language head, and constants that old releases of
 # transformers stored.
 _NOT_NEEDED = re.compile(r"(^|\.)(lm_head|embed_out)\.|rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")
+
+# What others call a head, or have beside ours; it stands above the layers.
+_OTHER_HEAD = re.compile(r"(model\.)?\w*(head|score|reward|value|classif|regress)\w*(\.\w+)*\.(weight|bias)")
 
 
 def load_stored(model: ModelSection, config: PreTrainedConfig, for_scoring: bool) -> tuple[PreTrainedModel, bool]:
@@ -31,6 +35,7 @@ def load_stored(model: ModelSection, config: PreTrainedConfig, for_scoring: bool
     """
     name = model.pretrained_model_name_or_path
     assert name is not None
+    stated = config.architectures or []  # loading writes the network's own there
     arguments: dict[str, Any] = dict(pretrained_arguments(name, model.revision))
     # Shapes that differ are reported, not raised: transformers' own error points to a report that is not printed.
     arguments |= {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
@@ -42,6 +47,12 @@ def load_stored(model: ModelSection, config: PreTrainedConfig, for_scoring: bool
     network, report = from_pretrained(AutoSequenceClassifier, "weights", name, arguments)
     _refuse_misshapen(report["mismatched_keys"], name)
     missing = set(report["missing_keys"])
+    _refuse_other_head(report.get("unexpected_keys", ()), HEAD in missing, name)
+    if HEAD in missing and not for_scoring and names_a_head({"architectures": stated}):
+        raise RmcliError(
+            f"config.json of {name} says {stated[0]}, but its weights have no {HEAD}: the head is lost",
+            "give a folder with its head; for a new head, give the model that it was trained from",
+        )
     _refuse_missing(missing if for_scoring else missing - {HEAD}, name)
     _settle_left_over(report.get("unexpected_keys", ()), name, for_scoring)
     _refuse_not_finite(network, name, missing)
@@ -57,6 +68,21 @@ def _refuse_misshapen(mismatched: Iterable[tuple[str, Any, Any]], name: str) -> 
                 f"{shapes}: a classifier with {stored[0]} outputs", "a reward model has one output, the score"
             )
         raise RmcliError(shapes, "weights and config.json must belong together")
+
+
+def _refuse_other_head(unexpected: Iterable[str], has_none: bool, name: str) -> None:
+    """A head that is not ours would be lost in silence, and so would a constant that it adds to each score."""
+    found = sorted(key for key in unexpected if _OTHER_HEAD.fullmatch(key) and not _NOT_NEEDED.search(key))
+    if found and has_none:
+        raise RmcliError(
+            f"the head of {name} is called {', '.join(found)}, and would be lost: it must be {HEAD} alone",
+            f"rename it to {HEAD} in its weight file; of one with a bias or several layers no score can be read",
+        )
+    if found:
+        raise RmcliError(
+            f"the head of {name} has {', '.join(found)} beside {HEAD}: its scores would be others without",
+            f"a reward model has one linear head without a bias, {HEAD}",
+        )
 
 
 def _refuse_missing(missing: set[str], name: str) -> None:

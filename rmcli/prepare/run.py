@@ -26,6 +26,7 @@ from rmcli.rows import accounting, decontaminate, hints, sources
 from rmcli.rows.files import is_url
 from rmcli.rows.map_fns.apply import apply, source_sha256
 from rmcli.rows.map_fns.known import NAMED, recognise
+from rmcli.ship.same_ids import ids_sha256
 from rmcli.tokens.encode import NOTED, Encoder, prompt_of
 from rmcli.tokens.tokenizer import RewardTokenizer, load_model_config, load_tokenizer
 
@@ -153,6 +154,7 @@ def _manifest(job: Job, encoder: Encoder, filling: Filling) -> dict[str, Any]:
         "reward_token_id": reward.reward_token_id,
         "reward_mode": reward.mode,
         **reward.fingerprint(),
+        "ids_sha256": ids_sha256(reward),
         "tokenizer_engine": f"{encoder.engine.name} {encoder.engine.version}",
         "shard": config.data.shard,
         "rows": accounting.total(filling.accounts).as_dict(),

@@ -63,8 +63,9 @@ def fill(
     layout: Layout = "transformers",
     card: str | None = None,
 ) -> None:
-    """Write all files of a model folder into `path`. `toml` is the resolved configuration, `card` its README.md. Of peft's
-    layout the weights are there already.
+    """Write all files of a model folder into `path`. `toml` is the resolved configuration, `card` its README.md.
+
+    Of peft's layout the weights are there already.
 
     Loads with AutoModelForSequenceClassification; the tokenizer's chat template ends with the reward token. The files
     are proven by the hashes in rmcli.sha256.

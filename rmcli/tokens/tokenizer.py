@@ -101,17 +101,20 @@ class RewardTokenizer:
 
     def fingerprint(self) -> dict[str, str]:
         """sha256 of the vocabulary with its rules, and of the chat template: what prepared ids depend on."""
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        if backend is not None:
-            description = json.loads(backend.to_str())
-            description.pop("padding", None)
-            description.pop("truncation", None)
-        else:
-            description = self.tokenizer.get_vocab()
         return {
-            "tokenizer_sha256": _sha256(json.dumps(description, sort_keys=True)),
+            "tokenizer_sha256": _sha256(json.dumps(self.rules(), sort_keys=True)),
             "chat_template_sha256": _sha256(str(self.tokenizer.chat_template)),
         }
+
+    def rules(self) -> dict[str, Any]:
+        """The vocabulary and how text is cut to it, as in tokenizer.json; of a slow one the vocabulary alone."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return self.tokenizer.get_vocab()
+        description = json.loads(backend.to_str())
+        description.pop("padding", None)
+        description.pop("truncation", None)
+        return description
 
 
 def _sha256(text: str) -> str:

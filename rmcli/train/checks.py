@@ -14,6 +14,7 @@ from rmcli.errors import ConfigError, RmcliError
 from rmcli.model.batch import comparisons_of, trains_as_list
 from rmcli.model.device import is_reduced
 from rmcli.packs.reader import PackedSplit
+from rmcli.ship.same_ids import ids_sha256
 from rmcli.tokens.tokenizer import RewardTokenizer
 
 
@@ -130,10 +131,14 @@ def adopt_data_settings(resolved: Resolved, manifest: Mapping[str, Any], folder:
 
 
 def check_same_tokens(manifest: Mapping[str, Any], reward: RewardTokenizer, folder: Path) -> None:
-    """Refuse data whose ids mean something else to this model. Raises RmcliError with both sides."""
+    """Refuse data whose ids mean something else to this model. Raises RmcliError with both sides.
+
+    What was prepared for a base is also that of a reward model that was trained from it and shipped.
+    """
     again = f"prepare the data for this model: rmcli prepare ... -o DIR, or train preset {manifest['preset']} on it"
+    alike = manifest.get("ids_sha256") == ids_sha256(reward)  # sets from before have none
     for name, value in reward.fingerprint().items():
-        if manifest[name] != value:
+        if manifest[name] != value and not alike:
             what = name.removesuffix("_sha256").replace("_", " ")
             raise RmcliError(
                 f"{folder} was prepared for preset {manifest['preset']} with another {what} than that of "

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmcli.config.sections import Config
+from rmcli.config.sections import Config, LossSection
 from rmcli.model.batch import build_targets
-from rmcli.model.losses import Targets, objective
+from rmcli.model.losses import Targets, num_penalties, objective
 from rmcli.model.metrics import PairMetrics
 from rmcli.model.network import flop_counter
 from rmcli.packs.reader import PackedSplit
@@ -50,7 +50,7 @@ def evaluate(
             metrics.add(scores_S, targets.better, targets.worse)
             _add_by_length(by_length, own.groups, scores_S, targets)
     sums = add_up(torch.tensor([loss_sum, penalty_sum, weight_sum], dtype=torch.float64)) * spread.share
-    found = _result(metrics.summed(network.device, spread.share), *sums.tolist())
+    found = _result(metrics.summed(network.device, spread.share), config.loss, *sums.tolist())
     for name, some in by_length.items():
         found |= _result_by_length(name, some.summed(network.device, spread.share)) if found else {}
     return found
@@ -73,10 +73,13 @@ def _result_by_length(name: str, metrics: PairMetrics) -> dict[str, Any]:
     return {f"eval_{name}_pairs": pairs, **accuracy}
 
 
-def _result(metrics: PairMetrics, loss_sum: float, penalty_sum: float, weight_sum: float) -> dict[str, Any]:
+def _result(
+    metrics: PairMetrics, loss: LossSection, loss_sum: float, penalty_sum: float, weight_sum: float
+) -> dict[str, Any]:
     if not metrics.num_scores:
         return {}
-    pair_loss, mean_penalty = loss_sum / weight_sum, penalty_sum / int(metrics.num_scores)
+    pair_loss = loss_sum / weight_sum
+    mean_penalty = penalty_sum / num_penalties(loss, weight_sum, int(metrics.num_scores))
     values = {
         "loss": pair_loss + mean_penalty,
         "pair_loss": pair_loss,

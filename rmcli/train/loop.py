@@ -39,6 +39,7 @@ from rmcli.train.profile import profiled
 from rmcli.train.saver import Saver
 from rmcli.train.share import Forward
 from rmcli.train.signals import Stop, stop_on_signals
+from rmcli.train.trackers import Trackers
 from rmcli.train.window import Window, add_up_step, log
 
 
@@ -65,7 +66,7 @@ class Trainer:
         self.num_skipped = 0
         self.best: dict[str, Any] | None = None  # step and value of the best evaluation
         self.summary: dict[str, Any] = {}  # the last log line and the last evaluation
-        self.progress = output.Progress(None, None)  # that of `fit`
+        self.progress, self.trackers = output.Progress(None, None), Trackers()  # those of `fit`
         self._saved_at = time.monotonic()
 
     def _batch_shape(self) -> BatchShape | None:
@@ -83,9 +84,12 @@ class Trainer:
         peak = self.job.peak_flops
         return Window(peak and peak * self.job.spread.processes)
 
-    def fit(self, metrics_file: TextIO | None, profile_folder: Path | None = None) -> dict[str, Any]:
+    def fit(
+        self, metrics_file: TextIO | None, profile_folder: Path | None = None, trackers: Trackers | None = None
+    ) -> dict[str, Any]:
         """All steps that are not behind it. Returns the last log line joined with the last evaluation."""
         train, total = self.config.train, self.job.total_steps
+        self.trackers = trackers or self.trackers
         unread: Skipped | None = None  # the flag of the last step, read one step later
         steps = (step for step in self._plan() if step.number > self.step)
         with (
@@ -147,6 +151,7 @@ class Trainer:
         self.window = self._new_window()
         gc.collect()
         log(self.progress, metrics_file, values)
+        self.trackers.log(values)
 
     def run_or_skip(self, feed: StepFeed) -> Skipped:
         """A step; with `nonfinite = skip` one that is not finite leaves no trace but its count."""
@@ -267,6 +272,7 @@ class Trainer:
             return
         self.summary |= result
         add_metrics(metrics_file, {"step": step, **result})
+        self.trackers.log({"step": step, **result})
         self.progress.note(
             f"step {step}: held-out accuracy {result['eval_accuracy']:.3f}, loss {result['eval_loss']:.4f}, "
             f"margin {result['eval_margin']:.3f}, {result['eval_pairs']} pairs"

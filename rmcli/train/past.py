@@ -30,6 +30,7 @@ FREE = (
     "train.save_minutes",
     "train.save_steps",
     "train.save_total_limit",
+    "train.trackers",
 )
 ROUNDING = (
     "model.attention",

@@ -19,6 +19,7 @@ from rmcli.model.forward import scores
 from rmcli.model.losses import objective
 from rmcli.model.network import score_head
 from rmcli.model.optim import Optimizer
+from rmcli.parallel.collectives import on_first
 from rmcli.parallel.parts import own_part, whole
 from rmcli.records import BatchKind, Comparison, TokenGroup
 from rmcli.runs import state
@@ -50,6 +51,9 @@ def prove(job: Job, network: Any, optimizer: Optimizer, kind: BatchKind) -> None
         if not whole(score_head(network).weight).count_nonzero():
             loss = first_loss_is_analytic(scores_S, groups, job.config.loss)
             proven.append(f"first loss {loss:.4f}, as a zero head's must be")
+        elif job.past is None:  # a run that goes on has been through this
+            on_first(lambda: inside_the_barrier(scores_S, groups, job.config.loss))
+            proven.append(f"the head that is kept scores {float(scores_S.min()):.2f} to {float(scores_S.max()):.2f}")
     output.say(f"proven: {'; '.join(proven)}")
 
 
@@ -124,6 +128,22 @@ def first_loss_is_analytic(scores_S: Tensor, groups: list[TokenGroup], loss: Los
             _REPORT,
         )
     return expected
+
+
+def inside_the_barrier(scores_S: Tensor, groups: list[TokenGroup], loss: LossSection) -> None:
+    """Raises where a trained head's scores lie outside the log barrier: it alone would then be learned from."""
+    largest, bound = float(scores_S.abs().max()), loss.penalty_bound
+    if loss.penalty_type != "log_barrier" or not loss.penalty_weight or largest < bound:
+        return
+    targets = build_targets(groups, loss.loss_type, scores_S.device)
+    parts = objective(scores_S, targets, loss, sum(group.weight for group in groups), len(scores_S))
+    pairs, penalty = (float(part) for part in parts)
+    raise RmcliError(
+        f"the model's scores reach {largest:.3g} before step 1, and the log barrier stands at loss.penalty_bound = "
+        f"{bound:g}: its penalty is {penalty:.3g} there, the pairs' loss {pairs:.3g}",
+        f"keep the scores as they are by -s loss.penalty_type=none, L2 or center, or by a larger bound: "
+        f"-s loss.penalty_bound={math.ceil(1.5 * largest)}",
+    )
 
 
 def loss_of_zero_scores(groups: list[TokenGroup], loss: LossSection) -> float:

@@ -32,6 +32,7 @@ from rmcli.train.loop import Trainer
 from rmcli.train.memory import check_memory
 from rmcli.train.network import in_working_precision, network_of
 from rmcli.train.resume import check_untouched
+from rmcli.train.trackers import tracking
 
 
 def run(job: Job, with_profile: bool = False, command: str | None = None) -> dict[str, Any]:
@@ -100,9 +101,11 @@ def _train(job: Job, with_profile: bool) -> "_Trained":
         trainer.go_on(job.past)
     with (
         _metrics(job) as metrics_file,
+        tracking(job) as trackers,
         kernels.explained() if config.train.kernels == "compile" else nullcontext(),
     ):
-        summary = trainer.fit(metrics_file, job.run_folder / "profile" if with_profile and world.is_first() else None)
+        profile_folder = job.run_folder / "profile" if with_profile and world.is_first() else None
+        summary = trainer.fit(metrics_file, profile_folder, trackers)
     optim.restore_float32(optimizer)
     best = None if trainer.best is None else trainer.best["step"]
     return _Trained(summary, gathered(network), best)

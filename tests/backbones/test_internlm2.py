@@ -384,11 +384,14 @@ def test_the_rows_of_wqkv_by_hand(spm):
 
 
 def test_a_language_model_gets_a_new_head_of_zeros(spm, tmp_path):
-    write_model(tmp_path, spm, head="output")
+    write_model(tmp_path, spm, head="output", architectures=["InternLM2ForCausalLM"])
     network = loaded(tmp_path)
     assert network.score.weight.shape == (1, HIDDEN)
     assert not network.score.weight.any()
     assert "lm_head.weight" not in network.state_dict()
+    write_model(tmp_path / "lost", spm, head="output")
+    with pytest.raises(RmcliError, match=r"says InternLM2ForRewardModel, but its weights have no score\.weight"):
+        loaded(tmp_path / "lost")
 
 
 def test_a_config_of_internlm2_becomes_a_llama_s(spm, tmp_path):

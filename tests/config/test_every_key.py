@@ -465,6 +465,9 @@ TABLE: dict[str, Shown] = {
     "train.kernels": refuses("train.kernels=compile", "is for CUDA"),
     "train.check_memory": memory_is_checked,
     "train.peak_tflops": trains("train.peak_tflops=1"),
+    "train.trackers": reaches(
+        "rmcli.train.tracker_options.maker", 'train.trackers=["wandb"]', lambda name, *rest: name, None, "wandb"
+    ),
     "train.log_every": trains("train.log_every=1"),
     "train.eval_steps": trains("train.eval_steps=1"),
     "train.save_steps": trains("train.save_steps=1"),

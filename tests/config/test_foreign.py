@@ -109,6 +109,9 @@ def test_llama_factory_and_openrlhf_names_become_keys(tmp_path):
     (tmp_path / "or.json").write_text(json.dumps({"pretrain": "a/b", "max_len": 64, "l2": 0.1, "loss": "sigmoid"}))
     values = tomllib.loads(as_toml(tmp_path / "or.json"))
     assert values["train"] == {"weight_decay": 0.1}
+    (tmp_path / "centered.yaml").write_text("center_rewards_coefficient: 0.01\nlearning_rate: 1e-5\n")
+    centered = tomllib.loads(as_toml(tmp_path / "centered.yaml"))["loss"]
+    assert centered == {"loss_type": "ranking", "penalty_type": "center", "penalty_weight": 0.01}
     assert values["loss"]["loss_type"] == "ranking"
     assert values["model"] == {"pretrained_model_name_or_path": "a/b", "reward_token": "natural"}
 
@@ -146,7 +149,10 @@ def test_what_holds_no_settings_is_one_line(cli, tmp_path, name, text):
         (["-s", "train.learning_rate=1"], "did you mean train.lr?"),
         (["-s", "data.lr=1"], "did you mean train.lr?"),
         (["-s", "train.lora_r=8"], "did you mean lora.r?"),
-        (["-s", "report_to=wandb"], "trackers are not built yet: the run folder's metrics.jsonl has every figure"),
+        (
+            ["-s", "report_to=wandb"],
+            'train.trackers, such as train.trackers=["wandb"]; runs have the run folder\'s name (docs/trackers.md)',
+        ),
         (["-s", "lora.rank=8"], "rmcli config lora lists the keys of [lora]"),
         (["-s", "train.bogus=1"], "rmcli config train lists the keys of [train]"),
         (["--lr", "1"], "it is train.lr: -s train.lr=VALUE, or lr under [train] of a TOML file"),
@@ -182,7 +188,7 @@ def test_flat_toml_is_told_its_section(cli, tmp_path):
     assert "hint: write it under [train]: lr = 1e-05" in cli("train", "-c", "flat.toml").stderr
 
 
-@pytest.mark.parametrize("command", ["evaluate", "serve"])
+@pytest.mark.parametrize("command", ["evaluate", "eval"])
 def test_commands_that_are_not_built_say_so(cli, command):
     result = cli(command, "x")
     assert result.code == 2

@@ -97,6 +97,49 @@ def test_l2_and_none():
     assert penalty("none", 7.0) == (0.0, 0.0)
 
 
+# --- the penalty of pairs ---
+
+CENTERED = LossSection(loss_type="ranking", penalty_type="center", penalty_weight=0.01)
+
+
+def of_groups(scores: list[float], groups: list[TokenGroup], loss: LossSection = CENTERED):
+    """(pair loss, penalty) of groups that make a step of their own, and the gradient of the penalty by the scores."""
+    leaf = torch.tensor(scores, dtype=torch.float64, requires_grad=True)
+    targets = batch.build_targets(groups, loss.loss_type)
+    pairs, centered = objective(leaf, targets, loss, sum(group.weight for group in groups), len(scores))
+    (gradient,) = torch.autograd.grad(centered, leaf)
+    return float(pairs.detach()), float(centered.detach()), gradient.tolist()
+
+
+def test_center_is_trls():
+    """TRL 1.16's RewardTrainer.compute_loss, its lines: scores of two pairs, coefficient 0.01."""
+    chosen, rejected = torch.tensor([1.5, -0.25]), torch.tensor([0.5, 2.0])
+    loss = -torch.nn.functional.logsigmoid(chosen - rejected).mean()
+    loss += 0.01 * torch.mean((chosen + rejected) ** 2)
+    generator = np.random.default_rng(0)
+    pairs, centered, gradient = of_groups([1.5, 0.5, -0.25, 2.0], [random_group(generator, 2, (1, 1))] * 2)
+    assert pairs + centered == pytest.approx(float(loss), rel=1e-6)
+    assert centered == pytest.approx(0.01 * (4 + 3.0625) / 2, rel=1e-12)  # (2^2 + 1.75^2) / 2
+    assert gradient == pytest.approx([0.02, 0.02, 0.0175, 0.0175], rel=1e-12)  # 2 (c + r) / 2, times 0.01
+
+
+def test_center_weighs_groups_as_the_loss_does():
+    """A pair of weight 3, and three answers of which all three pairs share the weight 1."""
+    generator = np.random.default_rng(0)
+    three = tuple(Comparison(*pair) for pair in ((0, 1), (0, 2), (1, 2)))
+    groups = [
+        random_group(generator, 2, (1, 1), weight=3.0),
+        random_group(generator, 2, (1, 1, 1), comparisons=three, ordered=True),
+    ]
+    scores = [1.0, 1.0, 2.0, 1.0, -1.0]
+    expected = 0.01 * (3 * 4 + (9 + 1 + 0) / 3) / 4
+    assert of_groups(scores, groups)[1] == pytest.approx(expected, rel=1e-7)  # weights are float32
+    as_list = CENTERED.model_copy(update={"loss_type": "plackett_luce"})
+    _, of_list, slope = of_groups(scores, groups, as_list)
+    assert of_list == pytest.approx(expected, rel=1e-12)
+    assert slope == pytest.approx(of_groups(scores, groups)[2], rel=1e-7)
+
+
 @pytest.mark.parametrize("loss_type", ["ranking", "focal"])
 def test_the_first_loss_of_a_zero_head_is_analytic(loss_type):
     loss = LossSection.model_validate({"loss_type": loss_type})
@@ -242,7 +285,7 @@ def gradient_of(network, forwards, loss):
 
 
 @pytest.mark.parametrize("loss_type", ["ranking", "focal"])
-@pytest.mark.parametrize("penalty_type", ["log_barrier", "L2", "none"])
+@pytest.mark.parametrize("penalty_type", ["log_barrier", "L2", "center", "none"])
 def test_a_step_over_uneven_packs_equals_one_unpacked_batch(loss_type, penalty_type):
     """The reference: every conversation alone, and the mean written down as the definition has it."""
     loss = LossSection.model_validate({"loss_type": loss_type, "penalty_type": penalty_type})
@@ -257,7 +300,11 @@ def test_a_step_over_uneven_packs_equals_one_unpacked_batch(loss_type, penalty_t
     weights = torch.tensor([group.weight for group in groups], dtype=torch.float64)
     none = torch.zeros(len(groups), dtype=torch.float64)
     per_pair = LOSSES[loss_type](scores[:, 0] - scores[:, 1], none + 1, none, loss)
-    expected_loss = (weights * per_pair).sum() / weights.sum() + 0.02 * PENALTIES[penalty_type](scores, 5.0).mean()
+    if penalty_type == "center":
+        mean_penalty = (weights * scores.sum(1).square()).sum() / weights.sum()
+    else:
+        mean_penalty = PENALTIES[penalty_type](scores, 5.0).mean()
+    expected_loss = (weights * per_pair).sum() / weights.sum() + 0.02 * mean_penalty
     expected_loss.backward()
     assert actual_loss == pytest.approx(float(expected_loss.detach()), rel=1e-9)
     for name, parameter in network.named_parameters():

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     pass
 
 MODEL_TYPE = "internlm2"
-REWARD_ARCHITECTURE = "InternLM2ForRewardModel"
 
 
 class AutoConfig:

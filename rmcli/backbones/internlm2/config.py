@@ -17,8 +17,17 @@ _SIZES = (
     "max_position_embeddings",
 )
 _NEEDED = (*_SIZES, "rms_norm_eps", "rope_theta", "bias")
-_CARRIED = ("initializer_range", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
-_OF_REWARD = ("reward_token_id", "reward_mode", "reward_bos_token_id")
+_CARRIED = (
+    "architectures",
+    "initializer_range",
+    "tie_word_embeddings",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "reward_token_id",
+    "reward_mode",
+    "reward_bos_token_id",
+)
 
 
 # --- the config ---
@@ -47,7 +56,7 @@ def llama_config(values: Mapping[str, Any], name: str) -> "LlamaConfig":
             "heads do not divide them",
             "the file is damaged",
         )
-    carried = {key: values[key] for key in (*_CARRIED, *_OF_REWARD) if key in values}
+    carried = {key: values[key] for key in _CARRIED if key in values}
     try:
         return LlamaConfig(
             vocab_size=values["vocab_size"],

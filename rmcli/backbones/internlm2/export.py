@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rmcli.backbones.internlm2.auto import MODEL_TYPE, REWARD_ARCHITECTURE
+from rmcli.backbones.internlm2.auto import MODEL_TYPE
 from rmcli.backbones.internlm2.config import llama_config
 from rmcli.backbones.internlm2.weights import llama_names
+from rmcli.config.trained import REWARD_ARCHITECTURE
 from rmcli.errors import ConfigError
 
 if TYPE_CHECKING:

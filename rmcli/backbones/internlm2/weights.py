@@ -114,7 +114,9 @@ def fill(network: "PreTrainedModel", tensors: "Iterable[tuple[str, Tensor]]", na
             raise RmcliError(
                 f"the checkpoint of {name} holds {key}, for which an InternLM2 of {config.num_hidden_layers} layers "
                 "has no place",
-                "config.json and weights must belong together; quantized and adapter checkpoints are not read",
+                "a reward model has one linear head without a bias, v_head.weight"
+                if own.startswith("v_head.")
+                else "config.json and weights must belong together; quantized and adapter checkpoints are not read",
             )
         if own in seen:
             raise RmcliError(f"the checkpoint of {name} holds {key} twice", "the checkpoint is damaged")
