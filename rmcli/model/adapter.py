@@ -137,6 +137,7 @@ def merge(network: PreTrainedModel) -> PreTrainedModel:
         if quantize.is_quantized(module):
             network.set_submodule(name, quantize.whole(module))
     cast(Any, network).adapter_settings = None
+    network.__dict__.pop("peft_config", None)  # else peft takes the next adapters for second ones
     return network.float()
 
 

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from rmcli import output
-from rmcli.config.sections import Config
+from rmcli.backbones.adapter_files import is_adapter_folder
+from rmcli.config.sections import Config, ModelSection
 from rmcli.errors import ConfigError, RmcliError
 from rmcli.model.hashes import CONFIG_FILE, HASHES_FILE
 from rmcli.model.model_folder import OF_CHECKPOINT, OF_OLD_CHECKPOINT
@@ -52,12 +53,20 @@ def check_target(target: Path, found: Path, overwrite: bool) -> None:
     check_writable(target)
 
 
+def no_base_for_peft(model: ModelSection) -> str | None:
+    """Why nobody could put adapters beside their base model again; None where peft can."""
+    name = str(model.pretrained_model_name_or_path)
+    if model.random_weights:
+        return "their base model is drawn at random, and nobody else has it"
+    if is_adapter_folder(name):
+        return f"their base model, {name}, is a folder of adapters itself"
+    return "their base model is a .gguf file" if name.endswith(".gguf") else None
+
+
 def check_adapters(config: Config, dtype: str) -> None:
     """Raises ConfigError where adapters alone cannot be exported."""
-    if config.model.random_weights:
-        raise ConfigError(
-            "--format peft: the base model is drawn at random, nobody else has it", "leave --format out"
-        )
+    if config.lora.r is not None and (why := no_base_for_peft(config.model)) is not None:
+        raise ConfigError(f"--format peft: {why}", "leave --format out")
     if config.lora.r is None:
         raise ConfigError("--format peft: the run has no adapters (lora.r)", "leave --format out")
     if dtype != "float32":

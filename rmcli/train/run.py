@@ -21,6 +21,7 @@ from rmcli.runs import checkpoint, lock
 from rmcli.runs.folder import ADAPTER, BEST_MODEL, MODEL, claim, claim_next, reopen, write_config
 from rmcli.runs.metrics_file import open_metrics
 from rmcli.ship.export import Run, export, export_adapter
+from rmcli.ship.place import no_base_for_peft
 from rmcli.train import generators, proofs
 from rmcli.train.collapse import collapse_warning
 from rmcli.train.describe import describe
@@ -133,8 +134,8 @@ def _ship(job: Job, trained: _Trained) -> dict[str, str]:
         torch.cuda.empty_cache()
     run = Run.of(job.run_folder, job.data_folder)
     made = {"model": str(job.run_folder / MODEL)}
-    if run.has_adapters and job.config.model.random_weights:
-        output.say("no folder of adapters: their base model is drawn at random, and nobody else has it")
+    if run.has_adapters and (why := no_base_for_peft(job.config.model)) is not None:
+        output.say(f"no folder of adapters alone: {why}")
         network = adapter.merge(run.adapted(trained.weights))
     elif run.has_adapters:
         network = export_adapter(run, run.adapted(trained.weights), job.run_folder / ADAPTER)
