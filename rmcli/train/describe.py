@@ -33,6 +33,7 @@ def describe(job: Job) -> dict[str, Any]:
         "pairs_per_step": job.config.train.pairs_per_step or round(job.sizes.num_groups / steps_per_epoch, 1),
         **_ranks(job),
         "parameters": job.memory.num_parameters,
+        "trained_parameters": job.memory.sizes.trained,
         **_memory(job.memory),
         "memory_have_gib": round(have / GIB, 2),
         "memory_fits": what_fits(job, have),

@@ -158,8 +158,9 @@ def _say_plan(job: Job, numbers: Mapping[str, Any]) -> None:
         f"{numbers['pairs']:,} pairs in {numbers['packs']:,} packs, {numbers['steps']:,} steps of about "
         f"{numbers['pairs_per_step']:,} pairs, {numbers['eval_pairs']:,} pairs held out"
     )
+    trained = f", {numbers['trained_parameters'] / 1e6:,.2f}M of them train" if job.has_adapters else ""
     output.say(
-        f"{numbers['parameters'] / 1e6:,.1f}M parameters on {numbers['device']}; memory: need about "
+        f"{numbers['parameters'] / 1e6:,.1f}M parameters{trained} on {numbers['device']}; memory: need about "
         f"{numbers['memory_need_gib']:.2f} GiB, have {numbers['memory_have_gib']:.2f} GiB"
     )
 

@@ -5,16 +5,21 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn.attention import varlen as torch_varlen
 
 from rmcli.config.resolve import resolve
 from rmcli.errors import ConfigError
-from rmcli.model import adapter, optim
+from rmcli.model import adapter, kernels, optim
+from rmcli.model.attention.layout import BatchShape
+from rmcli.model.backend import set_attention
 from rmcli.model.batch import build_batch
 from rmcli.model.forward import scores
 from rmcli.model.last_layer import is_trimmed
-from rmcli.model.network import last_decoder_layer, trim
-from support.exactness import uneven_groups
+from rmcli.model.network import last_decoder_layer, trim, whole_row_layers
+from support.exactness import largest_relative, packs, uneven_groups
 from support.networks import tiny_model
+from support.varlen_on_cpu import varlen_attn
 
 RESERVED, NATURAL = (SimpleNamespace(reward_token_id=3, mode=mode) for mode in ("reserved", "natural"))
 
@@ -98,3 +103,36 @@ def test_a_base_model_is_known_by_every_weight_but_the_head():
         assert adapter.digest(network) == known
         network.model.layers[1].mlp.up_proj.weight[3, 5] *= 1 + 2**-23
     assert adapter.digest(network) != known
+
+
+@pytest.mark.filterwarnings(  # torch's own, while it traces
+    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning",
+    "ignore:.*should not be instantiated:DeprecationWarning",
+)
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_compiled_layers_go_together_with_adapters(monkeypatch, quantization):
+    """One graph for all layers, and the gradients of plain ones."""
+    if quantization == "nf4":
+        pytest.importorskip("bitsandbytes")
+    monkeypatch.setattr(torch_varlen, "varlen_attn", varlen_attn)
+    shape = BatchShape(num_tokens=192, longest=32)
+    for some in packs():
+        shape = build_batch("packed", some, 0, shape=shape).layout.shape
+    keys = ("lora.r=4", f"model.quantization={quantization}")
+    found, counter = [], CompileCounterWithBackend("aot_eager")
+    try:
+        for compiled in (False, True):
+            network = tiny_model("llama", hidden_size=64, intermediate_size=128).train()
+            trim(network)
+            set_attention(network, "varlen")
+            adapter.put(network, resolve("tiny", (), keys).config, RESERVED)
+            network.to("cpu")
+            if compiled:
+                kernels.compile_layers(whole_row_layers(network), backend=counter)
+            for some in packs():
+                scores(network, build_batch("packed", some, 0, shape=shape)).square().sum().backward()
+            found.append({name: weight.grad for name, weight in adapter.trained(network).items()})
+    finally:
+        torch._dynamo.reset()
+    assert counter.frame_count == 1
+    assert largest_relative(found[1], found[0]) < 1e-4

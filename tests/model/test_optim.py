@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -486,6 +487,18 @@ LLAMA_3_8B = {
     "num_attention_heads": 32,
     "num_key_value_heads": 8,
 }
+
+
+def test_an_8b_model_in_4_bits_trains_in_24_gb():
+    config = resolve("llama3-8b-qlora", settings=["model.dtype=bfloat16"]).config
+    reward = SimpleNamespace(reward_token_id=128002, mode="reserved")
+    sizes = sizes_of(config, LlamaConfig(**LLAMA_3_8B), reward=reward)
+    assert sizes.in_4_bits == 32 * (4096 * (4096 + 1024) * 2 + 3 * 4096 * 14336)
+    # r beside each matrix, the row of the reward token, the head.
+    assert sizes.trained == 32 * 64 * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336)) + 2 * 4096
+    need = estimate(sizes, config, 8192, several_forwards=True)
+    assert 10e9 < need.total < 24e9
+    assert need.states == 8 * sizes.trained
 
 
 @pytest.mark.parametrize(
