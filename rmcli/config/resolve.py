@@ -59,7 +59,8 @@ def trained_model_layers(folder: Path) -> tuple[Layer, Layer]:
     if recorded.is_file():
         base = _of_any_machine(read_config_file(recorded))
     else:
-        model = scored_at(read_json(folder / "config.json"))
+        path = folder / "config.json"
+        model = scored_at(read_json(path) if path.is_file() else {})  # adapters of another tool have none
         base = Layer(f"{folder}/config.json", {"model": model}, explicit=False)
     # What trained beside packed weights ships whole; adapters lie beside packed ones again.
     packed = {} if (folder / "adapter_config.json").is_file() else {"quantization": "none"}

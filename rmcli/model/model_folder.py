@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from rmcli.backbones.adapter_files import is_adapter_folder, read_settings
 from rmcli.backbones.pretrained import refuse_adapter
 from rmcli.config.files import read_json
 from rmcli.config.trained import names_a_head
@@ -24,6 +25,9 @@ def check(folder: Path) -> dict[str, Any]:
             f"try {shipped}" if shipped.is_dir() else f"make a model folder of it: rmcli export {folder} -o DIR",
         )
     refuse_adapter(folder, f"model {folder}")
+    if is_adapter_folder(folder) and not path.is_file():  # of another tool's training
+        read_settings(folder)
+        return {}
     if not path.is_file():
         run = " (it is a run folder)" if (folder / "model").is_dir() else ""
         raise ConfigError(f"model {folder}: no config.json{run}", f"try {folder / 'model'}" if run else None)

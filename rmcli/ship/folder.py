@@ -17,7 +17,7 @@ from rmcli.model.shipped_tokenizer import save_tokenizer
 from rmcli.packs.staging import StagedFolder
 from rmcli.ship import golden
 from rmcli.ship.golden import Golden
-from rmcli.ship.kept import keep_own
+from rmcli.ship.kept import keep_own, set_aside
 from rmcli.ship.rope_keys import write_both_forms
 from rmcli.ship.template import exported_template
 from rmcli.tokens.tokenizer import RewardTokenizer
@@ -35,7 +35,7 @@ def write(network: PreTrainedModel, reward: RewardTokenizer, toml: str, folder: 
 def placed(folder: Path, size: int) -> Iterator[Path]:
     """An empty folder to write in, which takes the place of `folder` when the context ends well.
 
-    What its owner has put into `folder` is kept (see `keep_own`).
+    What its owner has put into `folder` is kept (see `keep_own`); else `folder` is put aside whole (see `set_aside`).
 
     Raises RmcliError, and leaves nothing, where its `size` bytes of weights cannot be written.
     """
@@ -44,6 +44,7 @@ def placed(folder: Path, size: int) -> Iterator[Path]:
         try:
             yield staged.path
             keep_own(folder, staged.path)
+            set_aside(folder)
             staged.publish(overwrite=True)
         finally:
             staged.discard()

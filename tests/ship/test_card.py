@@ -318,6 +318,27 @@ def test_what_a_new_export_would_take_away_stops_it(cli, run, card, name):
     assert Path("model", name).exists()
 
 
+def test_a_run_that_goes_on_takes_nothing_away(cli, tmp_path):
+    """Its model folder has become somebody's repository, and a template in it was mended by hand."""
+    line = ("train", "--data", "data", "-p", "tiny", "-o", "run", "-s", "train.max_epochs=9")
+    assert cli("prepare", "tasks:40", "-p", "tiny", "-o", "data", "--no-audit").code == 0
+    assert cli(*line, "-s", "train.max_steps=1").code == 0
+    Path("run/model/.git").mkdir()
+    Path("run/model/.git/HEAD").write_text("mine")
+    Path("run/model/vocab.json").write_text("mine")
+    result = cli("train", "--resume", "-o", "run", "-s", "train.max_steps=2")
+    assert result.code == 0, result.stderr
+    assert "run/model is kept as run/model.before-1: .git in it was not exported" in result.stderr
+    assert Path("run/model.before-1/.git/HEAD").read_text() == Path("run/model.before-1/vocab.json").read_text()
+    assert first_fault(Path("run/model")) is None
+    template = Path("run/model/chat_template.jinja")
+    template.write_text(template.read_text() + "{# mine #}")
+    result = cli("train", "--resume", "-o", "run", "-s", "train.max_steps=3")
+    assert "run/model is kept as run/model.before-2: chat_template.jinja was changed: sha256" in result.stderr
+    assert Path("run/model.before-2/chat_template.jinja").read_text().endswith("{# mine #}")
+    assert "kept as" not in cli("train", "--resume", "-o", "run", "-s", "train.max_steps=4").stderr
+
+
 def test_the_process_that_verifies_takes_the_folder_with_any_card(card):
     card()
     Path("model/README.md").unlink()

@@ -246,6 +246,7 @@ def test_what_changes_no_bit_may_change(run, cli):
         "train.save_minutes": "5.0",
         "train.save_steps": "1",
         "train.save_total_limit": "1",
+        "train.trackers": '["tensorboard"]',
     }
     assert set(changed) == set(FREE)
     shutil.copytree("run", "plain")
