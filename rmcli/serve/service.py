@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from rmcli.scorer.scorer import Score, Scorer
 from rmcli.serve.json_body import parse
-from rmcli.serve.limits import Limits
+from rmcli.serve.limits import LARGEST_AT_ONCE, Limits
 from rmcli.serve.metrics import Metrics
 from rmcli.serve.protocols.known import ANY_ERROR, ERROR_HINTS, FIELD_HINTS
 from rmcli.serve.protocols.protocol import Answer, Body, Protocol, Served, validated
@@ -35,7 +35,6 @@ class Service:
         served: Served,
         golden: Golden,
         limits: Limits,
-        reading_threads: int = 1,
         make_queue: MakeQueue = Queue,
     ) -> None:
         self.limits, self.served, self.reader = limits, served, reader
@@ -45,7 +44,8 @@ class Service:
         self.receiver = Receiver(limits)
         self.is_draining = False
         self.active = 0
-        self._threads = ThreadPoolExecutor(reading_threads, thread_name_prefix="rmcli-read")
+        threads = reader.at_once + LARGEST_AT_ONCE  # as many of the largest may wait for their turns
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="rmcli-read")
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
