@@ -1,4 +1,4 @@
-"""What consumers that do not run here rely on: each property on a folder or its server, in each mode; and the page."""
+"""What consumers that do not run here rely on: properties of a folder or its server, in each mode; and the page."""
 
 import importlib.util
 from contextlib import ExitStack
