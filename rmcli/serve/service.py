@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from rmcli.scorer.scorer import Score, Scorer
 from rmcli.serve.json_body import parse
-from rmcli.serve.limits import LARGEST_AT_ONCE, Limits
+from rmcli.serve.limits import Limits
 from rmcli.serve.metrics import Metrics
 from rmcli.serve.protocols.known import ANY_ERROR, ERROR_HINTS, FIELD_HINTS
 from rmcli.serve.protocols.protocol import Answer, Body, Protocol, Served, validated
@@ -44,8 +44,10 @@ class Service:
         self.receiver = Receiver(limits)
         self.is_draining = False
         self.active = 0
-        threads = reader.at_once + LARGEST_AT_ONCE  # as many of the largest may wait for their turns
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="rmcli-read")
+        # Each thread keeps memory of the largest body it has seen: they are few. Beside one large request, which
+        # waits for its turn, others pass.
+        self._parsing = ThreadPoolExecutor(reader.at_once, thread_name_prefix="rmcli-parse")
+        self._reading = ThreadPoolExecutor(reader.at_once + 1, thread_name_prefix="rmcli-read")
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -58,7 +60,8 @@ class Service:
             with suppress(asyncio.CancelledError):
                 await scoring
             self.queue.close()
-            self._threads.shutdown()
+            self._parsing.shutdown()
+            self._reading.shutdown()
 
     async def answer(self, protocol: Protocol, request: Request) -> Any:
         """What the request is answered with. Raises Refused, and Gone where nobody waits for it."""
@@ -66,22 +69,26 @@ class Service:
             raise Refused(503, "the server is shutting down", headers={"Retry-After": "5", "Connection": "close"})
         async with self.receiver.body_of(request.receive, request.headers.get("content-length")) as content:
             loop = asyncio.get_running_loop()
-            body, asked = await loop.run_in_executor(self._threads, self._asked, protocol, content)
+            body = await loop.run_in_executor(self._parsing, self._body, protocol, content)
+            asked = await loop.run_in_executor(self._reading, self._asked, protocol, body)
         scores = await _unless_gone(request, self.queue.score(asked.sides, self.limits.score_seconds))
         self._count(scores)
         _check_errors(protocol, scores)
         values = [self._value(score, asked) for score in scores]
         return protocol.write(body, Answer(self.served, scores, values, asked.num_tokens))
 
-    def _asked(self, protocol: Protocol, content: bytearray) -> tuple[Body, Asked]:
-        """In a thread: tokenizing takes long."""
+    def _body(self, protocol: Protocol, content: bytearray) -> Body:
+        """In a thread, as is what follows: parsing and tokenizing take long."""
         body = validated(protocol, parse(content, self.limits.max_values), FIELD_HINTS)
         if body.num_items > self.limits.max_items:
             raise self._too_many("conversations", body.num_items, self.limits.max_items, "--max-items")
+        return body
+
+    def _asked(self, protocol: Protocol, body: Body) -> Asked:
         asked = protocol.read(body, self.reader)
         if asked.num_tokens > self.limits.max_tokens:
             raise self._too_many("tokens", asked.num_tokens, self.limits.max_tokens, "--max-tokens")
-        return body, asked
+        return asked
 
     def _too_many(self, what: str, count: int, limit: int, option: str) -> Refused:
         return Refused(
