@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 MIB = 1024 * 1024
 MAX_DEPTH = 64  # brackets within brackets: tools of a conversation need a dozen
-LARGEST_AT_ONCE = 4  # bodies of the largest size that may be held at the same time
 VALUES_PER_ITEM = 64  # of JSON, beside token ids: messages with all that may stand beside them
 
 

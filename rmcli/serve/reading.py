@@ -11,7 +11,6 @@ from rmcli.rows.map_fns.contract import Contract
 from rmcli.scorer import conversations as given
 from rmcli.scorer.tokens import encode_apart
 from rmcli.serve.texts import Texts, in_chunks
-from rmcli.serve.turns import Turns
 from rmcli.tokens.encode import Encoder
 
 Side = TokenGroup | str  # a conversation that stands alone, or why it cannot be scored
@@ -34,16 +33,11 @@ class Asked:
 
 
 class Reader:
-    """Makes sides of texts, ids, conversations and answers. Safe to use from several threads.
+    """Turns texts, ids, conversations and answers into sides. Safe to use from several threads."""
 
-    `at_once`: threads that tokenize at the same time. A large request does so in many turns, others in between.
-    """
-
-    def __init__(self, encoder: Encoder, allow_no_prompt: bool = False, at_once: int = 1) -> None:
+    def __init__(self, encoder: Encoder, allow_no_prompt: bool = False) -> None:
         self.encoder = encoder
-        self.at_once = at_once
-        self._turns = Turns(at_once)
-        self.texts = Texts(encoder, self._turns)
+        self.texts = Texts(encoder)
         self._allow_no_prompt = allow_no_prompt
         self._said: set[str] = set()
         self._lock = threading.Lock()
@@ -64,14 +58,10 @@ class Reader:
     def _encoded(self, groups: Sequence[PreferenceGroup | str], contract: Contract) -> list[Side]:
         good = [group for group in groups if not isinstance(group, str)]
         sizes = [sum(len(message["content"]) for message in group.conversations[0]) for group in good]
-        sides = (side for chunk in in_chunks(good, sizes) for (side,) in self._in_turn(chunk))
+        sides = (side for chunk in in_chunks(good, sizes) for (side,) in encode_apart(self.encoder, chunk))
         found = [group if isinstance(group, str) else next(sides) for group in groups]
         self._say_unread(contract)
         return found
-
-    def _in_turn(self, groups: list[PreferenceGroup]) -> list[list[Side]]:
-        with self._turns:
-            return encode_apart(self.encoder, groups)
 
     def _say_unread(self, contract: Contract) -> None:
         """Keys of messages that the template does not read, each once in the server's life."""

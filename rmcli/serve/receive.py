@@ -5,8 +5,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from rmcli.serve.limits import LARGEST_AT_ONCE, MIB, Limits
+from rmcli.serve.limits import MIB, Limits
 from rmcli.serve.refusal import Refused, too_busy
+
+_AT_ONCE = 4  # bodies of the largest size that may be held at the same time
 
 
 class Gone(Exception):
@@ -53,7 +55,7 @@ class Receiver:
             chunk, more = message.get("body", b""), message.get("more_body", False)
             if len(body) + len(chunk) > self.limits.max_body:
                 raise self._too_large("more bytes")
-            if self.held + len(chunk) > LARGEST_AT_ONCE * self.limits.max_body:
+            if self.held + len(chunk) > _AT_ONCE * self.limits.max_body:
                 raise too_busy(f"{self.held / MIB:.1f} MiB of requests are being read", 1)
             body += chunk
             self.held += len(chunk)

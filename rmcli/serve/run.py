@@ -97,12 +97,13 @@ def load_service(resolved: Resolved, folder: Path, limits: Limits, make_queue: M
     most = max(_CHARACTERS, 16 * config.data.max_length)
     encoder = replace(encoder, max_characters=min(encoder.max_characters, most))
     scorer = load_scorer(config, encoder)
-    reader = Reader(encoder, config.data.allow_no_prompt, at_once=max(1, (os.cpu_count() or 1) // 4))
+    reader = Reader(encoder, config.data.allow_no_prompt)
     golden = Golden.of(folder, _dtype_of(scorer))
     golden.check(scorer, reader)
     if not golden.lines:
         output.warn("the folder has no golden.jsonl: nothing says which scores it should give")
-    return Service(scorer, reader, _served(folder), golden, limits, make_queue)
+    threads = max(1, (os.cpu_count() or 1) // 4)
+    return Service(scorer, reader, _served(folder), golden, limits, threads, make_queue)
 
 
 def _dtype_of(scorer: Scorer) -> str:

@@ -35,6 +35,7 @@ class Service:
         served: Served,
         golden: Golden,
         limits: Limits,
+        reading_threads: int = 1,
         make_queue: MakeQueue = Queue,
     ) -> None:
         self.limits, self.served, self.reader = limits, served, reader
@@ -44,10 +45,7 @@ class Service:
         self.receiver = Receiver(limits)
         self.is_draining = False
         self.active = 0
-        # Each thread keeps memory of the largest body it has seen: they are few. Beside one large request, which
-        # waits for its turn, others pass.
-        self._parsing = ThreadPoolExecutor(reader.at_once, thread_name_prefix="rmcli-parse")
-        self._reading = ThreadPoolExecutor(reader.at_once + 1, thread_name_prefix="rmcli-read")
+        self._threads = ThreadPoolExecutor(reading_threads, thread_name_prefix="rmcli-read")
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -60,8 +58,7 @@ class Service:
             with suppress(asyncio.CancelledError):
                 await scoring
             self.queue.close()
-            self._parsing.shutdown()
-            self._reading.shutdown()
+            self._threads.shutdown()
 
     async def answer(self, protocol: Protocol, request: Request) -> Any:
         """What the request is answered with. Raises Refused, and Gone where nobody waits for it."""
@@ -69,26 +66,22 @@ class Service:
             raise Refused(503, "the server is shutting down", headers={"Retry-After": "5", "Connection": "close"})
         async with self.receiver.body_of(request.receive, request.headers.get("content-length")) as content:
             loop = asyncio.get_running_loop()
-            body = await loop.run_in_executor(self._parsing, self._body, protocol, content)
-            asked = await loop.run_in_executor(self._reading, self._asked, protocol, body)
+            body, asked = await loop.run_in_executor(self._threads, self._asked, protocol, content)
         scores = await _unless_gone(request, self.queue.score(asked.sides, self.limits.score_seconds))
         self._count(scores)
         _check_errors(protocol, scores)
         values = [self._value(score, asked) for score in scores]
         return protocol.write(body, Answer(self.served, scores, values, asked.num_tokens))
 
-    def _body(self, protocol: Protocol, content: bytearray) -> Body:
-        """In a thread, as is what follows: parsing and tokenizing take long."""
+    def _asked(self, protocol: Protocol, content: bytearray) -> tuple[Body, Asked]:
+        """In a thread: tokenizing takes long."""
         body = validated(protocol, parse(content, self.limits.max_values), FIELD_HINTS)
         if body.num_items > self.limits.max_items:
             raise self._too_many("conversations", body.num_items, self.limits.max_items, "--max-items")
-        return body
-
-    def _asked(self, protocol: Protocol, body: Body) -> Asked:
         asked = protocol.read(body, self.reader)
         if asked.num_tokens > self.limits.max_tokens:
             raise self._too_many("tokens", asked.num_tokens, self.limits.max_tokens, "--max-tokens")
-        return asked
+        return body, asked
 
     def _too_many(self, what: str, count: int, limit: int, option: str) -> Refused:
         return Refused(

@@ -1,9 +1,6 @@
 """Text on the wire in all the ways clients render it: the tokens of the conversation it is, or why not."""
 
 import shutil
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,9 +8,7 @@ import pytest
 from rmcli.records import PreferenceGroup
 from rmcli.scorer.load import configuration_of, load_encoder
 from rmcli.scorer.tokens import encode_apart
-from rmcli.serve.reading import Reader
 from rmcli.serve.texts import Texts, in_chunks
-from rmcli.serve.turns import Turns
 from support.foreign import SKYWORK_LIKE
 from support.serving import WRITTEN_BEFORE, talk
 
@@ -165,81 +160,3 @@ def test_a_template_that_rewrites_replies_leaves_no_text_to_be_read(tmp_path):
     (folder / "chat_template.jinja").write_text(written.replace("message['content']", "message['content'] | upper"))
     texts = Texts(encoder_of(folder))
     assert texts.read([f"{FRONT}1 2 3"]) == ["template_error"]
-
-
-# --- a large request beside others ---
-
-
-class Slow:
-    """A tokenizer that notes how many texts it is given; each call takes a while."""
-
-    def __init__(self, engine):
-        self.engine, self.calls = engine, []
-
-    def encode(self, texts):
-        self.calls.append(len(texts))
-        time.sleep(0.03)
-        return self.engine.encode(texts)
-
-
-@pytest.mark.parametrize("kind", ["texts", "conversations"])
-def test_a_large_request_lets_others_pass(kind):
-    reader = Reader(encoder_of())
-    slow = Slow(reader.encoder.engine)
-    reader.encoder.__dict__["engine"] = slow
-
-    def read(count, long):
-        if kind == "texts":
-            return reader.texts.read([FRONT + "1 " * long] * count)
-        return reader.conversations([talk("Sort: 2 1", "1 " * long)] * count)
-
-    with ThreadPoolExecutor(2) as pool:
-        large = pool.submit(read, 16, 5_000)  # 8 turns
-        while len(slow.calls) < 2 and not large.done():
-            time.sleep(0.001)
-        before = len(slow.calls)
-        (side,) = read(1, 3)
-        assert not isinstance(side, str)
-        assert slow.calls[before:].count(1) >= 1
-        assert len(slow.calls) - before <= 4
-        assert not large.done()
-        assert large.result() == ["overlong"] * 16 if kind == "texts" else len(large.result()) == 16
-    assert len(slow.calls) >= 9
-
-
-def test_turns_are_taken_in_the_order_in_which_they_are_asked_for():
-    turns, taken = Turns(1), []
-
-    def take(name):
-        with turns:
-            taken.append(name)
-
-    def wait_until(count):
-        while len(turns._waiting) < count:
-            time.sleep(0.001)
-
-    threads = [threading.Thread(target=take, args=(name,)) for name in "abc"]
-    with turns:
-        for number, thread in enumerate(threads, 1):
-            thread.start()
-            wait_until(number)
-        taken.append("first")
-    for thread in threads:
-        thread.join()
-    assert taken == ["first", "a", "b", "c"]
-    with pytest.raises(RuntimeError), turns:
-        raise RuntimeError
-    take("after a fault")
-    assert taken[-1] == "after a fault"
-
-
-def test_as_many_take_turns_at_once_as_may():
-    turns, inside = Turns(2), threading.Barrier(2, timeout=10)
-
-    def take():
-        with turns:
-            inside.wait()
-
-    with ThreadPoolExecutor(4) as pool:
-        for done in [pool.submit(take) for _ in range(4)]:
-            done.result()
