@@ -2,7 +2,7 @@
 
 Most come down to the ids that they score: `ids` makes them in the consumer's way, in our own words. Where those are
 the golden ids the score is rmcli's, as what follows is a forward and the head, read at the last token that is no
-padding. Others are properties of the files. What goes over the wire awaits `rmcli serve`.
+padding. Others are properties of the files. What clients send to `rmcli serve` is in `consumer_wire.py`.
 """
 
 import json
@@ -12,8 +12,9 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from consumer_wire import Messages, Post, llamafactory, openrlhf, slime, text_of_the_policy, text_without_bos, verl
+
 READ_ON = "2026-11-26"
-Messages = list[dict[str, Any]]
 
 
 def whole_text(tokenizer: Any, messages: Messages) -> list[int]:
@@ -21,16 +22,14 @@ def whole_text(tokenizer: Any, messages: Messages) -> list[int]:
     return tokenizer(tokenizer.apply_chat_template(messages, tokenize=False))["input_ids"]
 
 
-def text_without_bos(tokenizer: Any, messages: Messages) -> list[int]:
-    """The rendered text; a BOS that it begins with is cut off, as the tokenizer is to add it again."""
-    text = tokenizer.apply_chat_template(messages, tokenize=False)
-    return tokenizer(text.removeprefix(tokenizer.bos_token or ""))["input_ids"]
+def bos_added_again(tokenizer: Any, messages: Messages) -> list[int]:
+    """The rendered text without BOS, tokenized as a tokenizer does by itself."""
+    return tokenizer(text_without_bos(tokenizer, messages))["input_ids"]
 
 
 def what_the_policy_wrote(tokenizer: Any, messages: Messages) -> list[int]:
-    """The rendered prompt, the reply as the policy ends it (with EOS), and nothing after it."""
-    prompt = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
-    return tokenizer(prompt + messages[-1]["content"] + tokenizer.eos_token, add_special_tokens=False)["input_ids"]
+    """Its text, to which nothing is added."""
+    return tokenizer(text_of_the_policy(tokenizer, messages), add_special_tokens=False)["input_ids"]
 
 
 def message_by_message(tokenizer: Any, messages: Messages) -> list[int]:
@@ -93,14 +92,14 @@ def _weights(folder: Path) -> dict[str, list[int]]:
 class Read:
     """One thing that a consumer relies on.
 
-    `check` makes its ids or looks at the folder; None awaits the wire. It comes out right in the modes of `right`,
-    and wrong in all others, which the test holds as well. `source` is REPOSITORY@COMMIT FILE.
+    `check` makes its ids, asks a server as it does, or looks at the folder. It comes out right in the modes of
+    `right`, and wrong in all others, which the test holds as well. `source` is REPOSITORY@COMMIT FILE.
     """
 
     consumer: str
     relies_on: str
     source: str
-    check: Callable[..., Any] | None
+    check: Callable[..., Any]
     right: tuple[str, ...] = ("reserved", "natural", "last")
     set: str = ""
 
@@ -108,8 +107,13 @@ class Read:
     def makes_ids(self) -> bool:
         return self.check in _MAKE_IDS
 
+    @property
+    def asks_a_server(self) -> bool:
+        return self.check in _ASK
 
-_MAKE_IDS = (whole_text, text_without_bos, what_the_policy_wrote, message_by_message)
+
+_MAKE_IDS = (whole_text, bos_added_again, what_the_policy_wrote, message_by_message)
+_ASK = (verl, openrlhf, llamafactory, slime)
 _VLLM, _SGLANG = "vllm-project/vllm", "sgl-project/sglang"
 _OPENRLHF = "OpenRLHF/OpenRLHF@58ec6ffd957e openrlhf/cli/serve_rm.py"
 _VERL = "verl-project/verl@fed1e3d1b487 verl/experimental/reward_loop/reward_loop.py"
@@ -149,9 +153,9 @@ READS = (
         "verl, reward loop",
         "the rendered text without the BOS that the tokenizer declares, which is to be added again",
         _VERL,
-        text_without_bos,
+        bos_added_again,
     ),
-    Read("verl, reward loop", "`/classify` answers `data[-1].probs[-1]`; a 5xx is tried 16 times", _VERL, None),
+    Read("verl, reward loop", "`/classify` answers `data[-1].probs[-1]`; a 5xx is tried 16 times", _VERL, verl),
     Read(
         "OpenRLHF `serve_rm`",
         "a head of the name it is told",
@@ -168,7 +172,13 @@ READS = (
         _NATURAL,
         'train with `model.reward_token = "natural"`, or `--remote_rm_url` to a server that renders',
     ),
-    Read("OpenRLHF, its client", "`/get_reward` answers `rewards`", _OPENRLHF, None),
+    Read(
+        "OpenRLHF, its client",
+        "`/get_reward` answers `rewards`",
+        "OpenRLHF/OpenRLHF@07c34b303e86 openrlhf/utils/remote_rm_utils.py",
+        openrlhf,
+        set="`--remote_rm_url http://HOST:PORT/get_reward`",
+    ),
     Read(
         "TRL PPO (no part of 1.16)",
         "the score stands at the last token of the policy's own ids",
@@ -197,28 +207,30 @@ READS = (
         "LLaMA-Factory PPO, `reward_model_type: api`",
         "the policy's texts are posted as `messages`, `scores` are answered",
         f"{_LLAMAFACTORY}@dbced72e9b1f src/llamafactory/train/ppo/ppo_utils.py",
-        None,
+        llamafactory,
+        set="`reward_model: http://HOST:PORT/v1/score/evaluation`",
     ),
     Read(
         "slime, `--rm-type remote_rm`",
         "`prompt`, `response` and `label` are posted, a number is answered",
         "THUDM/slime@0b420f1ef416 slime/rollout/rm_hub/__init__.py",
-        None,
+        slime,
+        set="`--rm-url http://HOST:PORT/slime`",
     ),
 )
 
 
-def outcome(read: Read, folder: Path, score: Callable[[list[int]], float]) -> bool | float | None:
-    """What the check says: held or not, or by how much the scores of its ids are off; None where there is none.
+def outcome(read: Read, folder: Path, score: Callable[[list[int]], float], post: Post) -> bool | float:
+    """What the check says: held or not, or by how much the scores are off.
 
-    `score` gives the score of ids.
+    `score` gives the score of ids, `post` asks a server of the folder.
     """
-    if read.check is None:
-        return None
-    if not read.makes_ids:
+    if not (read.makes_ids or read.asks_a_server):
         return bool(read.check(folder))
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     lines = [json.loads(one) for one in (folder / "golden.jsonl").read_text(encoding="utf-8").splitlines()]
+    if read.asks_a_server:
+        return max(abs(read.check(post, tokenizer, line["messages"]) - line["score"]) for line in lines)
     return max(abs(score(read.check(tokenizer, line["messages"])) - line["score"]) for line in lines)

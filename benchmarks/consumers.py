@@ -6,7 +6,8 @@ A random model of a few layers is exported in each mode; its weights are large, 
 score by far more than rounding does. Consumers that install run for real, each in its environment (`make
 .venv-trl/.installed .venv-old/.installed`): `_consumer_*.py`. Of those that do not (they need a GPU, or more than a
 CPU's wheel), what they do to a folder is written down with its source in `consumer_reads.py`, and done here: the ids
-that they would score, scored. docs/consumers.md is made of the figures (`make docs`).
+that they would score, scored; what their clients send, sent to `rmcli serve` (`consumer_wire.py`). docs/consumers.md
+is made of the figures (`make docs`).
 """
 
 import argparse
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import consumer_reads
+import consumer_wire
 import figures
 
 REPOSITORY = Path(__file__).parent.parent
@@ -174,15 +176,24 @@ def scorer(folder: Path) -> Any:
 
 def all_reads(folders: dict[str, Path]) -> list[dict[str, Any]]:
     """What each property comes to in each mode; see `consumer_reads.outcome`."""
-    scorers = {mode: scorer(folders[mode]) for mode in MODES}
+    found = {mode: _outcomes(folders[mode]) for mode in MODES}
     return [
         {
             "consumer": read.consumer,
             "relies_on": read.relies_on,
-            "outcomes": {mode: consumer_reads.outcome(read, folders[mode], scorers[mode]) for mode in MODES},
+            "outcomes": {mode: found[mode][number] for mode in MODES},
         }
-        for read in consumer_reads.READS
+        for number, read in enumerate(consumer_reads.READS)
     ]
+
+
+def _outcomes(folder: Path) -> list[bool | float]:
+    import serve  # it needs more than the page does, which reads this file
+
+    with serve.server(folder) as serving:
+        post = consumer_wire.posting(serving.port)
+        score = scorer(folder)
+        return [consumer_reads.outcome(read, folder, score, post) for read in consumer_reads.READS]
 
 
 def main() -> None:

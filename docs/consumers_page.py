@@ -40,8 +40,8 @@ READS = """## Read in their source
 
 These do not run on a CPU or in the environments here. What they rely on was read in their source on {date}; each
 property is held by `tests/ship/test_consumer_reads.py` on a folder, where it is right and where it is wrong. A number
-is the largest difference of a score when the ids are made as they make them. "Awaits the wire" is about a protocol,
-not about the folder.
+is the largest difference of a score when the ids are made as they make them, or when [`rmcli serve`](serve.md) is
+asked as their clients ask.
 """
 
 
@@ -65,10 +65,8 @@ def page(results: Path = RESULTS) -> str:
     )
 
 
-def cell(outcome: float | bool | None) -> str:
+def cell(outcome: float | bool) -> str:
     """What a check came to, in words."""
-    if outcome is None:
-        return "awaits the wire"
     if isinstance(outcome, bool):
         return "property held" if outcome else "**wrong**"
     return f"{outcome:.0e}" if outcome < EXACT else f"**wrong**, by {outcome:.2g}"

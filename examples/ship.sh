@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # From pairs to a reward that others train with: two short runs on SmolLM2-135M, one for each place of the score; both
-# folders verified; two steps of TRL's GRPO with the one that every consumer reads; and its rewards held against ours.
+# folders verified; two steps of TRL's GRPO with the one that every consumer reads, its rewards held against ours; and
+# both behind HTTP, asked as three other tools ask.
 #
 #     examples/ship.sh instruction_preference.jsonl.gz OUT
 #
@@ -31,3 +32,7 @@ train natural -s model.reward_token=natural -s model.reward_token_id=none
 "$trl_python" "$here/grpo.py" "$out/natural/model" "$policy" "$out/data-natural/eval.jsonl" "$out/rewards.jsonl"
 rmcli score "$out/natural/model" "$out/rewards.jsonl" -o "$out/scores.jsonl"
 python3 "$here/same_scores.py" "$out/rewards.jsonl" "$out/scores.jsonl"
+
+for mode in reserved natural; do
+    "$here/over_http.sh" "$out/$mode/model" "$out/$mode-over-http"
+done

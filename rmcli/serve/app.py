@@ -22,7 +22,7 @@ from rmcli.serve.service import Service
 _STATUSES = {
     401: "The bearer token is missing or wrong",
     408: "The client was too slow",
-    413: "Too many bytes, conversations or tokens",
+    413: "Too many bytes, conversations or tokens, or more than fits in memory",
     422: "Not a request that can be scored",
     429: "Too much waits already",
     503: "The server is shutting down",

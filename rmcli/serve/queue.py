@@ -7,11 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from time import perf_counter
 
+from rmcli import output
+from rmcli.model.out_of_memory import is_out_of_memory
 from rmcli.records import TokenGroup
 from rmcli.scorer.scorer import Score, Scorer
 from rmcli.serve.metrics import Metrics
 from rmcli.serve.reading import Side
-from rmcli.serve.refusal import too_busy
+from rmcli.serve.refusal import Refused, too_busy
 from rmcli.serve.shared import shared_prompts
 
 _FIRST_GUESS = 10_000.0  # tokens a second, until a batch has been timed
@@ -47,6 +49,7 @@ class Queue:
         self._wakes = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rmcli-model")
         self._tokens_per_second = _FIRST_GUESS
+        self._has_said_short = False
 
     @property
     def waiting(self) -> int:
@@ -55,7 +58,8 @@ class Queue:
     async def score(self, sides: Sequence[Side], seconds: float, is_own: bool = False) -> list[Score]:
         """A Score per side, in order; those without tokens have their error. Cancelled, the rest is not scored.
 
-        Raises Refused (429) where too many wait already, unless `is_own`, or where it took longer than `seconds`.
+        Raises Refused: 429 where too many wait already, unless `is_own`, or where it took longer than `seconds`; 413
+        where one of them alone does not fit in memory.
         """
         good = [side for side in sides if isinstance(side, TokenGroup)]
         if not is_own and good and self.waiting + len(good) > self._max_waiting:
@@ -82,7 +86,11 @@ class Queue:
         return tokens / self._tokens_per_second
 
     async def run(self) -> None:
-        """Score what comes, for ever. A batch that fails is told to the requests it is of, and to no other."""
+        """Score what comes, for ever.
+
+        A batch that fails is told to the requests it is of, and to no other. Where memory is short for it, its
+        conversations are scored in smaller ones, and what does not fit alone is told to its request.
+        """
         while True:
             batch = self._take()
             if not batch:
@@ -91,7 +99,7 @@ class Queue:
                 continue
             started = perf_counter()
             sides = [job.sides[index] for job, index in batch]
-            forward = asyncio.get_running_loop().run_in_executor(self._thread, self._forward, sides)
+            forward = asyncio.get_running_loop().run_in_executor(self._thread, self._fitting, sides)
             await asyncio.wait([forward])
             self._deliver(batch, forward)
             self._note(sides, perf_counter() - started)
@@ -120,8 +128,30 @@ class Queue:
         self._jobs.extend(later)
         return batch
 
+    def _fitting(self, sides: list[TokenGroup]) -> list[Score | Refused]:
+        """In the model's thread. Halved as often as memory asks for it."""
+        try:
+            return [*self._forward(sides)]
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # Out of the handler: the error holds the failed forward's tensors.
+        tokens = sum(side.num_tokens for side in sides)
+        if len(sides) == 1:
+            return [_too_large(tokens)]
+        self._say_short(tokens)
+        middle = len(sides) // 2
+        return self._fitting(sides[:middle]) + self._fitting(sides[middle:])
+
+    def _say_short(self, tokens: int) -> None:
+        if not self._has_said_short:
+            output.warn(
+                f"out of memory in a batch of {tokens:,} tokens: it is scored in smaller ones, which takes longer; "
+                "-s data.max_packed_length=N keeps batches small"
+            )
+        self._has_said_short = True
+
     def _forward(self, sides: list[TokenGroup]) -> list[Score]:
-        """In the model's thread."""
         groups = shared_prompts(sides)
         scored = self._scorer.score_sides([[sides[index] for index in group] for group in groups])
         found = {
@@ -131,16 +161,16 @@ class Queue:
         }
         return [found[index] for index in range(len(sides))]
 
-    def _deliver(self, batch: list[tuple[_Job, int]], forward: "asyncio.Future[list[Score]]") -> None:
+    def _deliver(self, batch: list[tuple[_Job, int]], forward: "asyncio.Future[list[Score | Refused]]") -> None:
         error = forward.exception()
-        scores = forward.result() if error is None else []
-        for number, (job, index) in enumerate(batch):
+        found = forward.result() if error is None else [error] * len(batch)
+        for (job, index), one in zip(batch, found, strict=True):
             if not job.is_wanted:
                 continue
-            if error is not None:
-                job.answer.set_exception(error)
+            if not isinstance(one, Score):
+                job.answer.set_exception(one)
                 continue
-            job.done[index] = scores[number]
+            job.done[index] = one
             if len(job.done) == len(job.sides):
                 job.answer.set_result([job.done[place] for place in range(len(job.sides))])
 
@@ -148,3 +178,11 @@ class Queue:
         tokens = sum(side.num_tokens for side in sides)
         self._tokens_per_second += 0.2 * (tokens / max(seconds, 1e-6) - self._tokens_per_second)
         self._metrics.note_batch(len(sides), tokens, seconds)
+
+
+def _too_large(tokens: int) -> Refused:
+    return Refused(
+        413,
+        f"a conversation of {tokens:,} tokens does not fit in the server's memory",
+        "shorten it, or serve the model where there is more memory",
+    )

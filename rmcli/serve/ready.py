@@ -16,6 +16,7 @@ from rmcli.records import TokenGroup
 from rmcli.scorer.scorer import Score, Scorer
 from rmcli.serve.queue import Queue
 from rmcli.serve.reading import Reader, Side
+from rmcli.serve.refusal import Refused
 from rmcli.ship import golden
 from rmcli.ship.limits import limit
 
@@ -94,7 +95,7 @@ class Ready:
             sides = [side for side in self._golden.sides(self._reader) if isinstance(side, TokenGroup)]
             scores = await self._queue.score(sides, seconds=600.0, is_own=True)
             self._off = self._golden.largest_difference(scores) if len(sides) == len(self._golden.lines) else inf
-        except RuntimeError:  # the model could not run
+        except (RuntimeError, Refused):  # the model could not run
             self._off = inf
         finally:
             self._since, self._checking = monotonic(), None

@@ -81,7 +81,7 @@ class Texts:
         `add_bos`: BOS is put in front where the model's conversations begin with it and the text does not.
         `strip_padding`: pad and end tokens around the text are taken away first, as generation leaves them.
         """
-        whole = [self._whole(self._stripped(text) if strip_padding else text, add_bos) for text in texts]
+        whole = [self._whole(self.stripped(text) if strip_padding else text, add_bos) for text in texts]
         good = [text for text, fault in whole if fault is None]
         chunks = in_chunks(good, [len(text) for text in good])
         ids = (one for chunk in chunks for one in self.encoder.engine.encode(chunk))
@@ -117,7 +117,8 @@ class Texts:
                 return "".join(self._parts[count:])
         return self.ending
 
-    def _stripped(self, text: str) -> str:
+    def stripped(self, text: str) -> str:
+        """Without pad tokens around it, and without ends of a turn or of a text after it."""
         tokenizer: Any = self.reward.tokenizer
         pad = str(tokenizer.pad_token or "")
         while pad and pad != self._bos and text.startswith(pad):

@@ -3,14 +3,10 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 from rmcli.errors import RmcliError
+from rmcli.model.out_of_memory import is_out_of_memory
 from rmcli.train.job import Job
 from rmcli.train.memory import what_helps_most
-
-# How torch's own errors begin or read where memory is short: they are RuntimeErrors on a CPU.
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
 
 
 @contextmanager
@@ -23,10 +19,9 @@ def memory_explained(job: Job, where: str = "") -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        said = " ".join(str(error).split())
-        short = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not short and not any(words in said.lower() for words in _OUT_OF_MEMORY):
+        if not is_out_of_memory(error):
             raise
+        said = " ".join(str(error).split())
         raise RmcliError(
             f"out of memory on {job.device}{where} (the run's largest forward has {job.memory.tokens:,} tokens): "
             f"{said[:200] or 'an object could not be made'}",

@@ -47,6 +47,15 @@ def ok(reply):
     return reply.json
 
 
+def numbers(reply):
+    """The scores of an answer, in whichever shape it is."""
+    if isinstance(reply, float):
+        return [reply]
+    if "data" in reply:
+        return [(entry.get("probs") or entry["data"])[0] for entry in reply["data"]]
+    return reply.get("rewards") or reply["scores"]
+
+
 # --- the golden scores, through every door ---
 
 
@@ -68,6 +77,38 @@ def test_every_protocol_gives_the_golden_scores(server, golden):
         for messages in talks
     ]
     assert rewards == wanted
+
+
+# --- BOS twice: what a client that renders and then adds special tokens sends ---
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/get_reward", {"query": ["BOS" + RENDERED]}),
+        ("/classify", {"input": "BOS" + RENDERED}),
+        ("/classify", {"input": ["BOS" + RENDERED], "add_special_tokens": True}),
+        ("/pooling", {"input": ["BOS" + RENDERED], "add_special_tokens": False}),
+        ("/v1/score/evaluation", {"messages": ["BOS" + RENDERED]}),
+        ("/slime", {"prompt": "BOS" + RENDERED.partition("1 2 3")[0], "response": "1 2 3"}),
+    ],
+)
+def test_bos_twice_on_the_wire_is_refused_by_name_and_once_is_right(server, value, path, body):
+    """The template writes BOS, here `<|im_start|>`, itself."""
+    twice, once = (json.loads(json.dumps(body).replace("BOS", bos)) for bos in ("<|im_start|>", ""))
+    reply = server.ask(path, twice)
+    assert (reply.status, reply.json["items"]) == (422, [{"index": 0, "error": "bos_twice"}])
+    assert "BOS more than once" in reply.json["hint"]
+    (found,) = numbers(ok(server.ask(path, once)))
+    assert found == pytest.approx(value, abs=CLOSE)
+
+
+def test_bos_twice_in_ids_on_the_wire_is_refused_by_name(server, golden):
+    ids = golden[0]["input_ids"]
+    reply = server.ask("/classify", {"input": [2, *ids]})
+    assert (reply.status, reply.json["items"]) == (422, [{"index": 0, "error": "bos_twice"}])
+    data = ok(server.ask("/classify", {"input": ids}))["data"]
+    assert data[0]["probs"] == [pytest.approx(golden[0]["score"], abs=1e-5)]
 
 
 # --- shapes ---
@@ -114,6 +155,16 @@ def test_slime_is_answered_with_the_bare_number(server, value):
     assert ok(server.ask("/slime", {"prompt": "Sort: 3 1 2", "response": "1 2 3", "label": "1 2 3"})) == near
     rendered, _, _ = RENDERED.partition("1 2 3")
     assert ok(server.ask("/slime", {"prompt": rendered, "response": "1 2 3<|im_end|>"})) == near
+
+
+@pytest.mark.parametrize("prompt", ["Sort: 3 1 2", CONVERSATION[:-1]])
+@pytest.mark.parametrize("ending", ["<|im_end|>", "<|im_end|><pad><pad>"])
+def test_slime_sends_a_question_with_a_response_as_the_policy_has_ended_it(server, value, prompt, ending):
+    assert ok(server.ask("/slime", {"prompt": prompt, "response": f"1 2 3{ending}"})) == pytest.approx(
+        value, abs=CLOSE
+    )
+    empty = server.ask("/slime", {"prompt": prompt, "response": ending})
+    assert (empty.status, empty.json["items"]) == (422, [{"index": 0, "error": "empty_reply"}])
 
 
 def test_slime_refuses_a_prompt_that_is_half_rendered(server):

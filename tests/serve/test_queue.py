@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from rmcli import RewardModel
 from rmcli.records import TokenGroup
@@ -17,8 +18,9 @@ from rmcli.serve.queue import Queue
 from rmcli.serve.reading import Reader
 from rmcli.serve.refusal import Refused
 from rmcli.serve.shared import shared_prompts
-from support.serving import WRITTEN_BEFORE, Watched, ask, serving, talk
+from support.serving import WRITTEN_BEFORE, Watched, ask, serving, talk, with_golden
 
+FRONT, MIDDLE = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
 EMPTY = np.empty(0, dtype=np.int32)
 
 
@@ -35,6 +37,10 @@ def reader(scorer):
 
 def side(*ids: int) -> TokenGroup:
     return TokenGroup(EMPTY, (np.array(ids, dtype=np.int32),), comparisons=())
+
+
+def rendered(body):
+    return FRONT + body["prompt"] + MIDDLE + body["responses"][0]
 
 
 def run_in(queue, *work):
@@ -120,6 +126,83 @@ def test_a_batch_that_fails_is_told_to_its_requests_alone(scorer, reader):
     first, second = run_in(queue, lambda: queue.score(sides, 60), later)
     assert isinstance(first, RuntimeError)
     assert second[0].error is None
+
+
+# --- memory that is short ---
+
+
+class Short(Watched):
+    """A device on which so many tokens fit."""
+
+    def __init__(self, *arguments, fits, error=torch.OutOfMemoryError, **options):
+        super().__init__(*arguments, **options)
+        self._fits, self._error = fits, error
+
+    def _forward(self, sides):
+        if sum(one.num_tokens for one in sides) > self._fits:
+            self.batches.append(-len(sides))
+            raise self._error("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return super()._forward(sides)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError, MemoryError])
+def test_a_batch_that_does_not_fit_in_memory_is_scored_in_smaller_ones(scorer, reader, capsys, error):
+    sides = reader.answers("Sort: 3 1 2", [str(number) for number in range(8)])
+    queue = Short(scorer, 100, Metrics(), fits=2 * sides[0].num_tokens, error=error)
+    again = Short(scorer, 100, Metrics(), fits=2 * sides[0].num_tokens, error=error)
+    found = run_in(queue, lambda: queue.score(sides[:5], 60), lambda: queue.score(sides[5:], 60))
+    assert queue.batches == [-8, -4, 2, 2, -4, 2, 2]
+    wanted = [scorer.score_sides([[one]])[0][0].value for one in sides]
+    assert [one.value for scores in found for one in scores] == pytest.approx(wanted, abs=1e-6)
+    said = capsys.readouterr().err
+    assert said.count("out of memory in a batch of") == 1
+    assert "data.max_packed_length" in said
+    run_in(again, lambda: again.score(sides[:1], 60))
+    assert capsys.readouterr().err == ""
+
+
+def test_a_conversation_that_alone_does_not_fit_is_told_to_its_request_and_to_no_other(scorer, reader):
+    long = reader.answers("Sort: " + "3 1 2 " * 20, ["1 2 3"])
+    sides = reader.answers("Sort: 2 1", ["1 2", "2 1"])
+    queue = Short(scorer, 100, Metrics(), fits=60)
+    given = (sides, sides + long, sides[1:])
+    first, refused, last = run_in(queue, *(lambda one=one: queue.score(one, 60) for one in given))
+    assert queue.batches[0] == -6  # they were one batch
+    wanted = [scorer.score_sides([[one]])[0][0].value for one in sides]
+    assert [one.value for one in [*first, *last]] == pytest.approx([*wanted, wanted[1]], abs=1e-6)
+    assert isinstance(refused, Refused)
+    assert refused.status == 413
+
+
+def test_what_does_not_fit_in_memory_is_a_413_in_one_line():
+    body = {"prompt": "Sort: " + "3 1 2 " * 20, "responses": ["1 2 3"]}
+    with serving(WRITTEN_BEFORE, queue=lambda *given: Short(*given, fits=60)) as running:
+        for path, asked in (("/score", body), ("/get_reward", {"query": [rendered(body)]})):
+            reply = running.ask(path, asked)
+            assert reply.status == 413
+            assert reply.json == {
+                "detail": "a conversation of 139 tokens does not fit in the server's memory",
+                "hint": "shorten it, or serve the model where there is more memory",
+            }
+        assert running.ask("/score", {"prompt": "Sort: 2 1", "responses": ["1 2"]}).status == 200
+
+
+def test_golden_conversations_that_no_longer_fit_in_memory_are_not_ready(tmp_path):
+    fits = [10_000]
+
+    class Shrinking(Short):
+        def _forward(self, sides):
+            self._fits = fits[0]
+            return super()._forward(sides)
+
+    with serving(with_golden(tmp_path / "model"), queue=lambda *given: Shrinking(*given, fits=0)) as running:
+        assert running.ask("/ready").status == 200
+        fits[0], running.service.ready._since = 5, float("-inf")
+        until = time.monotonic() + 10
+        while running.ask("/ready").status == 200:
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        assert running.ask("/ready").status == 503
 
 
 # --- too much, too late ---

@@ -25,9 +25,10 @@ class Sample(Body):
 
 
 def _read(body: Sample, reader: Reader) -> Asked:
+    """A policy's response ends with the end of its turn, which the template writes after what people have typed."""
     prompt, response = body.prompt, body.response
     if not isinstance(prompt, str) or not reader.texts.is_rendered(prompt):
-        return Asked(reader.answers(prompt, [response]))
+        return Asked(reader.answers(prompt, [reader.texts.stripped(response)]))
     fault = reader.texts.rendered_prompt(prompt) if response.strip() else "empty_reply"
     return Asked([fault] if fault else reader.texts.read([prompt + response], strip_padding=True))
 
