@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rmcli.config.files import read_toml
 from rmcli.errors import RmcliError
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -25,7 +26,20 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
         raise RmcliError(f"{path}: peft_type is {kind}, not LORA", "merge it into its base model first, with peft")
     if not isinstance(settings.get("base_model_name_or_path"), str):
         raise RmcliError(f"{path} names no base_model_name_or_path", "write the base model's name there")
+    odd = next((key for key in ("lora_bias", "use_dora", "target_parameters") if settings.get(key)), None)
+    if odd is None and not isinstance(settings.get("trainable_token_indices") or [], list):
+        odd = "trainable_token_indices"
+    if odd is not None:
+        raise RmcliError(
+            f"{path}: {odd} = {settings[odd]!r} is not merged here", "merge it into its base model first, with peft"
+        )
     return settings
+
+
+def is_packed(folder: str | Path) -> bool:
+    """Whether the adapters were trained beside a base model in 4 bits, by the folder's rmcli.toml."""
+    path = Path(folder) / "rmcli.toml"
+    return path.is_file() and read_toml(path).get("model", {}).get("quantization") == "nf4"
 
 
 def base_of(folder: str | Path) -> dict[str, Any]:

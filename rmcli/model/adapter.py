@@ -1,8 +1,8 @@
 """Adapters beside frozen weights (LoRA, arXiv 2106.09685), by peft: put into a network, found there, merged.
 
 The network stays transformers' classifier, whose linear layers are then peft's. Its head is no adapter: it trains
-whole, in float32, and lies under its own name. So does the embedding row of a reserved reward token, which no text
-has ever trained.
+whole, in float32, and lies under its own name. So does the reward token's row of the embedding, which may be another
+than that of the base: one that was untrained, or not there.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from rmcli.config.sections import Config, LoraSection
 from rmcli.errors import ConfigError
@@ -23,6 +24,7 @@ from rmcli.model.network import backbone, score_head
 from rmcli.tokens.tokenizer import RewardTokenizer
 
 NAME = "default"  # peft's, of the one adapter of each layer
+_PIECE = 2**22  # numbers looked at together
 
 
 def put(network: PreTrainedModel, config: Config, reward: RewardTokenizer) -> None:
@@ -33,7 +35,7 @@ def put(network: PreTrainedModel, config: Config, reward: RewardTokenizer) -> No
     if config.model.quantization == "nf4":
         pack(network)
     torch.manual_seed(config.train.seed)
-    insert(network, settings(config.lora, reward))
+    insert(network, settings(config.lora, reward, network))
 
 
 def reduce_frozen(network: nn.Module) -> None:
@@ -50,18 +52,43 @@ def pack(network: PreTrainedModel) -> None:
     cast(Any, network).is_loaded_in_4bit = True  # read by peft
 
 
-def settings(lora: LoraSection, reward: RewardTokenizer) -> Any:
-    """peft's LoraConfig. A list of modules is what it names; all-linear is the backbone's, never the head."""
+def settings(lora: LoraSection, reward: RewardTokenizer, network: PreTrainedModel) -> Any:
+    """peft's LoraConfig. A list of modules is what it names; all-linear is the backbone's, never the head.
+
+    peft's own all-linear would take what experts hold as one tensor, too, which could not be merged.
+    """
+    names = lora.target_modules
+    if names == "all-linear":
+        names = [name for name, module in network.named_modules() if is_linear(module) and name != "score"]
     return _peft().LoraConfig(
         task_type="SEQ_CLS",
         r=lora.r,
         lora_alpha=lora.lora_alpha,
         lora_dropout=lora.lora_dropout,
-        target_modules=lora.target_modules,
+        target_modules=names,
         exclude_modules=["score"],
         use_rslora=lora.use_rslora,
-        trainable_token_indices=[reward.reward_token_id] if reward.mode == "reserved" else None,
+        trainable_token_indices=[reward.reward_token_id],
     )
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether it multiplies by one matrix; gpt2's Conv1D does."""
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def _refuse_unknown(network: PreTrainedModel, targets: Any) -> None:
+    """Raises ConfigError for a name that no linear layer ends with; a text is a pattern of peft's."""
+    if isinstance(targets, str):
+        return
+    linear = [name for name, module in network.named_modules() if is_linear(module) and name != "score"]
+    for target in sorted(targets):
+        if not any(name == target or name.endswith(f".{target}") for name in linear):
+            known = sorted({name.rpartition(".")[2] for name in linear})
+            raise ConfigError(
+                f"lora.target_modules: {type(network).__name__} has no linear layer of the name {target}",
+                f"its linear layers are {', '.join(known)}; all-linear takes every one",
+            )
 
 
 def settings_from(values: Mapping[str, Any]) -> Any:
@@ -72,18 +99,15 @@ def settings_from(values: Mapping[str, Any]) -> Any:
 
 def insert(network: PreTrainedModel, config: Any) -> None:
     """Put adapters of this LoraConfig in, without effect yet; they, the row and the head alone train from here on."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of names that transformers will take away
-            _peft().inject_adapter_in_model(config, network, NAME)
-    except ValueError as error:
-        if "target_modules" not in str(error).lower() and "target modules" not in str(error).lower():
-            raise
+    _refuse_unknown(network, config.target_modules)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft's, of names that transformers will take away and of gpt2's layers
+        _peft().inject_adapter_in_model(config, network, NAME)
+    if any(type(module).__name__ == "ParamWrapper" for module in network.modules()):
         raise ConfigError(
-            f"lora.target_modules = {config.target_modules!r}: {type(network).__name__} has no linear layer of such "
-            "a name",
-            "names are those of its modules, such as q_proj; all-linear takes every one",
-        ) from error
+            f"{type(network).__name__}: peft would adapt experts that are one tensor, which is not merged here",
+            "name linear layers: lora.target_modules, q_proj and v_proj say",
+        )
     cast(Any, network).adapter_settings = config
     score_head(network).requires_grad_(True)
     dtype = torch.promote_types(network.dtype, torch.float32)  # what peft makes on no device stays float32
@@ -94,10 +118,13 @@ def insert(network: PreTrainedModel, config: Any) -> None:
 def digest(network: nn.Module) -> str:
     """What a base model in float32, without adapters, is known by: hex of all its bits but the head's, by name."""
     found = hashlib.sha256()
+    places = torch.arange(1, _PIECE + 1)  # else numbers in another order would be the same
     for name, weight in sorted(network.named_parameters()):
-        if not name.startswith("score."):
-            bits = weight.detach().contiguous().view(torch.int32)
-            found.update(f"{name} {tuple(weight.shape)} {int(bits.sum(dtype=torch.int64))}\n".encode())
+        if name.startswith("score."):
+            continue
+        found.update(f"{name} {tuple(weight.shape)}\n".encode())
+        for bits in weight.detach().contiguous().view(torch.int32).flatten().split(_PIECE):
+            found.update(f"{int((bits * places[: len(bits)]).sum())}\n".encode())
     return found.hexdigest()
 
 

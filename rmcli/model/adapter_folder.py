@@ -23,7 +23,7 @@ def write(network: Any, base: ModelSection, folder: Path) -> None:
     """Both files, of a network with adapters. `base` names the model they belong to. Raises OSError."""
     settings = json.loads(json.dumps(network.adapter_settings.to_dict(), default=_plainly))
     settings |= {
-        "base_model_name_or_path": base.pretrained_model_name_or_path,
+        "base_model_name_or_path": absolute(str(base.pretrained_model_name_or_path)),
         "revision": base.revision,
         "inference_mode": True,
         "modules_to_save": ["score"],
@@ -34,6 +34,11 @@ def write(network: Any, base: ModelSection, folder: Path) -> None:
         _peft_name(name): weight.detach().cpu().contiguous() for name, weight in adapter.trained(network).items()
     }
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def absolute(name: str) -> str:
+    """A folder by a path that holds from everywhere; a name on the Hub as it is."""
+    return str(Path(name).absolute()) if Path(name).is_dir() else name
 
 
 def _plainly(value: Any) -> Any:

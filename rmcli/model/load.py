@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig, P
 
 from rmcli import output
 from rmcli.backbones import architectures
-from rmcli.backbones.adapter_files import base_of, is_adapter_folder
+from rmcli.backbones.adapter_files import base_of, is_adapter_folder, is_packed
 from rmcli.backbones.pretrained import explaining_sizes
 from rmcli.config.sections import ModelSection
 from rmcli.config.trained import names_a_head
@@ -94,9 +94,13 @@ def _beside_adapters(model: ModelSection, for_scoring: bool) -> PreTrainedModel:
     folder = Path(str(model.pretrained_model_name_or_path))
     base = model.model_copy(update=base_of(folder))
     network, _ = load_stored(base, load_model_config(base), for_scoring=False)
-    if model.quantization == "nf4":
+    if is_packed(folder) or (for_scoring and model.quantization == "nf4"):
         adapter.pack(network)
     adapter_folder.put(folder, network)
+    if is_packed(folder) and not for_scoring and model.quantization == "nf4":
+        output.warn(
+            f"{folder} was trained beside 4 bits: merged, it is packed into 4 bits anew, and scores otherwise"
+        )
     return network if for_scoring and model.quantization == "nf4" else adapter.merge(cast(Any, network).to("cpu"))
 
 

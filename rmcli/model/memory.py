@@ -5,7 +5,6 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 
 from rmcli.backbones import architectures
@@ -16,7 +15,7 @@ from rmcli.model.compact_adamw import PIECE, has_8_bits, scale_shape
 from rmcli.model.device import is_reduced, pick_device
 from rmcli.model.flops import FlopCounter
 from rmcli.model.network import backbone, check_loads_again, flop_counter, score_head, trim
-from rmcli.model.quantize import BITS_PER_WEIGHT
+from rmcli.model.quantize import BITS_PER_WEIGHT, packable
 from rmcli.parallel import world
 from rmcli.parallel.mesh import MeshShape
 from rmcli.records import BatchKind
@@ -110,10 +109,10 @@ def sizes_of(
         trim(network)
     counter, in_4_bits = flop_counter(network), 0
     if config.lora.r is not None and reward is not None:
-        linear = [module for module in backbone(network).modules() if type(module) is nn.Linear]
-        in_4_bits = sum(one.weight.numel() for one in linear) if config.model.quantization == "nf4" else 0
+        if config.model.quantization == "nf4":
+            in_4_bits = sum(one.weight.numel() for one in packable(backbone(network)).values())
         with torch.device("meta"):
-            adapter.insert(network, adapter.settings(config.lora, reward))
+            adapter.insert(network, adapter.settings(config.lora, reward, network))
         counter = replace(counter, per_weight=4.0)
     weights = [weight for weight in network.parameters() if weight is not head]
     weight_shapes = tuple(tuple(weight.shape) for weight in weights)
@@ -160,7 +159,7 @@ def estimate(
         # Copies are in main memory: not where a GPU's weights are.
         copies=checkpoint_bytes(sizes, train) if train.async_checkpoint and device.type == "cpu" else 0,
         process=0 if device.type == "cuda" else _OF_THE_PROCESS,
-        start=4 * (sizes.num_parameters - sizes.in_4_bits) + _packed_bytes(sizes) if sizes.frozen else 0,
+        start=_start_bytes(sizes, device.type),
     )
 
 
@@ -173,6 +172,14 @@ def _frozen_bytes(sizes: NetworkSizes, reduced: bool) -> int:
     # The embedding is put together anew with the row that trains, and its gradient passes once whole.
     embedding = 2 * each * max(map(prod, sizes.weight_shapes))
     return each * (sizes.frozen - sizes.in_4_bits) + _packed_bytes(sizes) + whole + embedding
+
+
+def _start_bytes(sizes: NetworkSizes, device_type: str) -> int:
+    """Before step 1 what is frozen is float32, in main memory all of it: 4 bits are made of that."""
+    if not sizes.frozen:
+        return 0
+    on_device = sizes.num_parameters - (sizes.in_4_bits if device_type == "cuda" else 0)
+    return 4 * on_device + _packed_bytes(sizes)
 
 
 def _packed_bytes(sizes: NetworkSizes) -> int:

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from rmcli.errors import ConfigError
 from rmcli.installed import install_command
@@ -21,9 +22,19 @@ def quantize(backbone: nn.Module) -> None:
     Raises ConfigError without bitsandbytes.
     """
     linear_4bit = _bitsandbytes().nn.Linear4bit
-    for name, module in list(backbone.named_modules()):
-        if type(module) is nn.Linear:
-            backbone.set_submodule(name, _in_4_bits(module, linear_4bit))
+    for name, module in packable(backbone).items():
+        backbone.set_submodule(name, _in_4_bits(module, linear_4bit))
+
+
+def packable(backbone: nn.Module) -> dict[str, nn.Linear]:
+    """The linear layers that 4 bits are made of. Raises ConfigError where there are none, or of another kind, too."""
+    found = {name: module for name, module in backbone.named_modules() if type(module) is nn.Linear}
+    if not found or any(isinstance(module, Conv1D) for module in backbone.modules()):
+        raise ConfigError(
+            f"model.quantization = 'nf4': {type(backbone).__name__} has matrices that are no torch.nn.Linear",
+            "set model.quantization=none; lora.r alone saves most of the memory",
+        )
+    return found
 
 
 def compute_in(network: nn.Module, dtype: torch.dtype) -> None:

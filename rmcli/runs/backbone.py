@@ -23,8 +23,13 @@ FOLDER = "backbone"
 FROZEN = "frozen.json"
 
 
-def keep(run_folder: Path, network: PreTrainedModel, reward: RewardTokenizer, frozen: str | None = None) -> None:
-    """Write the folder, in one step; `frozen`: what weights that stay as they are are known by. Raises OSError."""
+def keep(
+    run_folder: Path, network: PreTrainedModel, reward: RewardTokenizer, frozen: dict[str, str] | None = None
+) -> None:
+    """Write the folder, in one step; `frozen`: where weights that stay as they are lie, and their digest.
+
+    Raises OSError.
+    """
     folder = run_folder / FOLDER
     temporary = folder.with_name(f"{FOLDER}.tmp-{os.getpid()}")
     try:
@@ -32,7 +37,7 @@ def keep(run_folder: Path, network: PreTrainedModel, reward: RewardTokenizer, fr
         network.config.save_pretrained(temporary)
         write_tokenizer(reward.tokenizer, temporary)
         if frozen is not None:
-            (temporary / FROZEN).write_text(json.dumps({"digest": frozen}) + "\n", encoding="utf-8")
+            (temporary / FROZEN).write_text(json.dumps(frozen) + "\n", encoding="utf-8")
         for path in [*temporary.iterdir(), temporary]:
             sync(path)
         temporary.rename(folder)
@@ -41,9 +46,14 @@ def keep(run_folder: Path, network: PreTrainedModel, reward: RewardTokenizer, fr
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def check_frozen(run_folder: Path, frozen: str, name: str) -> None:
+def frozen_of(run_folder: Path) -> dict[str, str]:
+    """{"model", "digest"} of the weights that the run's adapters lie beside."""
+    return read_json(run_folder / FOLDER / FROZEN)
+
+
+def check_frozen(run_folder: Path, digest: str, name: str) -> None:
     """Raises RmcliError where the weights of model `name` are not those that the run began with."""
-    if read_json(run_folder / FOLDER / FROZEN).get("digest") != frozen:
+    if frozen_of(run_folder).get("digest") != digest:
         raise RmcliError(
             f"the weights of {name} are not those that {run_folder} began with: its adapters belong to others",
             "the model's files or its revision have changed since: put them back",

@@ -2,8 +2,14 @@
 
 from pathlib import Path
 
+from transformers import PreTrainedConfig
+
 from rmcli import output
 from rmcli.backbones.adapter_files import is_adapter_folder
+from rmcli.backbones.architectures import loads_only_here
+from rmcli.backbones.internlm2.auto import MODEL_TYPE, AutoConfig
+from rmcli.backbones.pretrained import from_pretrained
+from rmcli.config.presets import pretrained_arguments
 from rmcli.config.sections import Config, ModelSection
 from rmcli.errors import ConfigError, RmcliError
 from rmcli.model.hashes import CONFIG_FILE, HASHES_FILE
@@ -60,7 +66,16 @@ def no_base_for_peft(model: ModelSection) -> str | None:
         return "their base model is drawn at random, and nobody else has it"
     if is_adapter_folder(name):
         return f"their base model, {name}, is a folder of adapters itself"
-    return "their base model is a .gguf file" if name.endswith(".gguf") else None
+    if name.endswith(".gguf"):
+        return "their base model is a .gguf file"
+    kind = PreTrainedConfig.get_config_dict(name, revision=model.revision)[0].get("model_type")
+    if kind == MODEL_TYPE or loads_only_here(from_pretrained(AutoConfig, "config", name, _place(model))):
+        return f"transformers has no classifier for their base model, {name}"
+    return None
+
+
+def _place(model: ModelSection) -> dict[str, str]:
+    return pretrained_arguments(str(model.pretrained_model_name_or_path), model.revision)
 
 
 def check_adapters(config: Config, dtype: str) -> None:

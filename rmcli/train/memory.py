@@ -6,6 +6,7 @@ from itertools import combinations
 
 from rmcli.config.sections import Config
 from rmcli.errors import RmcliError
+from rmcli.model import limits
 from rmcli.model.device import is_reduced
 from rmcli.model.memory import MemoryEstimate, estimate, free_memory
 from rmcli.parallel.mesh import MeshShape
@@ -34,6 +35,7 @@ def gib(number: int) -> str:
 
 def check_memory(job: Job) -> None:
     """Stop before loading what cannot fit. Raises RmcliError with need, have and what would fit."""
+    _check_main_memory(job)
     have = free_memory(job.device, job.spread.processes)
     if not job.config.train.check_memory or job.memory.total <= have:
         return
@@ -42,6 +44,16 @@ def check_memory(job: Job) -> None:
         f"gradients and AdamW), have {gib(have)}",
         f"what would fit: {what_fits(job, have)}; train.check_memory=false tries anyway",
     )
+
+
+def _check_main_memory(job: Job) -> None:
+    """Adapters lie beside a base model that is read, and merged with them, as float32 in main memory."""
+    need, have = 4 * job.memory.num_parameters, limits.host_memory()
+    if job.has_adapters and job.config.train.check_memory and job.device.type == "cuda" and need > have:
+        raise RmcliError(
+            f"not enough main memory: the base model is read in float32, {gib(need)}, and {gib(have)} are free",
+            "a machine with more, or a smaller backbone; train.check_memory=false tries anyway",
+        )
 
 
 def what_fits(job: Job, have: int) -> str:

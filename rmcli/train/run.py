@@ -11,6 +11,7 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from rmcli import output
+from rmcli.errors import RmcliError
 from rmcli.model import adapter, kernels, optim, self_test
 from rmcli.model.network import score_head, whole_row_layers
 from rmcli.model.recompute import checkpoint_activations
@@ -138,8 +139,7 @@ def _ship(job: Job, trained: _Trained) -> dict[str, str]:
         output.say(f"no folder of adapters alone: {why}")
         network = adapter.merge(run.adapted(trained.weights))
     elif run.has_adapters:
-        network = export_adapter(run, run.adapted(trained.weights), job.run_folder / ADAPTER)
-        made["adapter"] = str(job.run_folder / ADAPTER)
+        network = _with_adapters_shipped(job, run, trained.weights, made)
     else:
         network = run.network_with(trained.weights)
     export(run, network, job.run_folder / MODEL, step=job.total_steps)
@@ -149,6 +149,17 @@ def _ship(job: Job, trained: _Trained) -> dict[str, str]:
         export(run, run.network_of(best), job.run_folder / BEST_MODEL, step=trained.best)
         made["model_best"] = str(job.run_folder / BEST_MODEL)
     return made
+
+
+def _with_adapters_shipped(job: Job, run: Run, weights: Mapping[str, Tensor], made: dict[str, str]) -> Any:
+    """The merged network; what hinders peft's folder costs no merged one."""
+    try:
+        network = export_adapter(run, run.adapted(weights), job.run_folder / ADAPTER)
+        made["adapter"] = str(job.run_folder / ADAPTER)
+    except RmcliError as error:
+        output.warn(f"no folder of adapters alone: {error.message}")
+        network = adapter.merge(run.adapted(weights))
+    return network
 
 
 def _say_plan(job: Job, numbers: Mapping[str, Any]) -> None:

@@ -7,11 +7,13 @@ import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention import varlen as torch_varlen
+from transformers import AutoModelForSequenceClassification
 
 from rmcli.config.resolve import resolve
 from rmcli.errors import ConfigError
 from rmcli.model import adapter, kernels, optim
 from rmcli.model.attention.layout import BatchShape
+from rmcli.model.attention.shared_prefix import ATTENTION_NAME, register
 from rmcli.model.backend import set_attention
 from rmcli.model.batch import build_batch
 from rmcli.model.forward import scores
@@ -19,6 +21,7 @@ from rmcli.model.last_layer import is_trimmed
 from rmcli.model.network import last_decoder_layer, trim, whole_row_layers
 from support.exactness import largest_relative, packs, uneven_groups
 from support.networks import tiny_model
+from support.tiny_backbones import tiny_config
 from support.varlen_on_cpu import varlen_attn
 
 RESERVED, NATURAL = (SimpleNamespace(reward_token_id=3, mode=mode) for mode in ("reserved", "natural"))
@@ -41,14 +44,14 @@ def train(network, steps: int = 3, kind: str = "packed") -> None:
         optim.clip_and_step(network, optimizer, 1e9, loss.detach())
 
 
-@pytest.mark.parametrize(("reward", "rows"), [(RESERVED, 1), (NATURAL, 0)])
-def test_adapters_head_and_the_row_of_a_reserved_token_train_and_nothing_else(reward, rows):
+@pytest.mark.parametrize("reward", [RESERVED, NATURAL])
+def test_adapters_head_and_the_reward_tokens_row_train_and_nothing_else(reward):
     network = adapted(reward=reward)
     before = {name: weight.detach().clone() for name, weight in network.named_parameters()}
     train(network)
     moved = {name for name, weight in network.named_parameters() if not torch.equal(weight, before[name])}
     assert moved == adapter.trained(network).keys()
-    assert len(moved) == 2 * 7 * 3 + rows + 1  # two matrices beside each of seven linear layers, three times
+    assert len(moved) == 2 * 7 * 3 + 2  # two matrices beside each of seven linear layers, three times; row and head
     assert "score.weight" in moved
     assert all(weight.dtype == torch.float32 for weight in adapter.trained(network).values())
 
@@ -81,10 +84,9 @@ def test_what_is_merged_scores_as_it_did(keys):
 
 
 def test_the_head_is_never_an_adapter_and_unknown_names_are_refused():
-    with pytest.raises(ConfigError, match=r"lora.target_modules = .*no_proj.*has no linear layer of such a name"):
-        adapted('lora.target_modules=["no_proj"]')
-    with pytest.raises(ConfigError, match=r"lora.target_modules"):
-        adapted('lora.target_modules=["score"]')
+    for names in ('["no_proj"]', '["q_proj", "no_proj"]', '["score"]', '["embed_tokens", "q_proj"]'):
+        with pytest.raises(ConfigError, match=r"lora.target_modules: LlamaForSequenceClassification has no linear"):
+            adapted(f"lora.target_modules={names}")
     assert type(adapted().score) is nn.Linear
 
 
@@ -101,7 +103,12 @@ def test_a_base_model_is_known_by_every_weight_but_the_head():
     with torch.no_grad():
         network.score.weight += 1
         assert adapter.digest(network) == known
-        network.model.layers[1].mlp.up_proj.weight[3, 5] *= 1 + 2**-23
+        weight = network.model.layers[1].mlp.up_proj.weight
+        weight.copy_(weight.flip(0))
+        assert adapter.digest(network) != known
+        weight.copy_(weight.flip(0))
+        assert adapter.digest(network) == known
+        weight[3, 5] *= 1 + 2**-23
     assert adapter.digest(network) != known
 
 
@@ -134,3 +141,19 @@ def test_compiled_layers_go_together_with_adapters(monkeypatch, quantization):
         torch._dynamo.reset()
     assert counter.frame_count == 1
     assert largest_relative(found[1], found[0]) < 1e-4
+
+
+def test_experts_that_are_one_tensor_stay_frozen_and_what_is_merged_scores_as_it_did():
+    register()
+    torch.manual_seed(0)
+    network = AutoModelForSequenceClassification.from_config(tiny_config("mixtral"), dtype=torch.float32)
+    network.set_attn_implementation(ATTENTION_NAME)
+    adapter.put(network, resolve("tiny", (), ("lora.r=4",)).config, RESERVED)
+    assert not any("experts" in name for name in adapter.trained(network))
+    assert any("q_proj" in name for name in adapter.trained(network))
+    train(network)
+    network.eval()
+    batch = build_batch("packed", uneven_groups(), 0)
+    with torch.no_grad():
+        beside = scores(network, batch)
+        assert (beside - scores(adapter.merge(network), batch)).abs().max() < 1e-5

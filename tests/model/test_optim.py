@@ -489,7 +489,8 @@ LLAMA_3_8B = {
 }
 
 
-def test_an_8b_model_in_4_bits_trains_in_24_gb():
+def test_an_8b_model_in_4_bits_trains_in_24_gb(monkeypatch):
+    monkeypatch.setattr("rmcli.model.memory.pick_device", lambda config: torch.device("cuda"))
     config = resolve("llama3-8b-qlora", settings=["model.dtype=bfloat16"]).config
     reward = SimpleNamespace(reward_token_id=128002, mode="reserved")
     sizes = sizes_of(config, LlamaConfig(**LLAMA_3_8B), reward=reward)
