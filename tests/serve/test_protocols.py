@@ -121,6 +121,20 @@ def test_slime_refuses_a_prompt_that_is_half_rendered(server):
     assert (reply.status, reply.json["items"]) == (422, [{"index": 0, "error": "no_generation_prompt"}])
 
 
+@pytest.mark.parametrize(
+    ("response", "error"),
+    [
+        ("", "empty_reply"),
+        (" \n", "empty_reply"),
+        ("<|im_end|>", "empty_reply"),
+        ("1<|im_end|>\n<|im_start|>user\nx", "no_assistant_reply"),
+    ],
+)
+def test_slime_with_a_rendered_prompt_scores_a_reply_and_nothing_else(server, response, error):
+    reply = server.ask("/slime", {"prompt": RENDERED.partition("1 2 3")[0], "response": response})
+    assert (reply.status, reply.json.get("items")) == (422, [{"index": 0, "error": error}])
+
+
 def test_score_has_a_place_for_errors_and_says_what_was_cut(server, model):
     long = talk("Sort: " + "0 1 2 3 " * 60, "0 1")
     given = [CONVERSATION, talk("only a question"), long, {"prompt": "Sort: 3 1 2", "response": "1 2 3"}, {}]

@@ -28,7 +28,7 @@ def _read(body: Sample, reader: Reader) -> Asked:
     prompt, response = body.prompt, body.response
     if not isinstance(prompt, str) or not reader.texts.is_rendered(prompt):
         return Asked(reader.answers(prompt, [response]))
-    fault = reader.texts.rendered_prompt(prompt) if response.strip() else "empty_reply"
+    fault = reader.texts.rendered_prompt(prompt)
     return Asked([fault] if fault else reader.texts.read([prompt + response], strip_padding=True))
 
 
