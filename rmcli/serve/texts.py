@@ -29,6 +29,9 @@ class Texts:
         self._turns, self._turns_of_ids = Turns.of_texts(encoder), Turns.of_ids(encoder)
         self._num_bos = _leading(self._turns.whole, self._bos)
         self._parts = encoder.control.parts_of(self._turns.ending)  # it is written up to one of these, or not at all
+        self._pad = str(tokenizer.pad_token or "") if tokenizer.pad_token != self._bos else ""
+        ends = {self._pad, str(tokenizer.eos_token or ""), *self._parts[:1]} - {"", self._bos}
+        self._ends = [end for end in ends if encoder.control.first_in(end) == end]
 
     def is_rendered(self, prompt: str) -> bool:
         """Whether a prompt was written by a chat template: it holds tokens that people do not type."""
@@ -44,7 +47,7 @@ class Texts:
         `add_bos`: BOS is put in front where the model's conversations begin with it and the text does not.
         `strip_padding`: pad and end tokens around the text are taken away first, as generation leaves them.
         """
-        whole = [self._whole(self._stripped(text) if strip_padding else text, add_bos) for text in texts]
+        whole = [self._whole(text, add_bos, strip_padding) for text in texts]
         good = [text for text, fault in whole if fault is None]
         chunks = in_chunks(good, [len(text) for text in good])
         ids = (one for chunk in chunks for one in self.encoder.engine.encode(chunk))
@@ -54,12 +57,14 @@ class Texts:
         """The same of token ids, to which nothing is added."""
         return [self._with_reply(self._checked(one)) for one in ids]
 
-    def _whole(self, text: str, add_bos: bool) -> tuple[str, str | None]:
+    def _whole(self, text: str, add_bos: bool, strip_padding: bool) -> tuple[str, str | None]:
         """The text with what it lacks at its ends, and what is wrong with it."""
-        if not text.strip():
-            return text, "empty_conversation"
         if len(text) > self.encoder.max_characters:
             return text, "too_long_text"
+        if strip_padding:
+            text = self.without_end(text.removeprefix(self._pad * _leading(text, self._pad)))
+        if not text.strip():
+            return text, "empty_conversation"
         found = _leading(text, self._bos)
         if found > max(self._num_bos, 1):
             return text, BOS_TWICE
@@ -79,17 +84,17 @@ class Texts:
                 return "".join(self._parts[count:])
         return self._turns.ending
 
-    def _stripped(self, text: str) -> str:
-        tokenizer: Any = self.reward.tokenizer
-        pad = str(tokenizer.pad_token or "")
-        while pad and pad != self._bos and text.startswith(pad):
-            text = text.removeprefix(pad)
-        ends = {pad, str(tokenizer.eos_token or ""), *self._parts[:1]} - {"", self._bos}
-        ends = {end for end in ends if self.encoder.control.first_in(end) == end}
-        while ends and text.endswith(tuple(ends)):
-            for end in ends:
-                text = text.removesuffix(end)
-        return text
+    def without_end(self, text: str) -> str:
+        """The text without the pad and end tokens, and the white space behind them, that generation leaves."""
+        end = last = len(text)
+        while self._ends and last:
+            if text[last - 1].isspace():
+                last -= 1
+            elif (token := next((one for one in self._ends if text.endswith(one, 0, last)), None)) is not None:
+                end = last = last - len(token)
+            else:
+                break
+        return text[:end]
 
     def _finished(self, ids: Any) -> TokenGroup | str:
         finished = self.reward.finish(ids)

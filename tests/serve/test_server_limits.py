@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -191,6 +192,49 @@ def test_a_connection_is_kept_between_requests_longer_than_a_request_may_take(sm
         time.sleep(0.6)
         connection.sendall(ask)
         assert status_of(reply_of(connection)) == 200
+
+
+# --- slow work ---
+
+
+@pytest.fixture
+def reads_slowly():
+    """One thread reads, a second for each request; `read` has those that were."""
+    with serving(WRITTEN_BEFORE, replace(Limits(), score_seconds=0.3)) as running:
+        read, asked = [], running.service._asked
+
+        def slow(protocol, content):
+            read.append(protocol.path)
+            time.sleep(1)
+            return asked(protocol, content)
+
+        running.service._asked = slow
+        running.service._threads = ThreadPoolExecutor(1)
+        yield running, read
+
+
+def test_the_time_of_a_request_is_counted_from_before_it_is_read(reads_slowly):
+    running, read = reads_slowly
+    started = time.monotonic()
+    with ThreadPoolExecutor(3) as pool:
+        replies = list(pool.map(lambda _: running.ask("/get_reward", {"query": [RENDERED]}), range(3)))
+    assert time.monotonic() - started < 0.9
+    assert [(reply.status, reply.json["detail"]) for reply in replies] == [(429, "not scored within 0.3 s")] * 3
+    assert all(int(reply.headers["retry-after"]) >= 1 for reply in replies)
+    time.sleep(0.9)
+    assert read == ["/get_reward"]  # the others were given up before their turn
+
+
+def test_a_client_that_has_gone_is_not_read_any_more(reads_slowly):
+    running, read = reads_slowly
+    for _ in range(3):
+        with running.connect() as connection:
+            connection.sendall(b"POST /slime HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}")
+            time.sleep(0.05)
+    time.sleep(0.1)
+    assert running.service.active == 0
+    time.sleep(1)
+    assert read == ["/slime"]
 
 
 # --- the token ---

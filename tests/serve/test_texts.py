@@ -1,6 +1,7 @@
 """Text on the wire in all the ways clients render it: the tokens of the conversation it is, or why not."""
 
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -85,6 +86,16 @@ def test_bos_is_added_once_and_never_twice(texts):
 def test_padding_around_a_text_is_taken_away(texts, left, right):
     (side,) = texts.read([f"{left}{FRONT}1 2 3{right}"], strip_padding=True)
     assert ids_of(side) == conversation_ids(texts, "Sort: 3 1 2", "1 2 3")
+
+
+@pytest.mark.parametrize("behind", [END * 190_000, f"{END}\n" * 170_000, PAD * 380_000])
+def test_padding_without_end_takes_no_time(reserved, behind):
+    """Looked at token by token, and a text that is too long not at all."""
+    started = time.monotonic()
+    good, other = reserved.read([f"{FRONT}1 2 3{behind}", f"{FRONT}1 2 3{behind * 3}"], strip_padding=True)
+    assert ids_of(good) == conversation_ids(reserved, "Sort: 3 1 2", "1 2 3")
+    assert other == "too_long_text"
+    assert time.monotonic() - started < 6  # minutes where each is taken away from a text of its own
 
 
 def test_an_ending_is_found_in_whole_tokens(texts):
