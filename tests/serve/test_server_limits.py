@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ import pytest
 from rmcli.serve.json_body import parse
 from rmcli.serve.limits import Limits
 from rmcli.serve.protocols.known import PROTOCOLS
+from rmcli.serve.protocols.protocol import validated
 from rmcli.serve.receive import Receiver
 from rmcli.serve.refusal import Refused
 from support.serving import WRITTEN_BEFORE, serving, talk
@@ -93,6 +95,36 @@ def test_too_many_tokens(small):
     assert small.ask("/get_reward", {"query": [RENDERED] * 4}).status == 200  # 96 tokens
     reply = small.ask("/get_reward", {"query": [RENDERED] * 5})
     assert (reply.status, reply.json["detail"]) == (413, "the request has 120 tokens, the limit is 100")
+
+
+MANY = 50_000
+WRONG = [
+    ("/score", {"conversations": [1] * MANY}),
+    ("/score", {"conversations": [[1] * MANY]}),
+    ("/score", {"prompt": [1] * MANY, "responses": ["a"]}),
+    ("/score", {"prompt": "a", "responses": [1] * MANY}),
+    ("/score", {"prompt": "a", "responses": [[1] * MANY]}),
+    ("/get_reward", {"query": [1] * MANY}),
+    ("/classify", {"input": [{}] * MANY}),
+    ("/pooling", {"messages": [1] * MANY}),
+    ("/v1/score/evaluation", {"messages": [1] * MANY}),
+    ("/slime", {"prompt": [1] * MANY, "response": "a"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [*WRONG, *((protocol.path, {f"x{n}": n for n in range(MANY)}) for protocol in PROTOCOLS)]
+)
+def test_many_wrong_things_are_one_error(path, body):
+    """An error of each took a kilobyte, and all of them a gigabyte."""
+    (protocol,) = [one for one in PROTOCOLS if one.path == path]
+    tracemalloc.start()
+    with pytest.raises(Refused) as refused:
+        validated(protocol, body, {})
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert refused.value.status == 422
+    assert peak < 40 * MANY
 
 
 def test_values_are_counted_before_they_are_built():

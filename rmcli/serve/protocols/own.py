@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
-from rmcli.serve.protocols.protocol import Answer, Body, Protocol
+from rmcli.serve.protocols.protocol import Answer, Body, ListOf, Messages, Protocol
 from rmcli.serve.reading import Asked, Reader
 
 _EITHER: JsonDict = {"oneOf": [{"required": ["conversations"]}, {"required": ["prompt", "responses"]}]}
@@ -16,9 +16,9 @@ class ToScore(Body):
 
     model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra=_EITHER)
 
-    conversations: list[list[dict[str, Any]] | dict[str, Any]] = Field(default=[], min_length=1)
-    prompt: str | list[dict[str, Any]] | dict[str, Any] = ""
-    responses: list[str | list[dict[str, Any]]] = Field(default=[], min_length=1)
+    conversations: ListOf[Messages | dict[str, Any]] = Field(default=[], min_length=1)
+    prompt: str | Messages | dict[str, Any] = ""
+    responses: ListOf[str | Messages] = Field(default=[], min_length=1)
 
     @model_validator(mode="after")
     def _either(self) -> "ToScore":

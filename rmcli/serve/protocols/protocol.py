@@ -2,13 +2,17 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rmcli.scorer.scorer import Score
 from rmcli.serve.reading import Asked, Reader
 from rmcli.serve.refusal import Refused, shown
+
+Item = TypeVar("Item")
+ListOf = Annotated[list[Item], Field(fail_fast=True)]  # a million wrong items are one error, not one each
+Messages = ListOf[dict[str, Any]]
 
 
 class Body(BaseModel):
@@ -72,20 +76,27 @@ class Protocol:
 
 def validated(protocol: Protocol, value: Any, hints: Mapping[str, str]) -> Body:
     """The request as the protocol has it. Raises Refused (422) that names the first field that is wrong."""
+    if isinstance(value, dict):
+        _check_names(protocol, value, hints)
     try:
         return protocol.body.model_validate(value)
     except ValidationError as error:
-        raise _refusal(protocol, error, hints) from None
+        raise _refusal(protocol, error) from None
 
 
-def _refusal(protocol: Protocol, error: ValidationError, hints: Mapping[str, str]) -> Refused:
+def _check_names(protocol: Protocol, value: Mapping[str, Any], hints: Mapping[str, str]) -> None:
+    """Before pydantic looks, which makes an error of each."""
+    known = protocol.body.model_fields
+    name = next((name for name in value if name not in known), None)
+    if name is not None:
+        hint = hints.get(name) or f"its fields: {', '.join(known)}"
+        raise Refused(422, f"{protocol.path} does not read {shown(name)}", hint)
+
+
+def _refusal(protocol: Protocol, error: ValidationError) -> Refused:
     first = error.errors(include_url=False, include_context=False)[0]
     place = _place(first["loc"])
     fields = ", ".join(protocol.body.model_fields)
-    if first["type"] == "extra_forbidden":
-        name = str(first["loc"][0])
-        known = hints.get(name)
-        return Refused(422, f"{protocol.path} does not read {shown(name)}", known or f"its fields: {fields}")
     what = first["msg"].removeprefix("Value error, ")
     value = "" if first["type"] in ("missing", "value_error") else f", not {shown(first['input'])}"
     at = f"{place}: " if place else ""

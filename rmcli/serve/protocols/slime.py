@@ -8,14 +8,14 @@ from typing import Any
 
 from pydantic import Field
 
-from rmcli.serve.protocols.protocol import Answer, Body, Protocol
+from rmcli.serve.protocols.protocol import Answer, Body, Messages, Protocol
 from rmcli.serve.reading import Asked, Reader
 
 
 class Sample(Body):
     """`prompt`: a question, messages, or a text that a chat template has rendered. `label` is not read."""
 
-    prompt: str | list[dict[str, Any]]
+    prompt: str | Messages
     response: str
     label: Any = Field(default=None)
 

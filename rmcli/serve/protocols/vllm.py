@@ -12,7 +12,7 @@ from uuid import uuid4
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic.config import JsonDict
 
-from rmcli.serve.protocols.protocol import Answer, Body, Protocol
+from rmcli.serve.protocols.protocol import Answer, Body, Messages, Protocol
 from rmcli.serve.reading import Asked, Reader, Side
 
 _EITHER: JsonDict = {"oneOf": [{"required": ["input"]}, {"required": ["messages"]}]}
@@ -57,7 +57,7 @@ class Pooled(Body):
     model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra=_EITHER)
 
     input: Annotated[Any, AfterValidator(_checked_input), WithJsonSchema(_INPUT)] = None
-    messages: list[dict[str, Any]] = Field(default=[], min_length=1)
+    messages: Messages = Field(default=[], min_length=1)
     activation: bool | None = None
     use_activation: bool | None = None
     add_special_tokens: bool | None = None
