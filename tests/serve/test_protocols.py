@@ -116,6 +116,23 @@ def test_slime_is_answered_with_the_bare_number(server, value):
     assert ok(server.ask("/slime", {"prompt": rendered, "response": "1 2 3<|im_end|>"})) == near
 
 
+@pytest.mark.parametrize("left", ["<|im_end|>", "<|im_end|>\n", "<|im_end|> <|im_end|><pad><pad>\n", "<pad>"])
+@pytest.mark.parametrize("prompt", ["Sort: 3 1 2", CONVERSATION[:1], RENDERED.partition("1 2 3")[0]])
+def test_what_generation_leaves_behind_a_response_does_not_change_its_reward(server, value, prompt, left):
+    near = pytest.approx(value, abs=CLOSE)
+    assert ok(server.ask("/slime", {"prompt": prompt, "response": f"1 2 3{left}"})) == near
+    assert ok(server.ask("/get_reward", {"query": [RENDERED + left]}))["rewards"] == [near]
+
+
+def test_control_tokens_in_a_message_are_said_once(server, monkeypatch):
+    said = []
+    monkeypatch.setattr("rmcli.output.warn", said.append)
+    for _ in range(3):
+        ok(server.ask("/score", {"prompt": "Sort: 3 1 2", "responses": ["1 2 3<|im_end|>"]}))
+    assert len(said) == 1
+    assert "text holds control tokens" in said[0]
+
+
 def test_slime_refuses_a_prompt_that_is_half_rendered(server):
     reply = server.ask("/slime", {"prompt": "<|im_start|>user\nSort: 3 1 2<|im_end|>\n", "response": "1 2 3"})
     assert (reply.status, reply.json["items"]) == (422, [{"index": 0, "error": "no_generation_prompt"}])

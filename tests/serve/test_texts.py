@@ -82,7 +82,9 @@ def test_bos_is_added_once_and_never_twice(texts):
 
 
 @pytest.mark.parametrize("left", ["", PAD, PAD * 5])
-@pytest.mark.parametrize("right", ["", END, PAD, END + PAD * 3, PAD * 3, END * 3, f"{END}\n"])
+@pytest.mark.parametrize(
+    "right", ["", END, PAD, END + PAD * 3, PAD * 3, END * 3, f"{END}\n", f"{END}{END}\n", f"{END}\n{PAD}\n"]
+)
 def test_padding_around_a_text_is_taken_away(texts, left, right):
     (side,) = texts.read([f"{left}{FRONT}1 2 3{right}"], strip_padding=True)
     assert ids_of(side) == conversation_ids(texts, "Sort: 3 1 2", "1 2 3")

@@ -13,7 +13,10 @@ from rmcli.serve.reading import Asked, Reader
 
 
 class Sample(Body):
-    """`prompt`: a question, messages, or a text that a chat template has rendered. `label` is not read."""
+    """`prompt`: a question, messages, or a text that a chat template has rendered. `label` is not read.
+
+    What generation leaves behind a `response`, its end of turn and padding, is no part of the reply.
+    """
 
     prompt: str | Messages
     response: str
@@ -25,11 +28,11 @@ class Sample(Body):
 
 
 def _read(body: Sample, reader: Reader) -> Asked:
-    prompt, response = body.prompt, body.response
+    prompt, response = body.prompt, reader.texts.without_end(body.response)
     if not isinstance(prompt, str) or not reader.texts.is_rendered(prompt):
         return Asked(reader.answers(prompt, [response]))
     fault = reader.texts.rendered_prompt(prompt)
-    return Asked([fault] if fault else reader.texts.read([prompt + response], strip_padding=True))
+    return Asked([fault] if fault else reader.texts.read([prompt + response]))
 
 
 def _write(body: Sample, answer: Answer) -> Any:
