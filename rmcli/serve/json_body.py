@@ -28,7 +28,9 @@ def parse(body: bytes | bytearray, max_values: int) -> Any:
             422, f"the body is no JSON: {error.msg} at character {error.pos}", "GET /openapi.json has examples"
         ) from None
     except ValueError as error:  # a number of thousands of digits
-        raise Refused(422, f"the body has a number that cannot be read: {str(error)[:80]}") from None
+        raise Refused(
+            422, f"the body has a number that cannot be read: {str(error)[:80]}", "send fewer digits"
+        ) from None
     if _SURROGATE.search(body):
         _check_surrogates(value)
     return value

@@ -19,7 +19,7 @@ from rmcli.serve.queue import Queue
 from rmcli.serve.reading import Asked, Reader
 from rmcli.serve.ready import Golden, Ready
 from rmcli.serve.receive import Gone, Receiver
-from rmcli.serve.refusal import Refused, too_busy
+from rmcli.serve.refusal import Refused, shown, too_busy
 
 _NAMED = 3  # conversations that an error line names; its `items` has them all
 Found = TypeVar("Found")
@@ -64,7 +64,11 @@ class Service:
     async def answer(self, protocol: Protocol, request: Request) -> Any:
         """What the request is answered with. Raises Refused, and Gone where nobody waits for it."""
         if self.is_draining:
-            raise Refused(503, "the server is shutting down", headers={"Retry-After": "5", "Connection": "close"})
+            headers = {"Retry-After": "5", "Connection": "close"}
+            raise Refused(503, "the server is shutting down", "send it to another, or again later", headers=headers)
+        packed = request.headers.get("content-encoding", "identity")
+        if packed != "identity":
+            raise Refused(415, f"the body is packed: Content-Encoding {shown(packed)}", "send JSON as it is")
         async with self.receiver.body_of(request.receive, request.headers.get("content-length")) as content:
             until = asyncio.get_running_loop().time() + self.limits.score_seconds
             body, asked = await self._waited(until, request, self._read(protocol, content))

@@ -100,7 +100,7 @@ def test_a_server_that_drains_answers_what_it_holds_and_nothing_new():
         assert (refused.status, refused.json["detail"]) == (503, "the server is shutting down")
         assert refused.headers["retry-after"] == "5"
         assert running.ask("/ready").status == 503
-        assert running.ask("/health").status == 200
+        assert running.ask("/health").status == running.ask("/metrics").status == 200
         assert [reply.result().status for reply in held] == [200, 200]
         wait_for(lambda: running.server.should_exit)
 

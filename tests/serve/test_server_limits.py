@@ -1,6 +1,7 @@
 """What a client may not do: too much, too fast, too slowly, without the token. Always 4xx, and others are served."""
 
 import asyncio
+import gzip
 import json
 import time
 import tracemalloc
@@ -192,6 +193,7 @@ def test_a_body_that_does_not_come_is_408(small):
         reply = read_all(connection)
     assert status_of(reply) == 408
     assert b"the request was not sent within 0.4 s: 1 bytes came" in reply
+    assert b"larger --receive-timeout" in reply
     assert 0.3 < time.monotonic() - started < 5
     assert small.service.receiver.held == 0
 
@@ -224,6 +226,13 @@ def test_a_connection_is_kept_between_requests_longer_than_a_request_may_take(sm
         time.sleep(0.6)
         connection.sendall(ask)
         assert status_of(reply_of(connection)) == 200
+
+
+def test_a_packed_body_is_415(small):
+    reply = small.ask("/score", gzip.compress(b"{}"), content_encoding="gzip")
+    assert reply.status == 415
+    assert reply.json == {"detail": "the body is packed: Content-Encoding 'gzip'", "hint": "send JSON as it is"}
+    assert small.ask("/get_reward", {"query": [RENDERED]}, content_encoding="identity").status == 200
 
 
 # --- slow work ---
@@ -322,10 +331,14 @@ def test_metrics_are_prometheus_text_and_clients_cannot_make_them_grow(small):
     assert {name.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count") for name in bare} <= named | bare
 
 
-def test_other_paths_and_verbs_are_4xx(small):
-    assert small.ask("/nowhere").status == 404
-    assert small.ask("/score").status == 405
-    assert small.ask("/health", b"{}").status == 405
+def test_other_paths_and_verbs_are_4xx_with_a_hint(small):
+    for path, body, status, said, hint in (
+        ("/nowhere", None, 404, "GET '/nowhere': Not Found", "GET /openapi.json names the paths"),
+        ("/score", None, 405, "GET '/score': Method Not Allowed", "ask it by POST"),
+        ("/health", b"{}", 405, "POST '/health': Method Not Allowed", "ask it by GET"),
+    ):
+        reply = small.ask(path, body)
+        assert (reply.status, reply.json) == (status, {"detail": said, "hint": hint})
     with small.connect() as connection:
         connection.sendall(b"no HTTP at all\r\n\r\n")
         assert status_of(read_all(connection)) == 400

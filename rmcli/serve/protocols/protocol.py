@@ -76,8 +76,9 @@ class Protocol:
 
 def validated(protocol: Protocol, value: Any, hints: Mapping[str, str]) -> Body:
     """The request as the protocol has it. Raises Refused (422) that names the first field that is wrong."""
-    if isinstance(value, dict):
-        _check_names(protocol, value, hints)
+    if not isinstance(value, dict):
+        raise Refused(422, f"{protocol.path}: the body is a JSON object, not {shown(value)}", _fields(protocol))
+    _check_names(protocol, value, hints)
     try:
         return protocol.body.model_validate(value)
     except ValidationError as error:
@@ -89,18 +90,20 @@ def _check_names(protocol: Protocol, value: Mapping[str, Any], hints: Mapping[st
     known = protocol.body.model_fields
     name = next((name for name in value if name not in known), None)
     if name is not None:
-        hint = hints.get(name) or f"its fields: {', '.join(known)}"
-        raise Refused(422, f"{protocol.path} does not read {shown(name)}", hint)
+        raise Refused(422, f"{protocol.path} does not read {shown(name)}", hints.get(name) or _fields(protocol))
+
+
+def _fields(protocol: Protocol) -> str:
+    return f"its fields: {', '.join(protocol.body.model_fields)}"
 
 
 def _refusal(protocol: Protocol, error: ValidationError) -> Refused:
     first = error.errors(include_url=False, include_context=False)[0]
     place = _place(first["loc"])
-    fields = ", ".join(protocol.body.model_fields)
-    what = first["msg"].removeprefix("Value error, ")
+    what = first["msg"].removeprefix("Value error, ").replace("a valid dictionary", "a JSON object")
     value = "" if first["type"] in ("missing", "value_error") else f", not {shown(first['input'])}"
     at = f"{place}: " if place else ""
-    return Refused(422, f"{protocol.path}: {at}{what[:1].lower()}{what[1:]}{value}", f"its fields: {fields}")
+    return Refused(422, f"{protocol.path}: {at}{what[:1].lower()}{what[1:]}{value}", _fields(protocol))
 
 
 def _place(location: Sequence[Any]) -> str:
