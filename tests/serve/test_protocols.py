@@ -166,6 +166,14 @@ def test_score_has_a_place_for_errors_and_says_what_was_cut(server, model):
     assert fifth["error"] == "missing_column messages"
 
 
+@pytest.mark.parametrize("beside", [{"response": "zz"}, {"responses": ["zz"]}])
+def test_an_answer_beside_messages_is_refused(server, model, beside):
+    given = {"messages": CONVERSATION, **beside}
+    (name,) = beside
+    (score,) = ok(server.ask("/score", {"conversations": [given]}))["scores"]
+    assert score["error"] == model.score([given])[0].error == f"unread_column {name}"
+
+
 def test_score_of_responses_is_that_of_python(server, model):
     responses = ["1 2 3", "3 2 1", "", "1 2 3"]
     scores = ok(server.ask("/score", {"prompt": "Sort: 3 1 2", "responses": responses}))["scores"]
@@ -234,6 +242,22 @@ def test_fields_that_would_change_the_score_are_refused(server, fields, said):
     assert reply.json["hint"]
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/classify", {"input": None, "messages": CONVERSATION}),
+        ("/pooling", {"input": RENDERED, "messages": None, "chat_template_kwargs": None}),
+        ("/score", {"conversations": [CONVERSATION], "prompt": None, "responses": None}),
+        ("/score", {"conversations": None, "prompt": "Sort: 3 1 2", "responses": ["1 2 3"]}),
+        ("/get_reward", {"query": [RENDERED], "prompts": None, "labels": None}),
+        ("/v1/score/evaluation", {"model": None, "messages": [RENDERED], "max_length": None}),
+        ("/slime", {"prompt": "Sort: 3 1 2", "response": "1 2 3", "label": None}),
+    ],
+)
+def test_null_is_what_clients_write_for_what_is_not_set(server, path, body):
+    ok(server.ask(path, body))
+
+
 # --- requests that are none ---
 
 WRONG = [
@@ -254,6 +278,11 @@ WRONG = [
     ("/v1/score/evaluation", {"messages": ["m"], "max_length": 0}, "max_length: input should be greater than"),
     ("/slime", {"prompt": "a"}, "response: field required"),
     ("/slime", {"prompt": 5, "response": "a"}, "prompt: input should be a valid string, not 5"),
+    ("/score", {"conversations": None}, "give conversations alone, or prompt and responses"),
+    ("/score", {"conversations": []}, "conversations: list should have at least 1 item"),
+    ("/score", {"prompt": None, "responses": ["a"]}, "give conversations alone, or prompt and responses"),
+    ("/classify", {"messages": []}, "messages: list should have at least 1 item"),
+    ("/classify", {"input": None, "messages": None}, "give one of input and messages"),
     ("/score", {}, "give conversations alone, or prompt and responses"),
     ("/score", {"prompt": "a"}, "give conversations alone, or prompt and responses"),
     ("/score", {"conversations": [[]], "prompt": "a", "responses": ["a"]}, "give conversations alone"),
@@ -278,6 +307,8 @@ def test_what_is_no_request_is_named_in_one_line(server, path, body, said):
         (b"{", "the body is no JSON"),
         (b"\xff{}", "the body is not UTF-8"),
         (b'{"x": NaN}', "the body holds NaN"),
+        (b'{"query": ["a"], "query": ["a"]}', "the body has an object that names 'query' twice"),
+        (b'{"a": 1, "x": [{"role": 1, "content": 2, "role": 1}]}', "the body has an object that names 'role' twice"),
         (b'{"x": ' + b"1" * 5000 + b"}", "a number that cannot be read"),
         (b'{"x": "\\ud800"}', "a lone surrogate"),
         (b"[" * 65, "nests deeper than 64"),
@@ -309,10 +340,24 @@ def test_one_bad_conversation_is_named_where_the_shape_has_no_place_for_it(serve
 
 def test_ids_that_are_none_are_errors_in_their_place(server, golden):
     good = golden[0]["input_ids"]
-    given = [good, good[:-1], [*good, 4], [999999], [-1, 4], [2**70], ["a"], [], [2, *good], [5, 6, 4]]
+    given = [
+        good,
+        [4],
+        [True, *good[1:]],
+        good[:-1],
+        [*good, 4],
+        [999999],
+        [-1, 4],
+        [2**70],
+        ["a"],
+        [],
+        [2, *good],
+        [5, 6, 4],
+    ]
     reply = server.ask("/classify", {"input": given})
     assert reply.status == 422
     assert [entry["error"] for entry in reply.json["items"]] == [
+        *("empty_conversation", "wrong_type"),
         *("no_reward_token", "reward_token_in_text", "token_without_row", "token_without_row", "wrong_type"),
         *("wrong_type", "empty_conversation", "bos_twice", "not_rendered"),
     ]

@@ -1,10 +1,11 @@
 """What a protocol is: a path, the shapes of request and answer, and how each is read and written."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.config import JsonDict, JsonValue
 
 from rmcli.scorer.scorer import Score
 from rmcli.serve.reading import Asked, Reader
@@ -13,12 +14,28 @@ from rmcli.serve.refusal import Refused, shown
 Item = TypeVar("Item")
 ListOf = Annotated[list[Item], Field(fail_fast=True)]  # a million wrong items are one error, not one each
 Messages = ListOf[dict[str, Any]]
+NULL: JsonDict = {"type": "null"}
+
+
+def either(*groups: Collection[str]) -> JsonDict:
+    """For the page: the fields of one group have values, and those of the others have none or are left out."""
+    names = sorted({name for group in groups for name in group})
+    shapes: list[JsonValue] = []
+    for group in groups:
+        given: dict[str, JsonValue] = {name: {"not": NULL} if name in group else NULL for name in names}
+        shapes.append({"required": [*group], "properties": given})
+    return {"oneOf": shapes}
 
 
 class Body(BaseModel):
     """A request's JSON. Nothing is converted, and a field that is not read is refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @property
+    def given(self) -> set[str]:
+        """Fields that have a value: clients write null for those that are not set."""
+        return {name for name in self.model_fields_set if getattr(self, name) is not None}
 
     @property
     def num_items(self) -> int:
