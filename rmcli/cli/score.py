@@ -16,15 +16,46 @@ def score_command(
     file: Annotated[
         str,
         typer.Argument(
-            metavar="[FILE|-]",
+            metavar="[INPUT|-]",
             help="Rows of {messages}, {prompt, response}, {prompt, responses} or {prompt, chosen, rejected}: JSON "
-            "lines, or a .json, .csv, .parquet or .arrow file.",
+            "lines, a .json, .csv, .parquet or .arrow file, a folder (of files, or a prepared one), a URL, a Hub "
+            "data set as org/name, or path=NAME,split=S,subset=S,revision=R.",
         ),
     ] = "-",
-    out: Annotated[str, typer.Option("-o", "--output", metavar="FILE|-", help="Scores, one line per line.")] = "-",
+    out: Annotated[
+        str,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE|-",
+            help="Scores, one line per row. Interrupted, FILE.part holds them: the same command goes on from it.",
+        ),
+    ] = "-",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier scores in -o.")] = False,
     map_fn: Annotated[
         str | None, typer.Option("--map-fn", metavar="NAME", help="Map function of the rows; see rmcli map-fns.")
+    ] = None,
+    by_prompt: Annotated[
+        bool,
+        typer.Option("--by-prompt", help="One line per prompt: its completions, their scores, which is the best."),
+    ] = False,
+    best_of: Annotated[
+        int | None,
+        typer.Option("--best-of", metavar="N", help="The best of each prompt's N answers, with its margin."),
+    ] = None,
+    mine_pairs: Annotated[
+        str | None,
+        typer.Option(
+            "--mine-pairs",
+            metavar="best_worst|adjacent|all",
+            help="Pairs of each prompt's answers by their scores, for prepare and for DPO.",
+        ),
+    ] = None,
+    min_margin: Annotated[
+        float, typer.Option("--min-margin", metavar="X", help="Leave out pairs whose scores are less apart.")
+    ] = 0.0,
+    min_score: Annotated[
+        float | None, typer.Option("--min-score", metavar="X", help="Leave out what has no score of at least X.")
     ] = None,
     no_verify: Annotated[
         bool, typer.Option("--no-verify", help="Score even if the model's files are not as they were exported.")
@@ -40,12 +71,16 @@ def score_command(
     """Score conversations, answers, or both sides of pairs."""
     from rmcli.backbones.context import within_positions
     from rmcli.model import hashes
+    from rmcli.score.choice import asked_for
+    from rmcli.score.inputs import files_read, parse_input
     from rmcli.score.results import output_file, report
     from rmcli.score.run import run
     from rmcli.scorer.load import configuration_of
     from rmcli.tokens.tokenizer import load_model_config
 
-    output_file(file, out, overwrite)
+    source = parse_input(file)
+    choice = asked_for(by_prompt, best_of, mine_pairs, min_margin, min_score)
+    output_file(files_read(source), out, overwrite)
     resolved = configuration_of(model, preset, config or (), set_ or ())
     if dry_run:
         show_config(resolved, {"model": str(model), "input": file, "output": out}, json)
@@ -53,13 +88,16 @@ def score_command(
     if not no_verify:
         hashes.verify(model)
     resolved = within_positions(resolved, load_model_config(resolved.config.model))
-    summary = run(resolved.config, file, out, map_fn, overwrite)
+    summary = run(resolved.config, source, out, map_fn, overwrite, choice, is_verified=not no_verify)
     if json:
         output.answer_json(summary.as_dict(), to_stderr=out == "-")
     else:
         report(summary)
     if summary.errors:
         first = ", ".join(f"{count} {reason}" for reason, count in summary.errors.most_common())
-        raise RmcliError(f"{summary.errors.total()} of {summary.lines} lines have no score: {first}")
+        of_all = "rows and answers" if summary.prompts else f"of {summary.lines} lines"
+        raise RmcliError(
+            f"{summary.errors.total()} {of_all} have no score: {first}", f"the first is {summary.first_error}"
+        )
     if out != "-":
         output.say(f"scores in {out}")

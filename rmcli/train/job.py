@@ -22,11 +22,12 @@ from rmcli.model.memory import MemoryEstimate, estimate, free_memory, sizes_of
 from rmcli.model.sequence_parallel import check_sequence_parallel
 from rmcli.packs.manifest import read_manifest
 from rmcli.packs.reader import PackedSplit
+from rmcli.packs.same_tokens import check_same_tokens
 from rmcli.runs import backbone
 from rmcli.runs.folder import next_run_folder
 from rmcli.ship.template import exported_template
 from rmcli.tokens.tokenizer import CHAT_TEMPLATE_HINT, RewardTokenizer, load_model_config, load_tokenizer
-from rmcli.train.checks import Use, adopt_data_settings, check_master_weights, check_same_tokens, count_use, has_use
+from rmcli.train.checks import Use, adopt_data_settings, check_master_weights, count_use, has_use
 from rmcli.train.past import Past, check_length, check_processes, check_same_run
 from rmcli.train.pieces import PackSizes
 from rmcli.train.plan import has_several_forwards, largest_forward, num_steps

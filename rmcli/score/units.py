@@ -1,0 +1,117 @@
+"""What is scored and written at once: a row, or a prompt with all its answers."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from rmcli.errors import ConfigError
+from rmcli.records import PreferenceGroup, TokenGroup
+from rmcli.score.choice import Choice
+from rmcli.score.lines import Line
+from rmcli.score.prompts import Prompt, joined
+from rmcli.score.results import Summary
+from rmcli.scorer.scorer import Score, Scored, Scorer
+from rmcli.scorer.tokens import encode_apart, written_alike
+from rmcli.scorer.windows import characters_of
+
+Advance = Callable[[float], None]  # told of rows that are done
+Written = tuple[Sequence[bytes], list[str]]  # the digests of a unit's rows, and its lines
+Unit = TypeVar("Unit")
+
+
+class Units(Protocol[Unit]):
+    """How lines are put together, scored a window at a time, and written."""
+
+    def of(self, lines: Iterator[Line]) -> Iterator[Unit]: ...
+
+    def size(self, unit: Unit) -> int: ...
+
+    def results(
+        self, scorer: Scorer, window: list[Unit], advance: Advance, summary: Summary
+    ) -> Iterator[Written]: ...
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A line for each row, whatever it holds; one conversation without a score is enough for an error."""
+
+    choice: Choice
+
+    def of(self, lines: Iterator[Line]) -> Iterator[Line]:
+        return lines
+
+    def size(self, unit: Line) -> int:
+        return characters_of(unit.group)
+
+    def results(self, scorer: Scorer, window: list[Line], advance: Advance, summary: Summary) -> Iterator[Written]:
+        advance(sum(line.group is None for line in window))
+        scored = iter(_score(scorer, window, advance))
+        for line in window:
+            text = summary.add(
+                line, next(scored) if line.group is not None else str(line.problem), self.choice.min_score
+            )
+            yield [line.digest], [] if text is None else [text]
+
+
+def _score(scorer: Scorer, window: list[Line], advance: Advance) -> list[Scored | str]:
+    """Of a prepared folder all lines are tokens already."""
+    groups = [line.group for line in window if line.group is not None]
+    tokens = [group for group in groups if isinstance(group, TokenGroup)]
+    if tokens:
+        return scorer.score_tokens(tokens, advance)
+    return scorer.score([group for group in groups if isinstance(group, PreferenceGroup)], advance)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Lines for each prompt, as the choice has it. An answer without a score costs no other."""
+
+    choice: Choice
+
+    def of(self, lines: Iterator[Line]) -> Iterator[Prompt]:
+        return joined(map(_with_texts, lines), self.choice.best_of)
+
+    def size(self, unit: Prompt) -> int:
+        return characters_of(unit.group)
+
+    def results(self, scorer: Scorer, window: list[Prompt], advance: Advance, summary: Summary) -> Iterator[Written]:
+        asked = [prompt.first(self.choice.best_of) for prompt in window]
+        groups = [prompt.group for prompt in asked if prompt.group is not None]
+        sides = encode_apart(scorer.encoder, groups)
+        if (fault := written_alike(groups, sides)) is not None:
+            raise fault
+        summary.noted.update(
+            name for of_group in sides for side in of_group if isinstance(side, TokenGroup) for name in side.noted
+        )
+        rows = sum(len(prompt.digests) for prompt in window)
+        share = rows / max(1, len(groups))
+        told = 0.0
+
+        def advance_rows(count: int) -> None:
+            nonlocal told
+            told += count * share
+            advance(count * share)
+
+        scores = iter(scorer.score_sides(sides, advance_rows))
+        advance(rows - told)
+        for whole, prompt in zip(window, asked, strict=True):
+            of_prompt = [] if prompt.group is None else next(scores)
+            yield whole.digests, self._lines(whole, prompt, of_prompt, summary)
+
+    def _lines(self, whole: Prompt, prompt: Prompt, scores: list[Score], summary: Summary) -> list[str]:
+        summary.lines += len(prompt.digests)
+        texts = []
+        if whole.group is not None:
+            summary.add_prompt(prompt.where, scores, len(whole.group.conversations), self.choice.best_of)
+            texts += [summary.result(found, own) for found, own in self.choice.results(prompt, scores, summary)]
+        errors = [summary.error(problem, where, kept) for where, problem, kept in prompt.problems]
+        return texts + errors * self.choice.has_error_lines
+
+
+def _with_texts(line: Line) -> Line:
+    if isinstance(line.group, TokenGroup):
+        raise ConfigError(
+            "a prepared folder holds tokens, and prompts and answers are written as text",
+            "give its eval.jsonl, or what it was prepared from",
+        )
+    return line
