@@ -52,6 +52,8 @@ EXAMPLES = {
     "score": (
         "rmcli score runs/first/model pairs.jsonl -o scores.jsonl",
         "rmcli score runs/first/model - < conversations.jsonl",
+        "rmcli score runs/first/model generations.parquet -o best.jsonl --best-of 16 --min-score 0",
+        "rmcli score runs/first/model generations.parquet -o pairs.jsonl --mine-pairs best_worst --min-margin 1",
     ),
     "export": (
         "rmcli export runs/first -o my-model",

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from rmcli import output
-from rmcli.cli.options import ConfigFiles, DryRun, Json, Preset, Quiet, Settings, Verbose, reports, show_config
+from rmcli.cli.options import ConfigFiles, DryRun, Json, Preset, Quiet, Settings, Verbose, reports, same_configuration, say_next, show_config
 from rmcli.errors import RmcliError
 
 
@@ -83,7 +83,7 @@ def score_command(
     output_file(files_read(source), out, overwrite)
     resolved = configuration_of(model, preset, config or (), set_ or ())
     if dry_run:
-        show_config(resolved, {"model": str(model), "input": file, "output": out}, json)
+        show_config(resolved, {"model": str(model), "input": file, "output": out, **choice.as_options()}, json)
         return
     if not no_verify:
         hashes.verify(model)
@@ -101,3 +101,5 @@ def score_command(
         )
     if out != "-":
         output.say(f"scores in {out}")
+        if mine_pairs is not None:
+            say_next("prepare", out, "--map-fn", "canonical", *same_configuration(preset, config, None))

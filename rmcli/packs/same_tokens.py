@@ -1,6 +1,7 @@
 """Whether the ids of a prepared set mean to a model what they meant when the set was prepared."""
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,17 @@ from rmcli.errors import RmcliError
 from rmcli.tokens.tokenizer import RewardTokenizer
 
 
-def check_same_tokens(manifest: Mapping[str, Any], reward: RewardTokenizer, folder: Path) -> None:
-    """Refuse data whose ids mean something else to this model. Raises RmcliError with both sides."""
+def check_same_tokens(
+    manifest: Mapping[str, Any], reward: RewardTokenizer, folder: Path, templates: Collection[str] = ()
+) -> None:
+    """Refuse data whose ids mean something else to this model. Raises RmcliError with both sides.
+
+    `templates`: chat templates that write the same as the model's own, such as the one that its own was made of.
+    """
+    same = {hashlib.sha256(template.encode()).hexdigest() for template in templates}
     again = f"prepare the data for this model: rmcli prepare ... -o DIR, or train preset {manifest['preset']} on it"
     for name, value in reward.fingerprint().items():
-        if manifest[name] != value:
+        if manifest[name] != value and not (name == "chat_template_sha256" and manifest[name] in same):
             what = name.removesuffix("_sha256").replace("_", " ")
             raise RmcliError(
                 f"{folder} was prepared for preset {manifest['preset']} with another {what} than that of "

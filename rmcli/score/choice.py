@@ -49,6 +49,16 @@ class Choice:
         if self.best_of is not None and self.best_of < 1:
             raise ConfigError(f"--best-of {self.best_of}", "it is how many answers each prompt has")
 
+    def as_options(self) -> dict[str, Any]:
+        """The options that ask for it, with None for a bound that bounds nothing."""
+        return {
+            "--by-prompt": self.by_prompt,
+            "--best-of": self.best_of,
+            "--mine-pairs": self.pairs,
+            "--min-score": None if self.min_score == -inf else self.min_score,
+            "--min-margin": self.min_margin,
+        }
+
     @property
     def takes_prompts(self) -> bool:
         return bool(self.by_prompt or self.best_of or self.pairs)
@@ -62,7 +72,7 @@ class Choice:
         """The lines of a prompt, whose answers have these scores. What is left out is counted."""
         known = [(index, score.value) for index, score in enumerate(scores) if score.value is not None]
         ranked = sorted(known, key=lambda one: -one[1])  # of equal scores the first answer is the better one
-        if ranked and ranked[0][1] < self.min_score:
+        if ranked and rounded(ranked[0][1]) < self.min_score:
             summary.left_out[LOW_SCORE] += 1
         elif self.by_prompt:
             yield _everything(prompt, scores, ranked)
@@ -77,9 +87,9 @@ class Choice:
             return
         everyone = {"best_worst": [(ranked[0], ranked[-1])], "adjacent": pairwise(ranked)}
         for better, worse in everyone.get(str(self.pairs), combinations(ranked, 2)):
-            if better[1] < self.min_score:
+            if rounded(better[1]) < self.min_score:
                 summary.left_out[LOW_SCORE] += 1
-            elif not better[1] > worse[1] or better[1] - worse[1] < self.min_margin:
+            elif not better[1] > worse[1] or rounded(better[1] - worse[1]) < self.min_margin:
                 summary.left_out[LOW_MARGIN] += 1
             else:
                 yield _pair(prompt, better, worse)

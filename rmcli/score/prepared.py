@@ -12,6 +12,7 @@ from rmcli.packs.same_tokens import check_same_tokens
 from rmcli.packs.schema import SPLITS
 from rmcli.records import TokenGroup
 from rmcli.score.lines import Line
+from rmcli.ship.template import trained_templates
 from rmcli.tokens.encode import Encoder
 
 SPLIT = "eval"  # that is scored where none is named
@@ -25,7 +26,8 @@ def read(source: SourceSection, encoder: Encoder) -> tuple[Iterator[Line], int]:
     folder, name = Path(source.path), source.split or SPLIT
     if name not in SPLITS:
         raise ConfigError(f"input {folder} has no split {name}", f"a prepared folder has {' and '.join(SPLITS)}")
-    check_same_tokens(read_manifest(folder), encoder.reward, folder)
+    templates = trained_templates(str(encoder.reward.tokenizer.chat_template), encoder.reward)
+    check_same_tokens(read_manifest(folder), encoder.reward, folder, templates)
     split = PackedSplit(folder, name)
     if not sum(split.groups_per_pack):
         raise RmcliError(

@@ -86,7 +86,7 @@ class Summary:
         targets = build_targets([scored.tokens], "ranking") if scored.tokens.comparisons else None
         if targets is not None and len(scored.scores) > 1 and len(targets.better):
             self.pairs.add(torch.tensor(scored.scores), targets.better, targets.worse)
-        if max(scored.scores) < min_score:
+        if rounded(max(scored.scores)) < min_score:  # as it is written
             self.left_out[LOW_SCORE] += 1
             return None
         return self.result(_as_result(line.form, scored), line.kept)

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -48,6 +47,11 @@ def run(
     there already and not to be overwritten, holds anything but scores, or was begun with other settings.
     """
     choice = choice or Choice()
+    if choice.takes_prompts and inputs.is_prepared(source.path):
+        raise ConfigError(
+            f"input {source.path} is prepared: it holds tokens, and prompts and answers are written as text",
+            f"give {source.path}/eval.jsonl, or what it was prepared from",
+        )
     results_file = output_file(inputs.files_read(source), target, overwrite)
     encoder = load_encoder(config)
     contract = Contract(encoder.template_reads.message_keys, config.data.allow_no_prompt)
@@ -109,7 +113,7 @@ def _settings(
         "map_fn": map_fn,
         "map_fn_sha256": function_sha256,
         "model_sha256": hashes.of_folder(model, is_verified),
-        **{f"--{name.replace('_', '-')}": value for name, value in asdict(choice).items()},
+        **choice.as_options(),
         **keys,
         "train.device": config.train.device,
     }

@@ -1,4 +1,4 @@
-"""Scores on their way: OUT.part grows by whole windows, OUT.part.json says how far and for which command.
+"""Scores on their way: OUT.part grows by whole windows, OUT.part.settings says how far and for which command.
 
 Killed at any moment, the same command goes on behind the last whole window. Lines that came after it are cut off, so
 that none is there twice; the windows are those of a run without the stop, and so is every byte.
@@ -18,7 +18,7 @@ from rmcli import output
 from rmcli.errors import ConfigError, RmcliError
 from rmcli.output_files import OutputFile
 
-PART, TOLD = ".part", ".part.json"
+PART, TOLD = ".part", ".part.settings"  # no ending of data: in a folder that is read they are no rows
 FORMAT = 1
 
 
@@ -148,7 +148,7 @@ class Unfinished:
         return file
 
     def _tell(self) -> None:
-        """OUT.part.json is always whole: the old one or the new one."""
+        """OUT.part.settings is always whole: the old one or the new one."""
         new = self.told.with_name(f"{self.told.name}.new")
         try:
             new.write_text(json.dumps({**self._about, "done": vars(self.done)}), encoding="utf-8")

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from rmcli.errors import ConfigError
 from rmcli.records import PreferenceGroup, TokenGroup
 from rmcli.score.choice import Choice
 from rmcli.score.lines import Line
@@ -69,7 +68,7 @@ class Prompts:
     choice: Choice
 
     def of(self, lines: Iterator[Line]) -> Iterator[Prompt]:
-        return joined(map(_with_texts, lines), self.choice.best_of)
+        return joined(lines, self.choice.best_of)
 
     def size(self, unit: Prompt) -> int:
         return characters_of(unit.group)
@@ -106,12 +105,3 @@ class Prompts:
             texts += [summary.result(found, own) for found, own in self.choice.results(prompt, scores, summary)]
         errors = [summary.error(problem, where, kept) for where, problem, kept in prompt.problems]
         return texts + errors * self.choice.has_error_lines
-
-
-def _with_texts(line: Line) -> Line:
-    if isinstance(line.group, TokenGroup):
-        raise ConfigError(
-            "a prepared folder holds tokens, and prompts and answers are written as text",
-            "give its eval.jsonl, or what it was prepared from",
-        )
-    return line

@@ -178,7 +178,7 @@ def test_ctrl_c_says_how_far_it_came(cli, monkeypatch, tmp_path):
     assert result.code == 130
     kept = f"{tmp_path}/out.jsonl.part holds their scores, and the same command goes on from there"
     assert f"note: interrupted after 20 of 40 lines; {kept}" in result.stderr
-    assert sorted(path.name for path in Path().glob("*out.jsonl*")) == ["out.jsonl.part", "out.jsonl.part.json"]
+    assert sorted(path.name for path in Path().glob("*out.jsonl*")) == ["out.jsonl.part", "out.jsonl.part.settings"]
     windows[:] = [0, 0]
     result = cli("score", MODEL, "rows.jsonl", "-o", "other.jsonl")
     assert "note: interrupted after 0 of 40 lines; nothing is written to other.jsonl" in result.stderr
