@@ -119,5 +119,5 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="The version.")
     ] = False,
 ) -> None:
-    if context.invoked_subcommand == "train" and is_one_of_others(os.environ):
+    if context.invoked_subcommand in ("train", "score") and is_one_of_others(os.environ):
         output.fall_silent()

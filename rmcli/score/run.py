@@ -14,6 +14,8 @@ from rmcli.config.sections import Config, SourceSection
 from rmcli.errors import ConfigError, Terminated
 from rmcli.model import hashes
 from rmcli.model.device import pick_device
+from rmcli.parallel import world
+from rmcli.parallel.agreement import check_same
 from rmcli.rows.map_fns.apply import find_map_function, source_sha256
 from rmcli.rows.map_fns.contract import Contract
 from rmcli.rows.map_fns.known import AUTO, NAMED
@@ -23,6 +25,7 @@ from rmcli.score.choice import Choice
 from rmcli.score.lines import Line
 from rmcli.score.places import Facts, Stream, place
 from rmcli.score.results import Summary, output_file
+from rmcli.score.team import scored
 from rmcli.score.unfinished import Unfinished
 from rmcli.score.units import Prompts, Rows
 from rmcli.scorer.load import load_encoder, load_scorer
@@ -43,8 +46,9 @@ def run(
 ) -> Summary:
     """Score what `source` holds into `target` ("-" is stdin and stdout), or go on with what was begun of it.
 
-    `is_verified`: the model's files are known to be as its folder lists them. Raises ConfigError when `target` is
-    there already and not to be overwritten, holds anything but scores, or was begun with other settings.
+    Of several processes all score; the first one reads, writes and gives the summary. `is_verified`: the model's
+    files are known to be as its folder lists them. Raises ConfigError when `target` is there already and not to be
+    overwritten, holds anything but scores, or was begun with other settings.
     """
     choice = choice or Choice()
     if choice.takes_prompts and inputs.is_prepared(source.path):
@@ -52,8 +56,16 @@ def run(
             f"input {source.path} is prepared: it holds tokens, and prompts and answers are written as text",
             f"give {source.path}/eval.jsonl, or what it was prepared from",
         )
-    results_file = output_file(inputs.files_read(source), target, overwrite)
     encoder = load_encoder(config)
+    units: Any = Prompts(choice) if choice.takes_prompts else Rows(choice)
+    if world.size() > 1:
+        check_same({**_settings(config, source, map_fn, choice, is_verified), **versions()})
+    if not world.is_first():
+        scorer = load_scorer(config, encoder)
+        for _ in scored(iter(()), lambda window: units.score(scorer, window, lambda count: None)):
+            pass
+        return Summary()
+    results_file = output_file(inputs.files_read(source), target, overwrite)
     contract = Contract(encoder.template_reads.message_keys, config.data.allow_no_prompt)
 
     def facts() -> tuple[Facts, Facts]:
@@ -64,16 +76,17 @@ def run(
         results.take_as_read(line.digest for line in islice(given, results.done.rows))
         summary = _summary_so_far(results, contract)
         scorer = load_scorer(config, encoder)
-        units: Any = Prompts(choice) if choice.takes_prompts else Rows(choice)
         with output.progress("scoring", total, "lines") as progress, _told_how_far(results, total, target):
             log = _Log(progress, total, results.done.rows)
-            for window in windows(units.of(given), units.size, WINDOW):
-                for digests, texts in units.results(scorer, window, log.advance, summary):
+            waiting = windows(units.of(given), units.size, WINDOW)
+            for window, found in scored(waiting, lambda window: units.score(scorer, window, log.advance)):
+                for digests, texts in units.written(window, found, summary):
                     for text in texts:
                         results.write(text + "\n")
                     for digest in digests:
                         results.count(digest)
                 results.commit({**summary.as_state(), "unread_keys": [*contract.unread_keys]})
+                log.reach(results.done.rows)
     contract.report_keys(source.path)  # columns that are not read come back with the scores
     return summary
 
@@ -154,6 +167,10 @@ class _Log:
         self.done = self.before = float(done)
         self.started = self.said = time.monotonic()
         progress.advance(done)
+
+    def reach(self, rows: int) -> None:
+        """So many are done, those of other processes among them."""
+        self.advance(rows - self.done)
 
     def advance(self, count: float) -> None:
         self.done += count

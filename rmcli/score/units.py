@@ -1,5 +1,6 @@
 """What is scored and written at once: a row, or a prompt with all its answers."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -14,20 +15,22 @@ from rmcli.scorer.tokens import encode_apart, written_alike
 from rmcli.scorer.windows import characters_of
 
 Advance = Callable[[float], None]  # told of rows that are done
+OfPrompts = tuple[list[list[Score]], Counter[str]]  # of each answer, and what is noted of how many
 Written = tuple[Sequence[bytes], list[str]]  # the digests of a unit's rows, and its lines
 Unit = TypeVar("Unit")
+Found = TypeVar("Found")  # the scores of a window
 
 
-class Units(Protocol[Unit]):
+class Units(Protocol[Unit, Found]):
     """How lines are put together, scored a window at a time, and written."""
 
     def of(self, lines: Iterator[Line]) -> Iterator[Unit]: ...
 
     def size(self, unit: Unit) -> int: ...
 
-    def results(
-        self, scorer: Scorer, window: list[Unit], advance: Advance, summary: Summary
-    ) -> Iterator[Written]: ...
+    def score(self, scorer: Scorer, window: list[Unit], advance: Advance) -> Found: ...
+
+    def written(self, window: list[Unit], found: Found, summary: Summary) -> Iterator[Written]: ...
 
 
 @dataclass(frozen=True)
@@ -42,23 +45,21 @@ class Rows:
     def size(self, unit: Line) -> int:
         return characters_of(unit.group)
 
-    def results(self, scorer: Scorer, window: list[Line], advance: Advance, summary: Summary) -> Iterator[Written]:
+    def score(self, scorer: Scorer, window: list[Line], advance: Advance) -> list[Scored | str]:
+        """Of a prepared folder all lines are tokens already."""
         advance(sum(line.group is None for line in window))
-        scored = iter(_score(scorer, window, advance))
+        groups = [line.group for line in window if line.group is not None]
+        tokens = [group for group in groups if isinstance(group, TokenGroup)]
+        if tokens:
+            return scorer.score_tokens(tokens, advance)
+        return scorer.score([group for group in groups if isinstance(group, PreferenceGroup)], advance)
+
+    def written(self, window: list[Line], found: list[Scored | str], summary: Summary) -> Iterator[Written]:
+        scored = iter(found)
         for line in window:
-            text = summary.add(
-                line, next(scored) if line.group is not None else str(line.problem), self.choice.min_score
-            )
+            one = next(scored) if line.group is not None else str(line.problem)
+            text = summary.add(line, one, self.choice.min_score)
             yield [line.digest], [] if text is None else [text]
-
-
-def _score(scorer: Scorer, window: list[Line], advance: Advance) -> list[Scored | str]:
-    """Of a prepared folder all lines are tokens already."""
-    groups = [line.group for line in window if line.group is not None]
-    tokens = [group for group in groups if isinstance(group, TokenGroup)]
-    if tokens:
-        return scorer.score_tokens(tokens, advance)
-    return scorer.score([group for group in groups if isinstance(group, PreferenceGroup)], advance)
 
 
 @dataclass(frozen=True)
@@ -73,29 +74,34 @@ class Prompts:
     def size(self, unit: Prompt) -> int:
         return characters_of(unit.group)
 
-    def results(self, scorer: Scorer, window: list[Prompt], advance: Advance, summary: Summary) -> Iterator[Written]:
-        asked = [prompt.first(self.choice.best_of) for prompt in window]
-        groups = [prompt.group for prompt in asked if prompt.group is not None]
+    def score(self, scorer: Scorer, window: list[Prompt], advance: Advance) -> OfPrompts:
+        groups = [prompt.group for prompt in self._asked(window) if prompt.group is not None]
         sides = encode_apart(scorer.encoder, groups)
         if (fault := written_alike(groups, sides)) is not None:
             raise fault
-        summary.noted.update(
-            name for of_group in sides for side in of_group if isinstance(side, TokenGroup) for name in side.noted
-        )
+        noted = Counter(name for of_group in sides for side in of_group for name in getattr(side, "noted", ()))
         rows = sum(len(prompt.digests) for prompt in window)
-        share = rows / max(1, len(groups))
         told = 0.0
 
         def advance_rows(count: int) -> None:
             nonlocal told
-            told += count * share
-            advance(count * share)
+            told += count * rows / len(groups)
+            advance(count * rows / len(groups))
 
-        scores = iter(scorer.score_sides(sides, advance_rows))
+        scores = scorer.score_sides(sides, advance_rows)
         advance(rows - told)
-        for whole, prompt in zip(window, asked, strict=True):
+        return scores, noted
+
+    def written(self, window: list[Prompt], found: OfPrompts, summary: Summary) -> Iterator[Written]:
+        scores = iter(found[0])
+        summary.noted.update(found[1])
+        for whole, prompt in zip(window, self._asked(window), strict=True):
             of_prompt = [] if prompt.group is None else next(scores)
             yield whole.digests, self._lines(whole, prompt, of_prompt, summary)
+
+    def _asked(self, window: list[Prompt]) -> list[Prompt]:
+        """With the answers that are looked at."""
+        return [prompt.first(self.choice.best_of) for prompt in window]
 
     def _lines(self, whole: Prompt, prompt: Prompt, scores: list[Score], summary: Summary) -> list[str]:
         summary.lines += len(prompt.digests)

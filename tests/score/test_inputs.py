@@ -108,6 +108,7 @@ def test_a_folder_is_its_files_one_after_the_other(cli, tmp_path):
     expected = of_rows(cli, *rows)
     assert [line["id"] for line in expected] == [0, 1, 2, 3]
     assert scored(cli, "rows") == expected
+    assert scored(cli, f"file://{tmp_path}/rows/a.jsonl") == scored(cli, "rows/a.jsonl")
     said = cli("score", MODEL, "rows", "-o", "rows/scores.jsonl").stderr
     assert "reading 2 files of rows: a.jsonl, b.parquet" in said
     refused = cli("score", MODEL, "rows", "-o", "rows/a.jsonl", "--overwrite")
@@ -124,7 +125,7 @@ def test_a_folder_is_its_files_one_after_the_other(cli, tmp_path):
     )
 
 
-def test_a_hub_set_is_scored_by_its_name(cli, hub_server, tmp_path, monkeypatch):
+def test_a_hub_set_is_scored_by_its_name(cli, monkeypatch):
     rows = [{"id": n, "prompt": f"Sort: {n} 1", "response": "1"} for n in range(3)]
     monkeypatch.setattr(
         "rmcli.rows.sources._load_hub",
