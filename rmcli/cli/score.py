@@ -145,12 +145,13 @@ def _run(
 ) -> "Summary":
     from rmcli.backbones.context import within_positions
     from rmcli.model import hashes
-    from rmcli.parallel.agreement import one_per_machine_first
+    from rmcli.parallel import world
+    from rmcli.parallel.agreement import on_each
     from rmcli.score.run import run
     from rmcli.tokens.tokenizer import load_model_config
 
     if verify:
-        one_per_machine_first(lambda: hashes.verify(model))
+        on_each(lambda: hashes.verify(model) if world.local_rank() == 0 else None)
     resolved = within_positions(resolved, load_model_config(resolved.config.model))
     return run(resolved.config, source, out, map_fn, overwrite, choice, is_verified=verify)
 

@@ -1,9 +1,11 @@
 """What is scored and written at once: a row, or a prompt with all its answers."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from itertools import chain
+from json import dumps
+from typing import Any, Protocol, TypeVar
 
 from rmcli.records import PreferenceGroup, TokenGroup
 from rmcli.score.choice import Choice
@@ -19,6 +21,11 @@ OfPrompts = tuple[list[list[Score]], Counter[str]]  # of each answer, and what i
 Written = tuple[Sequence[bytes], list[str]]  # the digests of a unit's rows, and its lines
 Unit = TypeVar("Unit")
 Found = TypeVar("Found")  # the scores of a window
+
+
+def _size_of(kept: Mapping[str, Any]) -> int:
+    """Characters of the user's own columns, which wait for their line beside what is scored."""
+    return len(dumps(kept, default=str)) if kept else 0
 
 
 class Units(Protocol[Unit, Found]):
@@ -43,7 +50,7 @@ class Rows:
         return lines
 
     def size(self, unit: Line) -> int:
-        return characters_of(unit.group)
+        return characters_of(unit.group) + _size_of(unit.kept)
 
     def score(self, scorer: Scorer, window: list[Line], advance: Advance) -> list[Scored | str]:
         """Of a prepared folder all lines are tokens already."""
@@ -72,7 +79,8 @@ class Prompts:
         return joined(lines, self.choice.best_of)
 
     def size(self, unit: Prompt) -> int:
-        return characters_of(unit.group)
+        bad = (kept for _, _, kept in unit.problems)
+        return characters_of(unit.group) + sum(map(_size_of, chain(unit.kept, bad)))
 
     def score(self, scorer: Scorer, window: list[Prompt], advance: Advance) -> OfPrompts:
         groups = [prompt.group for prompt in self._asked(window) if prompt.group is not None]

@@ -1,7 +1,7 @@
 """What `score` takes: files, folders, prepared folders, Hub sets; prompts and answers by their generators' names."""
 
 import json
-from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,7 +9,9 @@ import pytest
 
 from rmcli.packs.reader import PackedSplit
 from rmcli.rows.map_fns.contract import Contract
+from rmcli.score.choice import Choice
 from rmcli.score.lines import read
+from rmcli.score.units import Prompts, Rows
 from rmcli.scorer import windows
 from support.places import REPOSITORY, write_lines
 
@@ -164,12 +166,20 @@ def test_a_window_is_bounded_by_lines_and_by_text_and_keeps_the_order():
     assert list(windows.windows(sizes, int, most=100, characters=10)) == [[1, 9], [3, 3, 3, 3], [20], [1]]
 
 
-def test_rows_are_read_as_they_are_scored(tmp_path):
-    """Nothing of a long file is held beyond the line that is asked for."""
-    write_lines(tmp_path / "rows.jsonl", [{"prompt": "a", "responses": ["b", "c"]}] * 3)
-    with (tmp_path / "rows.jsonl").open("a") as file:
-        file.write("{")
-    lines = read(str(tmp_path / "rows.jsonl"), None, Contract())
-    assert next(lines).problem is None
-    Path(tmp_path / "rows.jsonl").write_text("")
-    assert [line.problem for line in lines][-1] in (None, "bad_json")
+@pytest.mark.parametrize("units", [Rows(Choice()), Prompts(Choice(by_prompt=True))])
+@pytest.mark.parametrize(("row", "expected"), [({}, 1024), ({"own": "x" * 2**17}, 32)])
+def test_of_an_input_without_an_end_a_window_is_read_and_no_more(monkeypatch, units, row, expected):
+    """Its size is bounded by lines and by text, that of the user's own columns as well."""
+    given = 0
+
+    class Endless:
+        def readline(self, limit: int) -> bytes:
+            nonlocal given
+            given += 1
+            return json.dumps({"prompt": f"Sort: {given} 1", "responses": ["a", "b"], **row}).encode() + b"\n"
+
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=Endless(), isatty=lambda: False))
+    lines = units.of(read("-", None, Contract()))
+    first = next(windows.windows(lines, units.size))
+    assert len(first) == expected
+    assert given <= expected + 1
