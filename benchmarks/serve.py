@@ -46,6 +46,7 @@ MIB = 2**20
 RECEIVE_SECONDS = 3.0
 TURNS = 5  # of the two servers: what else the machine does meets both
 REWARD = "<|reserved_special_token_0|>"
+END = "<|im_end|>"
 FRONT, MIDDLE = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -411,6 +412,12 @@ ABUSES: dict[str, tuple[bytes, int]] = {
         422,
     ),
     "a number among texts": (_post("/get_reward", b'{"query": ["a", 5]}'), 422),
+    "600,000 numbers for conversations": (_post("/score", b'{"conversations": [' + b"1," * 600_000 + b"1]}"), 422),
+    "20,000 unknown fields": (_post("/slime", json.dumps({f"x{n}": n for n in range(20_000)}).encode()), 422),
+    "200,000 ends of a turn": (
+        _post("/get_reward", json.dumps({"query": [f"{RENDERED}1{END * 200_000}"]}).encode()),
+        422,
+    ),
     "no JSON": (_post("/score", b"{"), 422),
     "the reward token inside": (
         _post("/get_reward", json.dumps({"query": [f"{RENDERED}1 {REWARD} 2"]}).encode()),

@@ -29,24 +29,37 @@ class OutputFile:
     overwrite: bool = False
     inputs: Sequence[str | Path] = ()
 
+    @property
+    def target(self) -> Path:
+        """The file itself: a link goes on pointing there."""
+        return Path(os.path.realpath(self.path))
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether it is a device or a pipe, which is written as it is."""
+        return self.target.exists() and not self.target.is_file()
+
     def check(self) -> None:
         """Before any work. Raises ConfigError where the file must not be written, RmcliError where it cannot be."""
-        for name in self.inputs:
-            if _is_same(name, self.path):
-                read = "stdin" if name == "-" else f"the input {name}"
-                raise ConfigError(f"{self.path} is {read}: it would be replaced", "write another file")
-        with self._explained():
+        self.check_not_read(self.path)
+        with self.explained():
             self._check_place()
+
+    def check_not_read(self, path: Path) -> None:
+        """Raises ConfigError where `path`, which the command writes too, is one of its inputs."""
+        for name in self.inputs:
+            if _is_same(name, path):
+                read = "stdin" if name == "-" else f"the input {name}"
+                raise ConfigError(f"{path} is {read}: it would be replaced", "write another file")
 
     @contextmanager
     def open(self) -> Iterator[Lines]:
         """The file to write, as UTF-8. It takes its place when the context ends well; else nothing is left."""
         self.check()
-        target = Path(os.path.realpath(self.path))  # a link goes on pointing there
-        direct = target.exists() and not target.is_file()
+        target, direct = self.target, self.is_direct
         temporary = target if direct else target.with_name(f".{target.name}.tmp-{os.getpid()}")
         try:
-            with self._explained():
+            with self.explained():
                 if not direct:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     for leftover in abandoned(target, "tmp"):
@@ -55,11 +68,11 @@ class OutputFile:
             try:
                 yield _Explained(self, file)
             finally:
-                with self._explained():
+                with self.explained():
                     file.close()
             if not direct:
                 self.check()  # once more: something may stand there now
-                with self._explained():
+                with self.explained():
                     temporary.replace(target)
         finally:
             if not direct and os.path.lexists(temporary):
@@ -96,7 +109,8 @@ class OutputFile:
         trial.unlink()
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def explained(self) -> Iterator[None]:
+        """What the system refuses inside becomes an RmcliError that names the file."""
         try:
             yield
         except OSError as error:
@@ -110,11 +124,11 @@ class _Explained:
         self._target, self._file = target, file
 
     def write(self, text: str) -> None:
-        with self._target._explained():
+        with self._target.explained():
             self._file.write(text)
 
     def flush(self) -> None:
-        with self._target._explained():
+        with self._target.explained():
             self._file.flush()
 
 

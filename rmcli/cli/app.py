@@ -52,6 +52,8 @@ EXAMPLES = {
     "score": (
         "rmcli score runs/first/model pairs.jsonl -o scores.jsonl",
         "rmcli score runs/first/model - < conversations.jsonl",
+        "rmcli score runs/first/model generations.parquet -o best.jsonl --best-of 16 --min-score 0",
+        "rmcli score runs/first/model generations.parquet -o pairs.jsonl --mine-pairs best_worst --min-margin 1",
     ),
     "export": (
         "rmcli export runs/first -o my-model",
@@ -117,5 +119,5 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="The version.")
     ] = False,
 ) -> None:
-    if context.invoked_subcommand == "train" and is_one_of_others(os.environ):
+    if context.invoked_subcommand in ("train", "score") and is_one_of_others(os.environ):
         output.fall_silent()

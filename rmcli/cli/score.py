@@ -1,13 +1,34 @@
 """`rmcli score`."""
 
+import os
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rmcli import output
-from rmcli.cli.options import ConfigFiles, DryRun, Json, Preset, Quiet, Settings, Verbose, reports, show_config
-from rmcli.errors import RmcliError
+from rmcli.cli.ending import one_line_for_everything
+from rmcli.cli.options import (
+    ConfigFiles,
+    DryRun,
+    Json,
+    Preset,
+    Quiet,
+    Settings,
+    Verbose,
+    reports,
+    same_configuration,
+    say_next,
+    show_config,
+)
+from rmcli.errors import ConfigError, RmcliError
+
+if TYPE_CHECKING:
+    from rmcli.config.layers import Resolved
+    from rmcli.config.sections import SourceSection
+    from rmcli.score.choice import Choice
+    from rmcli.score.results import Summary
 
 
 @reports
@@ -16,19 +37,59 @@ def score_command(
     file: Annotated[
         str,
         typer.Argument(
-            metavar="[FILE|-]",
+            metavar="[INPUT|-]",
             help="Rows of {messages}, {prompt, response}, {prompt, responses} or {prompt, chosen, rejected}: JSON "
-            "lines, or a .json, .csv, .parquet or .arrow file.",
+            "lines, a .json, .csv, .parquet or .arrow file, a folder (of files, or a prepared one), a URL, a Hub "
+            "data set as org/name, or path=NAME,split=S,subset=S,revision=R.",
         ),
     ] = "-",
-    out: Annotated[str, typer.Option("-o", "--output", metavar="FILE|-", help="Scores, one line per line.")] = "-",
+    out: Annotated[
+        str,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE|-",
+            help="Scores, one line per row. Interrupted, FILE.part holds them: the same command goes on from it.",
+        ),
+    ] = "-",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier scores in -o.")] = False,
     map_fn: Annotated[
         str | None, typer.Option("--map-fn", metavar="NAME", help="Map function of the rows; see rmcli map-fns.")
     ] = None,
+    by_prompt: Annotated[
+        bool,
+        typer.Option("--by-prompt", help="One line per prompt: its completions, their scores, which is the best."),
+    ] = False,
+    best_of: Annotated[
+        int | None,
+        typer.Option("--best-of", metavar="N", help="The best of each prompt's N answers, with its margin."),
+    ] = None,
+    mine_pairs: Annotated[
+        str | None,
+        typer.Option(
+            "--mine-pairs",
+            metavar="best_worst|adjacent|all",
+            help="Pairs of each prompt's answers by their scores, for prepare and for DPO.",
+        ),
+    ] = None,
+    min_margin: Annotated[
+        float, typer.Option("--min-margin", metavar="X", help="Leave out pairs whose scores are less apart.")
+    ] = 0.0,
+    min_score: Annotated[
+        float | None, typer.Option("--min-score", metavar="X", help="Leave out what has no score of at least X.")
+    ] = None,
     no_verify: Annotated[
         bool, typer.Option("--no-verify", help="Score even if the model's files are not as they were exported.")
     ] = False,
+    num_processes: Annotated[
+        int | None,
+        typer.Option(
+            "--num-processes",
+            metavar="N",
+            min=0,
+            help="Score on N processes of this machine, one per GPU; 0: all its GPUs.",
+        ),
+    ] = None,
     preset: Preset = None,
     config: ConfigFiles = None,
     set_: Settings = None,
@@ -38,28 +99,76 @@ def score_command(
     verbose: Verbose = False,
 ) -> None:
     """Score conversations, answers, or both sides of pairs."""
+    from rmcli.model.device import find_device
+    from rmcli.parallel import parent, world
+    from rmcli.parallel.launch import run_together
+    from rmcli.parallel.processes import check_gpus, started_processes, wanted_processes
+    from rmcli.parallel.word import peers_explained
+    from rmcli.score.choice import asked_for
+    from rmcli.score.inputs import STDIN, files_read, parse_input
+    from rmcli.score.results import output_file
+    from rmcli.scorer.load import configuration_of
+
+    wanted, started = wanted_processes(num_processes, os.environ), started_processes(os.environ)
+    with world.joined(started), one_line_for_everything(), peers_explained():
+        source = parse_input(file)
+        choice = asked_for(by_prompt, best_of, mine_pairs, min_margin, min_score)
+        if world.is_first():
+            output_file(files_read(source), out, overwrite)
+        with output.said_already(parent.is_there()):
+            resolved = configuration_of(model, preset, config or (), set_ or ())
+        if dry_run:
+            show_config(resolved, {"model": str(model), "input": file, "output": out, **choice.as_options()}, json)
+            return
+        if wanted > 1:
+            if source.path == STDIN:
+                raise ConfigError(f"--num-processes {wanted} reads no stdin", "give a file")
+            check_gpus(wanted, find_device(resolved.config.train.device, "train.device").type)
+            raise typer.Exit(run_together(["-m", "rmcli", *sys.argv[1:]], wanted))
+        summary = _run(resolved, model, source, out, map_fn, overwrite, choice, not no_verify)
+        if not world.is_first():
+            return
+        _report(summary, out, json)
+        if out != "-" and mine_pairs is not None:
+            say_next("prepare", out, "--map-fn", "canonical", *same_configuration(preset, config, None))
+
+
+def _run(
+    resolved: "Resolved",
+    model: Path,
+    source: "SourceSection",
+    out: str,
+    map_fn: str | None,
+    overwrite: bool,
+    choice: "Choice",
+    verify: bool,
+) -> "Summary":
     from rmcli.backbones.context import within_positions
     from rmcli.model import hashes
-    from rmcli.score.results import output_file, report
+    from rmcli.parallel import world
+    from rmcli.parallel.agreement import on_each
     from rmcli.score.run import run
-    from rmcli.scorer.load import configuration_of
     from rmcli.tokens.tokenizer import load_model_config
 
-    output_file(file, out, overwrite)
-    resolved = configuration_of(model, preset, config or (), set_ or ())
-    if dry_run:
-        show_config(resolved, {"model": str(model), "input": file, "output": out}, json)
-        return
-    if not no_verify:
-        hashes.verify(model)
+    if verify:
+        on_each(lambda: hashes.verify(model) if world.local_rank() == 0 else None)
     resolved = within_positions(resolved, load_model_config(resolved.config.model))
-    summary = run(resolved.config, file, out, map_fn, overwrite)
-    if json:
+    return run(resolved.config, source, out, map_fn, overwrite, choice, is_verified=verify)
+
+
+def _report(summary: "Summary", out: str, as_json: bool) -> None:
+    """What was scored. Raises RmcliError where something has no score."""
+    from rmcli.score.results import report
+
+    if as_json:
         output.answer_json(summary.as_dict(), to_stderr=out == "-")
     else:
         report(summary)
     if summary.errors:
         first = ", ".join(f"{count} {reason}" for reason, count in summary.errors.most_common())
-        raise RmcliError(f"{summary.errors.total()} of {summary.lines} lines have no score: {first}")
+        of_all = "rows and answers" if summary.prompts else f"of {summary.lines} lines"
+        raise RmcliError(
+            f"{summary.errors.total()} {of_all} have no score: {first}", f"the first is {summary.first_error}"
+        )
     if out != "-":
         output.say(f"scores in {out}")

@@ -68,10 +68,10 @@ def train_command(
     """Train a reward model on prepared data."""
     from rmcli.parallel import parent
     from rmcli.parallel.launch import run_together
+    from rmcli.parallel.processes import check_gpus, started_processes, wanted_processes
     from rmcli.parallel.word import peers_explained
     from rmcli.parallel.world import joined
     from rmcli.train.describe import describe
-    from rmcli.train.launcher import check_gpus, started_processes, wanted_processes
     from rmcli.train.resume import finished
     from rmcli.train.same import agreed, check_same_options
 

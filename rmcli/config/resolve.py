@@ -24,29 +24,30 @@ from rmcli.errors import ConfigError
 from rmcli.plugins import did_you_mean
 
 
-def parse_source(text: str) -> SourceSection:
+def parse_source(text: str, what: str = "--source") -> SourceSection:
     """`path=FILE,map_fn=F,weight=2,max_rows=1000`, or a path alone. A comma parts only before a KEY=.
 
-    Raises ConfigError for an unknown key, one given twice, no path, or a value of the wrong type.
+    `what` names the text in errors. Raises ConfigError for an unknown key, one given twice, no path, or a value of
+    the wrong type.
     """
     parts = re.split(r",(?=[a-z_]+=)", text) if re.match(r"[a-z_]+=", text) else [f"path={text}"]
     fields = {OPTION_OF_SOURCE.get(key, key): key for key in SourceSection.model_fields}
     values: dict[str, Any] = {}
     for key, _, value in (part.partition("=") for part in parts):
         if key not in fields:
-            raise ConfigError(f"--source {text!r}: unknown key {key}", did_you_mean(key, fields))
+            raise ConfigError(f"{what} {text!r}: unknown key {key}", did_you_mean(key, fields))
         if fields[key] in values:
-            raise ConfigError(f"--source {text!r}: {key} is given twice")
+            raise ConfigError(f"{what} {text!r}: {key} is given twice")
         kind = SourceSection.model_fields[fields[key]].annotation
         values[fields[key]] = value if kind in (str, str | None) else toml_value(value)
     if "path" not in values:
-        raise ConfigError(f"--source {text!r}: no path", "e.g. --source path=FILE,map_fn=F,weight=2")
+        raise ConfigError(f"{what} {text!r}: no path", "e.g. --source path=FILE,map_fn=F,weight=2")
     try:
         return SourceSection.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         key = OPTION_OF_SOURCE.get(str(first["loc"][0]), str(first["loc"][0]))
-        raise ConfigError(f"--source {text!r}: {key} = {first['input']!r}: {first['msg']}") from error
+        raise ConfigError(f"{what} {text!r}: {key} = {first['input']!r}: {first['msg']}") from error
 
 
 def trained_model_layers(folder: Path) -> tuple[Layer, Layer]:

@@ -1,5 +1,6 @@
 """What a model folder or a checkpoint proves itself by: `rmcli.sha256`, in the form that `sha256sum -c` reads."""
 
+import hashlib
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
@@ -48,6 +49,14 @@ def verify(folder: Path) -> None:
             f"model {folder}: {fault}",
             f"export it again or copy it whole; --no-verify scores with the files as they are ({folder})",
         )
+
+
+def of_folder(folder: Path, is_verified: bool) -> str:
+    """One sha256 of all that a model is loaded from. Of a folder that was verified its list of hashes is enough."""
+    if is_verified and (folder / HASHES_FILE).is_file():
+        return file_sha256(folder / HASHES_FILE)
+    told = "".join(f"{digest}  {name}\n" for name, digest in _hash(folder, _files(folder)).items())
+    return hashlib.sha256(told.encode()).hexdigest()
 
 
 def first_fault(

@@ -1,28 +1,27 @@
-"""Lines in: conversations, pairs and answers to score, from JSON lines and from every file that `prepare` reads."""
+"""Lines in: conversations, pairs and answers to score, by the names of their columns or by a map function."""
 
+import hashlib
 import json
-import sys
-from codecs import BOM_UTF8
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from itertools import chain
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from typing import Any, Literal
 
 from rmcli import output
-from rmcli.errors import ConfigError, RmcliError, Skip
-from rmcli.records import PreferenceGroup
-from rmcli.rows import readers
-from rmcli.rows.files import ENDINGS, LONGEST_ROW, Read, bounded_lines, is_url, open_bytes, read_lines
-from rmcli.rows.json_files import parse_json_line
+from rmcli.config.sections import SourceSection
+from rmcli.errors import ConfigError, Skip
+from rmcli.records import PreferenceGroup, RawRow, TokenGroup
+from rmcli.rows.files import LONGEST_ROW
 from rmcli.rows.map_fns.apply import apply, find_map_function
 from rmcli.rows.map_fns.cells import has_text_cells
 from rmcli.rows.map_fns.contract import Contract
 from rmcli.rows.map_fns.fields import MapFunction
 from rmcli.rows.map_fns.known import AUTO, NAMED, recognise
+from rmcli.rows.sources import as_section
+from rmcli.score.answers import ANSWER, answered
+from rmcli.score.inputs import read_rows
 from rmcli.scorer import conversations
 
-STDIN = "-"
 # The columns that a row of ours is made of. All others are the user's own and come back with the score.
 _RANKED_BY = ("ranks", "scores", "comparisons")
 _OF_PAIRS = ("chosen", "rejected", "label", "margin", "weight")
@@ -35,77 +34,42 @@ class Line:
     """What is to be scored of one line, or the `problem` why nothing is.
 
     `form` is what the scores are written as: `score` of one conversation, `scores` of K answers, or a `pair`.
-    `kept`: the columns that are the user's own, such as `id`.
+    `kept`: the columns that are the user's own, such as `id`. `where`: its file and line. `digest`: of the row.
     """
 
-    group: PreferenceGroup | None
+    group: PreferenceGroup | TokenGroup | None
     problem: str | None = None
     form: Literal["score", "scores", "pair"] = "score"
     kept: Mapping[str, Any] = field(default_factory=dict)
+    where: str = ""
+    digest: bytes = b""
 
 
-def read(source: str, map_fn: str | None, contract: Contract, max_row_bytes: int = LONGEST_ROW) -> Iterator[Line]:
-    """The lines of a file, a URL or stdin ("-"), each as `map_fn` reads it, or by the names of its columns.
+def read(
+    source: str | SourceSection,
+    map_fn: str | None,
+    contract: Contract,
+    max_row_bytes: int = LONGEST_ROW,
+    skip: int = 0,
+) -> Iterator[Line]:
+    """The lines of an input, each as `map_fn` reads it, or by the names of its columns; the first `skip` come unread.
 
     `contract` says what a row must keep to, and notes message keys that the chat template does not read. Raises
     RmcliError at once where there is nothing to read, or nothing by that map function.
     """
-    text_cells = has_text_cells(source)
-    function, rows = _choose(map_fn, _rows(source, max_row_bytes), text_cells)
-    return map(_Reader(source, function, contract, text_cells).line, rows)
+    section = as_section(source)
+    function, rows = _choose(map_fn, read_rows(section, max_row_bytes))
+    reader = _Reader(function, contract)
+    return chain((Line(None, digest=_digest(row)) for row in islice(rows, skip)), map(reader.line, rows))
 
 
-def count(source: str) -> int | None:
-    """How many lines `read` gives; None where they cannot be counted without reading them."""
-    if source == STDIN or is_url(source) or not Path(source).is_file():
-        return None
-    if not _in_lines(source):
-        return readers.count_rows(source)
-    with open_bytes(source) as file:
-        return sum(1 for _ in file)
+def _digest(row: RawRow) -> bytes:
+    """What a row is told from others by: its values, or why it has none."""
+    told = [row.problem, row.text if row.value is None else row.value]
+    return hashlib.blake2b(json.dumps(told, default=str).encode("ascii"), digest_size=16).digest()
 
 
-def _rows(source: str, max_row_bytes: int) -> Iterator[Read]:
-    if source == STDIN:
-        if sys.stdin.isatty():
-            output.say("reading JSON lines from stdin; Ctrl-D ends them")
-        return _rows_of_lines(bounded_lines(sys.stdin.buffer, max_row_bytes), max_row_bytes)
-    path = Path(source)
-    hint = "give a file (.jsonl, .json, .csv, .parquet, .arrow), or - for stdin"
-    if path.is_dir():
-        raise RmcliError(f"input {source} is a folder", hint)
-    if not is_url(source) and not path.exists():
-        raise RmcliError(f"input {source}: no such file", hint)
-    if not _in_lines(source):
-        return readers.read_file(source, max_row_bytes)
-    return _rows_of_lines(read_lines(path, max_row_bytes), max_row_bytes)
-
-
-def _in_lines(source: str) -> bool:
-    """Whether each line of the file is a row of its own. A file of another ending is taken to be JSON lines."""
-    if not source.endswith(ENDINGS) or ".jsonl" in Path(source).suffixes:
-        return True
-    if ".json" not in Path(source).suffixes:
-        return False
-    with open_bytes(source) as file:
-        first = next((line for line in file if line.removeprefix(BOM_UTF8).strip()), b"")
-    return not first.removeprefix(BOM_UTF8).lstrip().startswith(b"[")
-
-
-def _rows_of_lines(lines: Iterable[bytes], limit: int) -> Iterator[Read]:
-    """One row per line, whatever the line. A message list alone stands for its conversation."""
-    for number, line in enumerate(lines, 1):
-        data = line.removeprefix(BOM_UTF8) if number == 1 else line
-        if not data.strip():
-            yield Read(number, None, "empty_line", "")
-            continue
-        row = parse_json_line(number, data, limit)
-        if row.problem == "wrong_type" and data.lstrip().startswith(b"["):
-            row = Read(number, {"messages": json.loads(data)}, None, row.text)
-        yield row
-
-
-def _choose(map_fn: str | None, rows: Iterator[Read], text_cells: bool) -> tuple[MapFunction | None, Iterator[Read]]:
+def _choose(map_fn: str | None, rows: Iterator[RawRow]) -> tuple[MapFunction | None, Iterator[RawRow]]:
     """The map function, and the rows again: `auto` looks at those before the first that can be read."""
     if map_fn is None:
         return None, rows
@@ -118,7 +82,7 @@ def _choose(map_fn: str | None, rows: Iterator[Read], text_cells: bool) -> tuple
         rows = chain(seen, rows)
         if not seen or seen[-1].value is None:
             return None, rows
-        name = recognise(seen[-1].value, text_cells)
+        name = recognise(seen[-1].value, has_text_cells(seen[-1].file))
         output.say(f"map function {name}, recognised by the columns {', '.join(seen[-1].value)}")
         map_fn = name
     function = find_map_function(map_fn)
@@ -132,41 +96,59 @@ def _choose(map_fn: str | None, rows: Iterator[Read], text_cells: bool) -> tuple
 
 @dataclass(frozen=True)
 class _Reader:
-    """How the rows of one source become lines: by a map function, or by the names of their columns."""
+    """How rows become lines: by a map function, or by the names of their columns."""
 
-    source: str
     function: MapFunction | None
     contract: Contract
-    text_cells: bool
 
-    def line(self, row: Read) -> Line:
+    def line(self, row: RawRow) -> Line:
+        where, digest = f"{row.file}:{row.line}", _digest(row)
         if row.value is None:
-            return Line(None, row.problem or "wrong_type")
+            return Line(None, row.problem or "wrong_type", where=where, digest=digest)
+        return replace(self._line(row.value, where, has_text_cells(row.file)), where=where, digest=digest)
+
+    def _line(self, row: Mapping[str, Any], where: str, text_cells: bool) -> Line:
         read_here = _READ if self.function is None else _READ.union(self.function.columns)
-        kept = {column: value for column, value in row.value.items() if column not in read_here}
-        where = f"{self.source}:{row.number}"
+        try:
+            found = answered(row, text_cells) if self.function is None else None
+        except Skip as skip:
+            return Line(None, skip.reason, kept=_not_in(read_here, row))
+        if found is not None:
+            row, read_here = found.row, read_here | found.read
+        kept = _not_in(read_here, row)
         try:
             if self.function is not None:
-                return _labelled(self._apply(self.function, row.value, where), kept)
-            return self._by_columns(row.value, kept, where)
+                return _labelled(self._apply(self.function, row, where, text_cells), kept)
+            if found is not None and _has_no_ranks(row):
+                group = conversations.unlabelled(row, row["responses"], where, self.contract, text_cells)
+                return Line(group, form="scores", kept=kept)
+            return self._by_columns(row, kept, where, text_cells)
         except Skip as skip:
             return Line(None, skip.reason, kept=kept)
 
-    def _by_columns(self, row: Mapping[str, Any], kept: dict[str, Any], where: str) -> Line:
+    def _by_columns(self, row: Mapping[str, Any], kept: dict[str, Any], where: str, text_cells: bool) -> Line:
         if "messages" in row:
-            whole = conversations.whole(row, where, self.contract, self.text_cells)
+            whole = conversations.whole(row, where, self.contract, text_cells)
             return Line(whole, form="score", kept=kept)
-        if row.get("responses") is not None and all(row.get(name) is None for name in _RANKED_BY):
-            return Line(self._unlabelled(row, row["responses"], where), form="scores", kept=kept)
-        if row.get("response") is not None and row.get("responses") is None and row.get("chosen") is None:
-            return Line(self._unlabelled(row, [row["response"]], where), form="score", kept=kept)
-        return _labelled(self._apply(NAMED["canonical"], row, where), kept)
+        column = next((name for name in ANSWER if row.get(name) is not None), None)
+        if column is not None and row.get("responses") is None and row.get("chosen") is None:
+            rest = {name: value for name, value in row.items() if name != column}
+            one = conversations.unlabelled(rest, [row[column]], where, self.contract, text_cells)
+            rest = {name: value for name, value in kept.items() if name != column}
+            return Line(one, form="score", kept=rest)
+        return _labelled(self._apply(NAMED["canonical"], row, where, text_cells), kept)
 
-    def _unlabelled(self, row: Mapping[str, Any], responses: Any, where: str) -> PreferenceGroup:
-        return conversations.unlabelled(row, responses, where, self.contract, self.text_cells)
+    def _apply(self, function: MapFunction, row: Mapping[str, Any], where: str, text_cells: bool) -> PreferenceGroup:
+        return apply(function, dict(row), where, best_first=False, contract=self.contract, text_cells=text_cells)
 
-    def _apply(self, function: MapFunction, row: Mapping[str, Any], where: str) -> PreferenceGroup:
-        return apply(function, dict(row), where, best_first=False, contract=self.contract, text_cells=self.text_cells)
+
+def _has_no_ranks(row: Mapping[str, Any]) -> bool:
+    """Whether nothing says which of the answers is better: with ranks they are a labelled group."""
+    return all(row.get(name) is None for name in _RANKED_BY)
+
+
+def _not_in(read: frozenset[str], row: Mapping[str, Any]) -> dict[str, Any]:
+    return {column: value for column, value in row.items() if column not in read}
 
 
 def _labelled(group: PreferenceGroup, kept: dict[str, Any]) -> Line:

@@ -7,8 +7,11 @@ from typing import Any
 from rmcli.errors import Skip
 from rmcli.records import PreferenceGroup
 from rmcli.rows.map_fns.apply import apply
+from rmcli.rows.map_fns.beside import is_given
 from rmcli.rows.map_fns.contract import Contract
 from rmcli.rows.map_fns.known import NAMED
+
+_ANSWERS = ("response", "responses")  # what `messages` ends with already: who gives both means another conversation
 
 
 def unlabelled(
@@ -31,6 +34,9 @@ def whole(row: Mapping[str, Any], where: str, contract: Contract, text_cells: bo
     """The conversation in `messages`, with what stands beside it. Raises Skip."""
     if not isinstance(row["messages"], list | tuple):
         raise Skip("wrong_type")
+    for column in _ANSWERS:
+        if is_given(row.get(column)):
+            raise Skip(f"unread_column {column}")
     beside = {column: value for column, value in row.items() if column not in ("messages", "prompt")}
     return unlabelled(beside, [row["messages"]], where, contract, text_cells)
 

@@ -20,8 +20,9 @@ from rmcli.records import PreferenceGroup
 from rmcli.rows.map_fns.contract import Contract
 from rmcli.scorer import conversations as given
 from rmcli.scorer.load import configuration_of, load_encoder, load_scorer
-from rmcli.scorer.scorer import WINDOW, Score, Scorer
+from rmcli.scorer.scorer import Score, Scorer
 from rmcli.scorer.tokens import complete
+from rmcli.scorer.windows import characters_of, windows
 from rmcli.tokens.tokenizer import load_model_config
 
 # A list of messages {"role", "content"}, or a dict of `messages` (or `prompt`, `response`) with `system`, `history`,
@@ -93,8 +94,8 @@ class RewardModel:
             groups = [given.conversation(talk, contract) for talk in talks]
             return [
                 score
-                for start in range(0, len(groups), WINDOW)
-                for (score,) in self._score_each([[group] for group in groups[start : start + WINDOW]])
+                for window in windows(groups, characters_of)
+                for (score,) in self._score_each([[group] for group in window])
             ]
 
     def score_responses(self, prompt: Any, responses: Iterable[Any]) -> list[Score]:

@@ -12,7 +12,6 @@ from rmcli.scorer.tokens import encode_apart, share, written_alike
 from rmcli.tokens.encode import NOTED, Encoder
 
 NOT_FINITE = "score_not_finite"
-WINDOW = 1024  # lines or conversations that are encoded, packed and scored together
 
 
 @dataclass(frozen=True)
@@ -71,10 +70,21 @@ class Scorer:
         _say_noted([side for of_group in sides for side in of_group])
         return self.score_sides(sides)
 
-    def score_sides(self, sides: Sequence[Sequence[TokenGroup | str]]) -> list[list[Score]]:
-        """The same of tokens: per group, conversations that stand alone, or why one has none."""
+    def score_tokens(self, groups: Sequence[TokenGroup], advance: Callable[[int], None]) -> list[Scored | str]:
+        """Per group of a prepared set, whose answers share their prefix already, its scores, or why it has none."""
+        return [
+            _finite(group, scores) for group, scores in zip(groups, self.runner.run(groups, advance), strict=True)
+        ]
+
+    def score_sides(
+        self, sides: Sequence[Sequence[TokenGroup | str]], advance: Callable[[int], None] = lambda count: None
+    ) -> list[list[Score]]:
+        """The same of tokens: per group, conversations that stand alone, or why one has none.
+
+        `advance` is told of groups that are done, where any of their conversations can be scored.
+        """
         good = [[side for side in of_group if isinstance(side, TokenGroup)] for of_group in sides]
-        scores = iter(self.runner.run([share(of_group) for of_group in good if of_group]))
+        scores = iter(self.runner.run([share(of_group) for of_group in good if of_group], advance))
         results = []
         for of_group, some in zip(sides, good, strict=True):
             values = iter(next(scores) if some else ())

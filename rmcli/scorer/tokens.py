@@ -78,6 +78,8 @@ def complete(encoder: Encoder, given: Any) -> TokenGroup | str:
         return "overlong"  # where to cut, only a conversation tells
     if reward.mode != "last" and ids[-1] != reward.reward_token_id:
         return NO_REWARD_TOKEN
+    if reward.mode != "last" and len(ids) == 1:
+        return "empty_conversation"  # the reward token alone
     if reward.stands_within(ids):
         return "reward_token_in_text"
     return TokenGroup(_EMPTY, (ids.astype(np.int32),), comparisons=())
@@ -86,9 +88,12 @@ def complete(encoder: Encoder, given: Any) -> TokenGroup | str:
 def _as_ids(given: Any) -> np.ndarray | None:
     """(tokens,) whole numbers of a list, an array or a tensor, wherever it lies; None where it is no such thing."""
     try:
-        array = np.asarray(given.tolist() if hasattr(given, "tolist") else given)
+        listed = given.tolist() if hasattr(given, "tolist") else given
+        array = np.asarray(listed)
     except (TypeError, ValueError, OverflowError, RuntimeError):
         return None
+    if array.ndim == 1 and any(isinstance(one, bool | np.bool_) for one in listed):
+        return None  # among numbers numpy takes True for 1
     if array.shape == (0,):
         return array.astype(np.int64)
     return array if array.ndim == 1 and array.dtype.kind in "iu" else None

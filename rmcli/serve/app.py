@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
@@ -16,13 +17,14 @@ from rmcli.serve.metrics import CONTENT_TYPE
 from rmcli.serve.protocols.known import PROTOCOLS
 from rmcli.serve.protocols.protocol import Protocol, Refusal
 from rmcli.serve.receive import Gone
-from rmcli.serve.refusal import Refused
+from rmcli.serve.refusal import Refused, shown
 from rmcli.serve.service import Service
 
 _STATUSES = {
     401: "The bearer token is missing or wrong",
     408: "The client was too slow",
     413: "Too many bytes, conversations or tokens, or more than fits in memory",
+    415: "The body is packed (Content-Encoding)",
     422: "Not a request that can be scored",
     429: "Too much waits already",
     503: "The server is shutting down",
@@ -54,6 +56,7 @@ def build_app(service: Service, token: str | None) -> Door:
 
     app = FastAPI(title=f"rmcli: {service.served.name}", version=__version__, lifespan=lifespan, redoc_url=None)
     app.add_exception_handler(Exception, _fault)
+    app.add_exception_handler(HTTPException, _no_such_place)
     for protocol in PROTOCOLS:
         app.add_api_route(
             protocol.path,
@@ -136,6 +139,15 @@ def _described(page: dict[str, Any], token: str | None) -> dict[str, Any]:
             for operation in methods.values():
                 operation["security"] = [] if path in ("/health", "/ready") else [{"token": []}]
     return page
+
+
+async def _no_such_place(request: Request, error: Exception) -> JSONResponse:
+    """404 and 405 of the router."""
+    assert isinstance(error, HTTPException)
+    allowed = (error.headers or {}).get("Allow")
+    hint = f"ask it by {allowed}" if allowed else "GET /openapi.json names the paths"
+    found = Refused(error.status_code, f"{request.method} {shown(request.url.path)}: {error.detail}", hint)
+    return JSONResponse(found.as_dict(), error.status_code, headers=error.headers)
 
 
 async def _fault(_: Request, error: Exception) -> JSONResponse:

@@ -2,12 +2,13 @@
 
 import json
 import re
+from collections import Counter
 from typing import Any, NoReturn
 
 import numpy as np
 
 from rmcli.serve.limits import MAX_DEPTH
-from rmcli.serve.refusal import Refused
+from rmcli.serve.refusal import Refused, shown
 
 _BLOCK = 65_536  # bytes that are looked at together: what is counted takes no memory of the body's size
 _QUOTE, _COMMA = ord('"'), ord(",")
@@ -20,7 +21,7 @@ def parse(body: bytes | bytearray, max_values: int) -> Any:
     """The JSON value of the body. Raises Refused: 413 for too many values, 422 for what is no sound JSON."""
     _check_size(body, max_values)
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+        value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         raise Refused(422, f"the body is not UTF-8: byte {error.start}", "send JSON in UTF-8") from None
     except json.JSONDecodeError as error:
@@ -28,7 +29,9 @@ def parse(body: bytes | bytearray, max_values: int) -> Any:
             422, f"the body is no JSON: {error.msg} at character {error.pos}", "GET /openapi.json has examples"
         ) from None
     except ValueError as error:  # a number of thousands of digits
-        raise Refused(422, f"the body has a number that cannot be read: {str(error)[:80]}") from None
+        raise Refused(
+            422, f"the body has a number that cannot be read: {str(error)[:80]}", "send fewer digits"
+        ) from None
     if _SURROGATE.search(body):
         _check_surrogates(value)
     return value
@@ -55,6 +58,15 @@ def _check_size(body: bytes | bytearray, max_values: int) -> None:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise Refused(422, f"the body holds {name}, which JSON does not have", "leave it out, or send null")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = Counter(name for name, _ in pairs)
+        (doubled, _), *_ = names.most_common(1)
+        raise Refused(422, f"the body has an object that names {shown(doubled)} twice", "give each name once")
+    return found
 
 
 def _check_surrogates(value: Any) -> None:

@@ -65,7 +65,7 @@ class Queue:
         if not is_own and good and self.waiting + len(good) > self._max_waiting:
             raise too_busy(
                 f"{self.waiting:,} conversations wait and {len(good):,} came, the limit is {self._max_waiting:,}",
-                self._seconds_left(),
+                self.seconds_left(),
             )
         scores = iter(await self._scored(good, seconds) if good else [])
         return [Score(None, error=side) if isinstance(side, str) else next(scores) for side in sides]
@@ -78,9 +78,9 @@ class Queue:
             async with asyncio.timeout(seconds):
                 return await job.answer
         except TimeoutError:
-            raise too_busy(f"not scored within {seconds:g} s", self._seconds_left()) from None
+            raise too_busy(f"not scored within {seconds:g} s", self.seconds_left()) from None
 
-    def _seconds_left(self) -> float:
+    def seconds_left(self) -> float:
         """About how long what waits will take."""
         tokens = sum(side.num_tokens for job in self._jobs if job.is_wanted for side in job.sides[job.taken :])
         return tokens / self._tokens_per_second

@@ -11,7 +11,7 @@ from rmcli.rows.map_fns.contract import Contract
 from rmcli.scorer import conversations as given
 from rmcli.scorer.tokens import encode_apart
 from rmcli.serve.texts import Texts, in_chunks
-from rmcli.tokens.encode import Encoder
+from rmcli.tokens.encode import NOTED, Encoder
 
 Side = TokenGroup | str  # a conversation that stands alone, or why it cannot be scored
 _KEYS_SAID = 20  # message keys that nothing reads, named once each: clients choose them
@@ -40,6 +40,7 @@ class Reader:
         self.texts = Texts(encoder)
         self._allow_no_prompt = allow_no_prompt
         self._said: set[str] = set()
+        self._noted: set[str] = set()
         self._lock = threading.Lock()
 
     def conversations(self, talks: Sequence[Any]) -> list[Side]:
@@ -61,7 +62,16 @@ class Reader:
         sides = (side for chunk in in_chunks(good, sizes) for (side,) in encode_apart(self.encoder, chunk))
         found = [group if isinstance(group, str) else next(sides) for group in groups]
         self._say_unread(contract)
+        self._say_noted({name for side in found if isinstance(side, TokenGroup) for name in side.noted})
         return found
+
+    def _say_noted(self, names: set[str]) -> None:
+        """What the scores of conversations may not be of, each once in the server's life."""
+        with self._lock:
+            new = sorted(names - self._noted)
+            self._noted.update(new)
+        for name in new:
+            output.warn(f"of a conversation that is scored: {NOTED[name]}")
 
     def _say_unread(self, contract: Contract) -> None:
         """Keys of messages that the template does not read, each once in the server's life."""

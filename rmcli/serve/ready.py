@@ -1,7 +1,6 @@
 """Whether the server gives the scores that its model had when it was exported."""
 
 import asyncio
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
@@ -32,10 +31,10 @@ class Golden:
 
     @classmethod
     def of(cls, folder: Path, dtype: str) -> "Golden":
-        path = folder / golden.FILE
-        if not path.is_file():
+        """Raises RmcliError where the file cannot be read."""
+        if not (folder / golden.FILE).is_file():
             return cls((), 0.0)
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = golden.read(folder)
         return cls(lines, limit(dtype, lines))
 
     def sides(self, reader: Reader) -> list[Side]:
@@ -53,6 +52,7 @@ class Golden:
         read = {
             "messages": reader.conversations([line["messages"] for line in self.lines]),
             "text": reader.texts.read([line["text"] for line in self.lines]),
+            "ids": self.sides(reader),
         }
         for what, sides in read.items():
             for number, (side, ids) in enumerate(zip(sides, wanted, strict=True), 1):

@@ -35,6 +35,7 @@ class Receiver:
                 raise Refused(
                     408,
                     f"the request was not sent within {self.limits.receive_seconds:g} s: {len(body):,} bytes came",
+                    "send it at once, or start the server with a larger --receive-timeout",
                     headers={"Connection": "close"},
                 ) from None
             yield body

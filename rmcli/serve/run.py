@@ -17,7 +17,7 @@ import uvicorn
 from rmcli import output
 from rmcli.config.files import read_json
 from rmcli.config.layers import Resolved
-from rmcli.errors import ENDING_SIGNALS, TERMINATED, ConfigError, Stopped
+from rmcli.errors import ENDING_SIGNALS, ConfigError
 from rmcli.scorer.load import load_encoder, load_scorer
 from rmcli.scorer.scorer import Scorer
 from rmcli.serve.app import build_app
@@ -53,8 +53,7 @@ def run(
 
     `announce` is told the address once it can be asked.
 
-    Raises ConfigError for a place where nothing can listen, RmcliError for a model that is not what it was, Stopped
-    where a second signal came before all was answered.
+    Raises ConfigError for a place where nothing can listen, RmcliError for a model that is not what it was.
     """
     # Requests are small: tokenizers' threads for each of them cost more than they save, and cores are the model's.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -121,7 +120,7 @@ def _served(folder: Path) -> Served:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, which a first signal lets finish and a second one ends."""
+    """uvicorn's, which a first signal lets finish; at a second one the process is left."""
 
     def __init__(self, service: Service, place: Place, limits: Limits) -> None:
         connection = type("TimedConnection", (Connection,), {"seconds": limits.receive_seconds})
@@ -146,8 +145,6 @@ class Server(uvicorn.Server):
     def run_until_drained(self, listener: socket.socket, announce: Callable[[], None]) -> None:
         self._announce = announce
         self.run([listener])
-        if self.force_exit:
-            raise Stopped("stopped before all was answered", None, TERMINATED)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self.loop = asyncio.get_running_loop()
@@ -165,7 +162,7 @@ class Server(uvicorn.Server):
         before = {number: signal.getsignal(number) for number in numbers}
         taken = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]
         for number in taken:
-            loop.add_signal_handler(number, self.drain)
+            loop.add_signal_handler(number, self.told_to_end, signal.Signals(number).name)
         try:
             yield
         finally:
@@ -174,10 +171,19 @@ class Server(uvicorn.Server):
                 with suppress(TypeError):
                     signal.signal(number, before[number])
 
+    def told_to_end(self, name: str) -> None:
+        """By a signal. Told again, the process is left: threads that read and score are not waited for."""
+        if self._draining is None:
+            self.drain()
+            return
+        try:
+            os.write(2, f"error: {name} once more: left at once, before all was answered\n".encode())
+        finally:
+            os._exit(ENDING_SIGNALS[name])
+
     def drain(self) -> None:
-        """Answer what is asked already and refuse what comes; asked again, end at once."""
+        """Answer what is asked already and refuse what comes."""
         if self._draining is not None:
-            self.force_exit = self.should_exit = True
             return
         self._service.is_draining = True
         output.say("draining: what was asked is answered, then the server ends")

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from math import exp
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 
@@ -19,9 +19,10 @@ from rmcli.serve.queue import Queue
 from rmcli.serve.reading import Asked, Reader
 from rmcli.serve.ready import Golden, Ready
 from rmcli.serve.receive import Gone, Receiver
-from rmcli.serve.refusal import Refused
+from rmcli.serve.refusal import Refused, shown, too_busy
 
 _NAMED = 3  # conversations that an error line names; its `items` has them all
+Found = TypeVar("Found")
 MakeQueue = Callable[[Scorer, int, Metrics], Queue]
 
 
@@ -58,20 +59,35 @@ class Service:
             with suppress(asyncio.CancelledError):
                 await scoring
             self.queue.close()
-            self._threads.shutdown()
+            self._threads.shutdown(cancel_futures=True)
 
     async def answer(self, protocol: Protocol, request: Request) -> Any:
         """What the request is answered with. Raises Refused, and Gone where nobody waits for it."""
         if self.is_draining:
-            raise Refused(503, "the server is shutting down", headers={"Retry-After": "5", "Connection": "close"})
+            headers = {"Retry-After": "5", "Connection": "close"}
+            raise Refused(503, "the server is shutting down", "send it to another, or again later", headers=headers)
+        packed = request.headers.get("content-encoding", "identity")
+        if packed != "identity":
+            raise Refused(415, f"the body is packed: Content-Encoding {shown(packed)}", "send JSON as it is")
         async with self.receiver.body_of(request.receive, request.headers.get("content-length")) as content:
-            loop = asyncio.get_running_loop()
-            body, asked = await loop.run_in_executor(self._threads, self._asked, protocol, content)
-        scores = await _unless_gone(request, self.queue.score(asked.sides, self.limits.score_seconds))
+            until = asyncio.get_running_loop().time() + self.limits.score_seconds
+            body, asked = await self._waited(until, request, self._read(protocol, content))
+        scores = await self._waited(until, request, self.queue.score(asked.sides, self.limits.score_seconds))
         self._count(scores)
         _check_errors(protocol, scores)
         values = [self._value(score, asked) for score in scores]
         return protocol.write(body, Answer(self.served, scores, values, asked.num_tokens))
+
+    async def _waited(self, until: float, request: Request, work: Coroutine[Any, Any, Found]) -> Found:
+        """What the work finds, given up where its client is Gone or (Refused, 429) its time is over."""
+        try:
+            async with asyncio.timeout_at(until):
+                return await _unless_gone(request, work)
+        except TimeoutError:
+            raise too_busy(f"not scored within {self.limits.score_seconds:g} s", self.queue.seconds_left()) from None
+
+    async def _read(self, protocol: Protocol, content: bytearray) -> tuple[Body, Asked]:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._asked, protocol, content)
 
     def _asked(self, protocol: Protocol, content: bytearray) -> tuple[Body, Asked]:
         """In a thread: tokenizing takes long."""
@@ -115,17 +131,17 @@ def _check_errors(protocol: Protocol, scores: list[Score]) -> None:
     )
 
 
-async def _unless_gone(request: Request, scoring: Coroutine[Any, Any, list[Score]]) -> list[Score]:
-    """The scores, given up as soon as the client closes its connection."""
-    scores = asyncio.ensure_future(scoring)
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, Found]) -> Found:
+    """What the work finds; it is given up as soon as the client closes its connection."""
+    found = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_left(request))
     try:
-        await asyncio.wait({scores, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not scores.done():
+        await asyncio.wait({found, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not found.done():
             raise Gone
-        return scores.result()
+        return found.result()
     finally:
-        scores.cancel()
+        found.cancel()
         gone.cancel()
 
 

@@ -7,13 +7,16 @@ from typing import Any, TypedDict
 
 import torch
 
+from rmcli.errors import RmcliError
 from rmcli.model import forward
 from rmcli.model.batch import build_batch
+from rmcli.model.hashes import HASHES_FILE
 from rmcli.records import Conversation, Message, PreferenceGroup, as_dicts
 from rmcli.tokens.encode import Encoder
 
 FILE = "golden.jsonl"
 MAX_LENGTH = 1024  # tokens of a conversation: the file is scored on a CPU, by models of any size
+_LARGEST = 3.5e38  # past what float32 holds
 HELD_OUT = 8  # conversations of the run's own, at most
 
 _LONG = "A reward model reads a whole conversation and gives one number. " * 6
@@ -97,4 +100,40 @@ def _is_plain(row: dict[str, Any], side: list[dict[str, Any]], tokens: Sequence[
     return all(
         message.keys() == {"role", "content"} and not any(token in message["content"] for token in tokens)
         for message in messages
+    )
+
+
+def read(folder: Path) -> list[Golden]:
+    """The lines of golden.jsonl. Raises RmcliError where there are none, or they cannot be read."""
+    path = folder / FILE
+    if not path.is_file():
+        raise RmcliError(
+            f"{folder} has no {FILE}: there is nothing to hold its scores against",
+            "give a folder that rmcli train or rmcli export has written",
+        )
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if not lines or not all(_is_golden(line) for line in lines):
+            raise ValueError(f"each line needs {', '.join(Golden.__annotations__)}, the score a finite number")
+        json.dumps(lines, ensure_ascii=False).encode()  # half a character is no text
+    except (ValueError, RecursionError) as error:
+        raise RmcliError(
+            f"{path} cannot be read: {error}", f"{HASHES_FILE} tells which files were changed"
+        ) from error
+    return lines
+
+
+def _is_golden(line: Any) -> bool:
+    """Whether a line is of the form of `Golden`. NaN would be no further from any score than another."""
+    if not isinstance(line, dict) or not Golden.__annotations__.keys() <= line.keys():
+        return False
+    messages, ids = line["messages"], line["input_ids"]
+    return (
+        isinstance(messages, list)
+        and all(isinstance(message, dict) for message in messages)
+        and isinstance(line["text"], str)
+        and isinstance(ids, list)
+        and all(type(one) is int for one in ids)
+        and type(line["score"]) in (int, float)
+        and abs(line["score"]) < _LARGEST
     )

@@ -42,6 +42,16 @@ def reward_template(template: str, reward: RewardTokenizer) -> str:
     return base + f"{{% if {finished} %}}{{{{ {token} }}}}{{% endif %}}"
 
 
+def trained_templates(shipped: str, reward: RewardTokenizer) -> list[str]:
+    """What a shipped template may have been made of: itself, or what stands where `reward_template` puts its own."""
+    placeholder = "\0"
+    before, after = reward_template(placeholder, reward).split(placeholder)
+    if not (shipped.startswith(before) and shipped.endswith(after)):
+        return [shipped]
+    base = shipped.removeprefix(before).removesuffix(after)
+    return [shipped, base, base + "\n"]
+
+
 def exported_template(reward: RewardTokenizer) -> str:
     """The chat template to ship, checked to give the ids that training used.
 

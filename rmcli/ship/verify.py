@@ -1,6 +1,5 @@
 """`rmcli verify`: a model folder against its own golden scores, by plain transformers in a fresh process."""
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -20,14 +19,13 @@ from rmcli.backbones.pretrained import from_pretrained
 from rmcli.backbones.shards import check_shards
 from rmcli.config.files import read_json
 from rmcli.errors import RmcliError
-from rmcli.model.hashes import HASHES_FILE, first_fault, read_by_no_loader
+from rmcli.model.hashes import first_fault, read_by_no_loader
 from rmcli.ship import golden
 from rmcli.ship.faults import config_fault
 from rmcli.ship.fresh import answers
 from rmcli.ship.golden import Golden
 from rmcli.ship.limits import WHOLE_GRID, limit
 
-_LARGEST = 3.5e38  # past what float32 holds
 _FROM_PADDING = "the architecture counts padding on the left: pad on the right"
 
 
@@ -68,7 +66,7 @@ def verify(folder: Path) -> Verified:
 
     Raises RmcliError for a folder without golden scores, or whose files cannot be read.
     """
-    lines = read_golden(folder)
+    lines = golden.read(folder)
     config = read_json(folder / "config.json")
     checks = [
         Check("files", fault=first_fault(folder, may_be_added=read_by_no_loader)),
@@ -85,41 +83,6 @@ def verify(folder: Path) -> Verified:
     cases = cases_of(config.get("dtype") or "float32", _num_parameters(folder, loaded), lines)
     checks += [judged(case, answer, has_state) for case, answer in answers(folder, cases, by)]
     return Verified(str(folder), len(lines), by, checks)
-
-
-def read_golden(folder: Path) -> list[Golden]:
-    """The lines of golden.jsonl. Raises RmcliError where there are none, or they cannot be read."""
-    path = folder / golden.FILE
-    if not path.is_file():
-        raise RmcliError(
-            f"{folder} has no {golden.FILE}: there is nothing to hold its scores against",
-            "give a folder that rmcli train or rmcli export has written",
-        )
-    try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        if not lines or not all(_is_golden(line) for line in lines):
-            raise ValueError(f"each line needs {', '.join(Golden.__annotations__)}, the score a finite number")
-    except (ValueError, RecursionError) as error:
-        raise RmcliError(
-            f"{path} cannot be read: {error}", f"{HASHES_FILE} tells which files were changed"
-        ) from error
-    return lines
-
-
-def _is_golden(line: Any) -> bool:
-    """Whether a line is of the form of `Golden`. NaN would be no further from any score than another."""
-    if not isinstance(line, dict) or not Golden.__annotations__.keys() <= line.keys():
-        return False
-    messages, ids = line["messages"], line["input_ids"]
-    return (
-        isinstance(messages, list)
-        and all(isinstance(message, dict) for message in messages)
-        and isinstance(line["text"], str)
-        and isinstance(ids, list)
-        and all(type(one) is int for one in ids)
-        and type(line["score"]) in (int, float)
-        and abs(line["score"]) < _LARGEST
-    )
 
 
 def _num_parameters(folder: Path, config: PreTrainedConfig) -> int:

@@ -25,3 +25,11 @@ class ControlTokens:
             return None
         found = self._any.search(text)
         return found and found[0]
+
+    def parts_of(self, text: str) -> list[str]:
+        """Control tokens, and what stands between them, in order: together they are the text."""
+        found, end = [], 0
+        for token in self._any.finditer(text):
+            found += [text[end : token.start()], token[0]]
+            end = token.end()
+        return [part for part in (*found, text[end:]) if part]

@@ -14,8 +14,6 @@ from rmcli.errors import ConfigError, RmcliError
 from rmcli.model.batch import comparisons_of, trains_as_list
 from rmcli.model.device import is_reduced
 from rmcli.packs.reader import PackedSplit
-from rmcli.ship.same_ids import ids_sha256
-from rmcli.tokens.tokenizer import RewardTokenizer
 
 
 def check_master_weights(config: Config, device: torch.device, processes: int) -> None:
@@ -128,28 +126,3 @@ def adopt_data_settings(resolved: Resolved, manifest: Mapping[str, Any], folder:
         origins[f"data.{key}"] = "default"
     data = resolved.config.data.model_validate({**prepared, **{key: wanted[key] for key in NOT_OF_THE_DATA}})
     return replace(resolved, config=resolved.config.model_copy(update={"data": data}), origins=origins)
-
-
-def check_same_tokens(manifest: Mapping[str, Any], reward: RewardTokenizer, folder: Path) -> None:
-    """Refuse data whose ids mean something else to this model. Raises RmcliError with both sides.
-
-    What was prepared for a base is also that of a reward model that was trained from it and shipped.
-    """
-    again = f"prepare the data for this model: rmcli prepare ... -o DIR, or train preset {manifest['preset']} on it"
-    alike = manifest.get("ids_sha256") == ids_sha256(reward)  # sets from before have none
-    for name, value in reward.fingerprint().items():
-        if manifest[name] != value and not alike:
-            what = name.removesuffix("_sha256").replace("_", " ")
-            raise RmcliError(
-                f"{folder} was prepared for preset {manifest['preset']} with another {what} than that of "
-                f"{reward.tokenizer.name_or_path} ({manifest[name][:8]}, not {value[:8]})",
-                again,
-            )
-    there = (manifest["reward_token"], manifest["reward_token_id"], manifest["reward_mode"])
-    here = (reward.reward_token, reward.reward_token_id, reward.mode)
-    if there != here:
-        raise RmcliError(
-            f"{folder} was prepared with reward token {there[0]} ({there[1]}, {there[2]}), "
-            f"not {here[0]} ({here[1]}, {here[2]})",
-            again,
-        )

@@ -22,8 +22,10 @@ from rmcli.model.memory import MemoryEstimate, estimate, free_memory, sizes_of
 from rmcli.model.sequence_parallel import check_sequence_parallel
 from rmcli.packs.manifest import read_manifest
 from rmcli.packs.reader import PackedSplit
+from rmcli.packs.same_tokens import check_same_tokens
 from rmcli.runs import backbone
 from rmcli.runs.folder import next_run_folder
+from rmcli.ship.same_ids import ids_sha256
 from rmcli.ship.template import exported_template
 from rmcli.tokens.tokenizer import CHAT_TEMPLATE_HINT, RewardTokenizer, load_model_config, load_tokenizer
 from rmcli.train.checks import (
@@ -31,7 +33,6 @@ from rmcli.train.checks import (
     adopt_data_settings,
     check_frozen,
     check_master_weights,
-    check_same_tokens,
     count_use,
     has_use,
 )
@@ -122,7 +123,7 @@ def build_job(
         raise ConfigError(
             f"the tokenizer of {config.model.pretrained_model_name_or_path} has no chat template", CHAT_TEMPLATE_HINT
         )
-    check_same_tokens(manifest, reward, data_folder)
+    check_same_tokens(manifest, reward, data_folder, ids=ids_sha256(reward))
     train_split = PackedSplit(data_folder, "train")
     if not len(train_split):
         raise RmcliError(f"{data_folder} has no training pairs", "lower data.eval_fraction, or prepare more rows")

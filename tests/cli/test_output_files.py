@@ -177,7 +177,7 @@ def test_sigterm_leaves_no_temporary(folder, tiny_run):
     command = [sys.executable, "-m", "rmcli", "score", str(tiny_run.model), "-", "-o", "scores.jsonl"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
-    while not list(folder.glob(".scores.jsonl.tmp-*")) and time.monotonic() < deadline:
+    while not list(folder.glob("scores.jsonl.part")) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)

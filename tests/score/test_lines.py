@@ -14,6 +14,7 @@ from rmcli import output
 from rmcli.rows.map_fns.contract import Contract
 from rmcli.score import run as score
 from rmcli.score.lines import read
+from rmcli.scorer.scorer import Scorer
 from support.places import REPOSITORY, write_lines
 
 MODEL = REPOSITORY / "tests" / "written_before" / "model"
@@ -164,7 +165,7 @@ def test_a_long_job_says_in_a_log_how_far_it_is(cli, monkeypatch, tmp_path):
 def test_ctrl_c_says_how_far_it_came(cli, monkeypatch, tmp_path):
     write_lines(tmp_path / "rows.jsonl", [talk(f"Sort: {n} 1", "1") for n in range(40)])
     monkeypatch.setattr(score, "WINDOW", 10)
-    real, windows = score.Scorer.score, []
+    real, windows = Scorer.score, []
 
     def interrupted(self, groups, advance):
         windows.append(len(groups))
@@ -172,11 +173,16 @@ def test_ctrl_c_says_how_far_it_came(cli, monkeypatch, tmp_path):
             raise KeyboardInterrupt
         return real(self, groups, advance)
 
-    monkeypatch.setattr(score.Scorer, "score", interrupted)
+    monkeypatch.setattr(Scorer, "score", interrupted)
     result = cli("score", MODEL, "rows.jsonl", "-o", "out.jsonl")
     assert result.code == 130
-    assert "note: interrupted after 20 of 40 lines; nothing is written to out.jsonl" in result.stderr
-    assert not list(Path().glob("*out.jsonl*"))
+    kept = f"{tmp_path}/out.jsonl.part holds their scores, and the same command goes on from there"
+    assert f"note: interrupted after 20 of 40 lines; {kept}" in result.stderr
+    assert sorted(path.name for path in Path().glob("*out.jsonl*")) == ["out.jsonl.part", "out.jsonl.part.settings"]
+    windows[:] = [0, 0]
+    result = cli("score", MODEL, "rows.jsonl", "-o", "other.jsonl")
+    assert "note: interrupted after 0 of 40 lines; nothing is written to other.jsonl" in result.stderr
+    assert not list(Path().glob("*other.jsonl*"))
     windows.clear()
     result = cli("score", MODEL, "rows.jsonl")
     assert "interrupted after 20 of 40 lines; their scores are written" in result.stderr

@@ -166,7 +166,7 @@ def test_input_that_cannot_be_read_is_one_line(cli, tiny_run, tmp_path):
         result = cli("score", tiny_run.model, "no.jsonl.gz", "-o", target)
         assert result.code == 1
         assert "error: no.jsonl.gz cannot be read" in result.stderr
-    assert "is a folder" in cli("score", tiny_run.model, tmp_path).stderr
+    assert "no.jsonl.gz cannot be read" in cli("score", tiny_run.model, tmp_path).stderr
     assert not (tmp_path / "out.jsonl").exists()
 
 

@@ -92,6 +92,12 @@ def test_ids_that_are_complete_have_the_score_of_their_conversation(model):
     assert model.score_ids([torch.tensor(one) for one in ids]) == scores
 
 
+def test_truths_and_the_reward_token_alone_are_no_ids_of_a_conversation(model):
+    (good,) = [ids_of(one) for one in CONVERSATIONS[:1]]
+    wrong = [[True, *good[1:]], [np.True_, *good[1:]], np.array([True, False]), [good[-1]]]
+    assert [one.error for one in model.score_ids(wrong)] == [*["wrong_type"] * 3, "empty_conversation"]
+
+
 def test_answers_to_one_prompt_have_the_scores_of_whole_conversations_and_the_prompt_runs_once(model):
     alone = values(model.score(CONVERSATIONS[: len(ANSWERS)]))
     with counted_tokens(model) as rows:

@@ -16,6 +16,15 @@ from support.cli import run_cli
 from support.hostile import BEFORE, ROWS, change_json, in_one_line, marker, sealed
 
 DEEP = "[" * 100_000
+SERVE = ("serve", "model", "--port", "0")
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_served(monkeypatch):
+    def serves(*_):
+        raise AssertionError("it is served")
+
+    monkeypatch.setattr("rmcli.serve.run.Server.run_until_drained", serves)
 
 
 def header(text: str, length: int | None = None) -> bytes:
@@ -37,7 +46,8 @@ HEADERS = {
 def test_hostile_headers_of_safetensors_are_one_line(model, name):
     (model / "model.safetensors").write_bytes(HEADERS[name])
     sealed(model)
-    assert "cannot load the weights of model: SafetensorError: " in in_one_line("score", "model", ROWS)
+    for command in (("score", "model", ROWS), SERVE):
+        assert "cannot load the weights of model: SafetensorError: " in in_one_line(*command)
     assert "the weights of model cannot be read: " in in_one_line("verify", "model")
     inspected = run_cli("inspect-token", "model")
     assert inspected.code == 0 or "is damaged: " in inspected.stderr
@@ -58,7 +68,7 @@ def index_naming(model: Path, value: object) -> None:
 def test_an_index_that_leads_out_of_its_folder_is_not_followed(model, value):
     index_naming(model, value)
     said = f"model.safetensors.index.json names {str(value)!r}, which is no file beside it"
-    for arguments in (("score", "model", ROWS), ("verify", "model"), ("inspect-token", "model")):
+    for arguments in (("score", "model", ROWS), ("verify", "model"), ("inspect-token", "model"), SERVE):
         assert said in in_one_line(*arguments)
     with pytest.raises(RmcliError, match="which is no file beside it"):
         list(stored_tensors({"pretrained_model_name_or_path": "model"}))
@@ -100,14 +110,43 @@ def test_golden_lines_that_prove_nothing_are_refused(model, name):
     lines[1] = json.dumps(json.loads(lines[1]) | GOLDEN[name])
     (model / "golden.jsonl").write_text("\n".join(lines) + "\n")
     sealed(model)
-    assert "golden.jsonl cannot be read: each line needs" in in_one_line("verify", "model")
+    for command in (("verify", "model"), SERVE):
+        assert "golden.jsonl cannot be read: each line needs" in in_one_line(*command)
 
 
-@pytest.mark.parametrize("text", [DEEP, "[]", "null", "", "no JSON"])
+@pytest.mark.parametrize("text", [DEEP, "[]", "null", "", "no JSON", '{"text": "\\ud800"}'])
 def test_golden_files_of_another_form_are_refused(model, text):
     (model / "golden.jsonl").write_text(text + "\n" if text else "")
     sealed(model)
-    assert "golden.jsonl cannot be read: " in in_one_line("verify", "model")
+    for command in (("verify", "model"), SERVE):
+        assert "golden.jsonl cannot be read: " in in_one_line(*command)
+
+
+HALVES = {
+    "text": "\ud800",
+    "messages": [{"role": "user", "content": "\ud800"}, {"role": "assistant", "content": "a"}],
+}
+
+
+@pytest.mark.parametrize("name", HALVES)
+def test_golden_lines_with_half_a_character_are_refused(model, name):
+    lines = (model / "golden.jsonl").read_text().splitlines()
+    lines[1] = json.dumps(json.loads(lines[1]) | {name: HALVES[name]})
+    (model / "golden.jsonl").write_text("\n".join(lines) + "\n")
+    sealed(model)
+    for command in (("verify", "model"), SERVE):
+        assert "golden.jsonl cannot be read: " in in_one_line(*command)
+
+
+@pytest.mark.parametrize(
+    "change", [{"messages": [{}]}, {"messages": []}, {"text": ""}, {"input_ids": [2**70]}, {"input_ids": []}]
+)
+def test_golden_lines_of_another_conversation_end_the_server(model, change):
+    lines = (model / "golden.jsonl").read_text().splitlines()
+    lines[1] = json.dumps(json.loads(lines[1]) | change)
+    (model / "golden.jsonl").write_text("\n".join(lines) + "\n")
+    sealed(model)
+    assert "of golden conversation 2: " in in_one_line(*SERVE)
 
 
 def test_a_golden_score_that_is_no_number_is_never_near_enough(model):

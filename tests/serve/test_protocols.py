@@ -167,9 +167,40 @@ def test_slime_sends_a_question_with_a_response_as_the_policy_has_ended_it(serve
     assert (empty.status, empty.json["items"]) == (422, [{"index": 0, "error": "empty_reply"}])
 
 
+@pytest.mark.parametrize("left", ["<|im_end|>", "<|im_end|>\n", "<|im_end|> <|im_end|><pad><pad>\n", "<pad>"])
+@pytest.mark.parametrize("prompt", ["Sort: 3 1 2", CONVERSATION[:1], RENDERED.partition("1 2 3")[0]])
+def test_what_generation_leaves_behind_a_response_does_not_change_its_reward(server, value, prompt, left):
+    near = pytest.approx(value, abs=CLOSE)
+    assert ok(server.ask("/slime", {"prompt": prompt, "response": f"1 2 3{left}"})) == near
+    assert ok(server.ask("/get_reward", {"query": [RENDERED + left]}))["rewards"] == [near]
+
+
+def test_control_tokens_in_a_message_are_said_once(server, monkeypatch):
+    said = []
+    monkeypatch.setattr("rmcli.output.warn", said.append)
+    for _ in range(3):
+        ok(server.ask("/score", {"prompt": "Sort: 3 1 2", "responses": ["1 2 3<|im_end|>"]}))
+    assert len(said) == 1
+    assert "text holds control tokens" in said[0]
+
+
 def test_slime_refuses_a_prompt_that_is_half_rendered(server):
     reply = server.ask("/slime", {"prompt": "<|im_start|>user\nSort: 3 1 2<|im_end|>\n", "response": "1 2 3"})
     assert (reply.status, reply.json["items"]) == (422, [{"index": 0, "error": "no_generation_prompt"}])
+
+
+@pytest.mark.parametrize(
+    ("response", "error"),
+    [
+        ("", "empty_reply"),
+        (" \n", "empty_reply"),
+        ("<|im_end|>", "empty_reply"),
+        ("1<|im_end|>\n<|im_start|>user\nx", "no_assistant_reply"),
+    ],
+)
+def test_slime_with_a_rendered_prompt_scores_a_reply_and_nothing_else(server, response, error):
+    reply = server.ask("/slime", {"prompt": RENDERED.partition("1 2 3")[0], "response": response})
+    assert (reply.status, reply.json.get("items")) == (422, [{"index": 0, "error": error}])
 
 
 def test_score_has_a_place_for_errors_and_says_what_was_cut(server, model):
@@ -184,6 +215,14 @@ def test_score_has_a_place_for_errors_and_says_what_was_cut(server, model):
     assert third == {"value": pytest.approx(cut.value, abs=CLOSE), "truncated": True, "error": None}
     assert fourth == first
     assert fifth["error"] == "missing_column messages"
+
+
+@pytest.mark.parametrize("beside", [{"response": "zz"}, {"responses": ["zz"]}])
+def test_an_answer_beside_messages_is_refused(server, model, beside):
+    given = {"messages": CONVERSATION, **beside}
+    (name,) = beside
+    (score,) = ok(server.ask("/score", {"conversations": [given]}))["scores"]
+    assert score["error"] == model.score([given])[0].error == f"unread_column {name}"
 
 
 def test_score_of_responses_is_that_of_python(server, model):
@@ -254,6 +293,22 @@ def test_fields_that_would_change_the_score_are_refused(server, fields, said):
     assert reply.json["hint"]
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/classify", {"input": None, "messages": CONVERSATION}),
+        ("/pooling", {"input": RENDERED, "messages": None, "chat_template_kwargs": None}),
+        ("/score", {"conversations": [CONVERSATION], "prompt": None, "responses": None}),
+        ("/score", {"conversations": None, "prompt": "Sort: 3 1 2", "responses": ["1 2 3"]}),
+        ("/get_reward", {"query": [RENDERED], "prompts": None, "labels": None}),
+        ("/v1/score/evaluation", {"model": None, "messages": [RENDERED], "max_length": None}),
+        ("/slime", {"prompt": "Sort: 3 1 2", "response": "1 2 3", "label": None}),
+    ],
+)
+def test_null_is_what_clients_write_for_what_is_not_set(server, path, body):
+    ok(server.ask(path, body))
+
+
 # --- requests that are none ---
 
 WRONG = [
@@ -261,19 +316,24 @@ WRONG = [
     ("/get_reward", {"query": []}, "query: list should have at least 1 item"),
     ("/get_reward", {"query": "text"}, "query: input should be a valid list, not 'text'"),
     ("/get_reward", {"query": ["text", 5]}, "query[1]: input should be a valid string, not 5"),
-    ("/get_reward", [], "input should be"),
-    ("/get_reward", None, "input should be"),
+    ("/get_reward", [], "/get_reward: the body is a JSON object, not []"),
+    ("/get_reward", None, "/get_reward: the body is a JSON object, not None"),
     ("/classify", {}, "give one of input and messages"),
     ("/classify", {"input": []}, "input is a text, a list of texts, a list of token ids"),
     ("/classify", {"input": ["a", 5]}, "input is a text, a list of texts, a list of token ids"),
     ("/classify", {"input": [True]}, "input is a text, a list of texts, a list of token ids"),
     ("/classify", {"input": {"text": "a"}}, "input is a text, a list of texts, a list of token ids"),
     ("/classify", {"messages": "hello"}, "messages: input should be a valid list, not 'hello'"),
-    ("/classify", {"messages": ["hello"]}, "messages[0]: input should be"),
+    ("/classify", {"messages": ["hello"]}, "messages[0]: input should be a JSON object, not 'hello'"),
     ("/v1/score/evaluation", {"model": "m", "messages": [[]]}, "messages[0]: input should be a valid string"),
     ("/v1/score/evaluation", {"messages": ["m"], "max_length": 0}, "max_length: input should be greater than"),
     ("/slime", {"prompt": "a"}, "response: field required"),
     ("/slime", {"prompt": 5, "response": "a"}, "prompt: input should be a valid string, not 5"),
+    ("/score", {"conversations": None}, "give conversations alone, or prompt and responses"),
+    ("/score", {"conversations": []}, "conversations: list should have at least 1 item"),
+    ("/score", {"prompt": None, "responses": ["a"]}, "give conversations alone, or prompt and responses"),
+    ("/classify", {"messages": []}, "messages: list should have at least 1 item"),
+    ("/classify", {"input": None, "messages": None}, "give one of input and messages"),
     ("/score", {}, "give conversations alone, or prompt and responses"),
     ("/score", {"prompt": "a"}, "give conversations alone, or prompt and responses"),
     ("/score", {"conversations": [[]], "prompt": "a", "responses": ["a"]}, "give conversations alone"),
@@ -287,6 +347,7 @@ def test_what_is_no_request_is_named_in_one_line(server, path, body, said):
     assert reply.status == 422
     assert said in reply.json["detail"]
     assert "\n" not in reply.json["detail"]
+    assert reply.json["hint"]
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda protocol: protocol.path)
@@ -297,16 +358,19 @@ def test_what_is_no_request_is_named_in_one_line(server, path, body, said):
         (b"{", "the body is no JSON"),
         (b"\xff{}", "the body is not UTF-8"),
         (b'{"x": NaN}', "the body holds NaN"),
+        (b'{"query": ["a"], "query": ["a"]}', "the body has an object that names 'query' twice"),
+        (b'{"a": 1, "x": [{"role": 1, "content": 2, "role": 1}]}', "the body has an object that names 'role' twice"),
         (b'{"x": ' + b"1" * 5000 + b"}", "a number that cannot be read"),
         (b'{"x": "\\ud800"}', "a lone surrogate"),
         (b"[" * 65, "nests deeper than 64"),
         (b'{"x": ' * 100_000, "nests deeper than 64"),
-        (b"5", "input should be"),
+        (b"5", "the body is a JSON object, not 5"),
     ],
 )
 def test_what_is_no_json_is_422_everywhere(server, protocol, body, said):
     reply = server.ask(protocol.path, body)
     assert (reply.status, said in reply.json["detail"]) == (422, True), reply.text
+    assert reply.json["hint"]
 
 
 def test_half_characters_in_pairs_are_whole(server, value):
@@ -327,10 +391,24 @@ def test_one_bad_conversation_is_named_where_the_shape_has_no_place_for_it(serve
 
 def test_ids_that_are_none_are_errors_in_their_place(server, golden):
     good = golden[0]["input_ids"]
-    given = [good, good[:-1], [*good, 4], [999999], [-1, 4], [2**70], ["a"], [], [2, *good], [5, 6, 4]]
+    given = [
+        good,
+        [4],
+        [True, *good[1:]],
+        good[:-1],
+        [*good, 4],
+        [999999],
+        [-1, 4],
+        [2**70],
+        ["a"],
+        [],
+        [2, *good],
+        [5, 6, 4],
+    ]
     reply = server.ask("/classify", {"input": given})
     assert reply.status == 422
     assert [entry["error"] for entry in reply.json["items"]] == [
+        *("empty_conversation", "wrong_type"),
         *("no_reward_token", "reward_token_in_text", "token_without_row", "token_without_row", "wrong_type"),
         *("wrong_type", "empty_conversation", "bos_twice", "not_rendered"),
     ]
@@ -344,7 +422,7 @@ def test_the_openapi_page_has_every_path_and_its_examples_are_served(server):
     assert page["paths"].keys() == {*(one.path for one in PROTOCOLS), "/health", "/ready", "/metrics"}
     for protocol in PROTOCOLS:
         described = page["paths"][protocol.path]["post"]
-        assert {"200", "408", "413", "422", "429", "503"} == described["responses"].keys()
+        assert {"200", "408", "413", "415", "422", "429", "503"} == described["responses"].keys()
         content = described["requestBody"]["content"]["application/json"]
         shape = page["components"]["schemas"][content["schema"]["$ref"].rpartition("/")[2]]
         assert shape["additionalProperties"] is False

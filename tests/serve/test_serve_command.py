@@ -100,7 +100,7 @@ def test_a_server_that_drains_answers_what_it_holds_and_nothing_new():
         assert (refused.status, refused.json["detail"]) == (503, "the server is shutting down")
         assert refused.headers["retry-after"] == "5"
         assert running.ask("/ready").status == 503
-        assert running.ask("/health").status == 200
+        assert running.ask("/health").status == running.ask("/metrics").status == 200
         assert [reply.result().status for reply in held] == [200, 200]
         wait_for(lambda: running.server.should_exit)
 
@@ -131,6 +131,36 @@ def test_sigterm_ends_the_command_with_0_once_all_is_answered(tmp_path):
     assert process.returncode == 0, stderr
     assert stdout == ""
     assert stderr.splitlines()[-1] == "draining: what was asked is answered, then the server ends"
+    assert "Traceback" not in stderr
+
+
+@pytest.mark.slow
+def test_a_second_sigterm_ends_the_command_at_once(tmp_path):
+    """While the model is at work for longer than anyone waits."""
+    code = (
+        "import sys; from support.serving import Watched; from functools import partial; from pathlib import Path;"
+        "from rmcli.scorer.load import configuration_of; from rmcli.serve.limits import Limits;"
+        "from rmcli.serve.run import Place, run; folder = Path(sys.argv[1]);"
+        "run(configuration_of(folder), folder, Place('127.0.0.1', 0, None), Limits(), partial(Watched, seconds=60))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, WRITTEN_BEFORE],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'tests'}"},
+    )
+    port = int(process.stdout.readline().rpartition(":")[2])
+    body = b'{"prompt": "Sort: 2 1", "responses": ["1 2"]}'
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(f"POST /score HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
+        wait_for(lambda: "requests_active 2" in ask(port, "/metrics").text)
+        process.send_signal(signal.SIGTERM)
+        wait_for(lambda: ask(port, "/ready").status == 503)
+        process.send_signal(signal.SIGTERM)
+        _, stderr = process.communicate(timeout=5)
+    assert process.returncode == 143, stderr
+    assert stderr.splitlines()[-1] == "error: SIGTERM once more: left at once, before all was answered"
     assert "Traceback" not in stderr
 
 

@@ -45,5 +45,5 @@ def test_the_page_names_paths_options_and_reasons_that_there_are(cli):
         assert f"`{reason}`" in PAGE
         assert reason in ERROR_HINTS
     assert json.dumps(sorted(set(re.findall(r"^\| (\d{3}) \|", PAGE, re.M)))) == (
-        '["401", "408", "413", "422", "429", "503"]'
+        '["401", "408", "413", "415", "422", "429", "503"]'
     )

@@ -1,8 +1,11 @@
 """What a client may not do: too much, too fast, too slowly, without the token. Always 4xx, and others are served."""
 
 import asyncio
+import gzip
 import json
 import time
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -10,6 +13,7 @@ import pytest
 from rmcli.serve.json_body import parse
 from rmcli.serve.limits import Limits
 from rmcli.serve.protocols.known import PROTOCOLS
+from rmcli.serve.protocols.protocol import validated
 from rmcli.serve.receive import Receiver
 from rmcli.serve.refusal import Refused
 from support.serving import WRITTEN_BEFORE, serving, talk
@@ -94,6 +98,36 @@ def test_too_many_tokens(small):
     assert (reply.status, reply.json["detail"]) == (413, "the request has 120 tokens, the limit is 100")
 
 
+MANY = 50_000
+WRONG = [
+    ("/score", {"conversations": [1] * MANY}),
+    ("/score", {"conversations": [[1] * MANY]}),
+    ("/score", {"prompt": [1] * MANY, "responses": ["a"]}),
+    ("/score", {"prompt": "a", "responses": [1] * MANY}),
+    ("/score", {"prompt": "a", "responses": [[1] * MANY]}),
+    ("/get_reward", {"query": [1] * MANY}),
+    ("/classify", {"input": [{}] * MANY}),
+    ("/pooling", {"messages": [1] * MANY}),
+    ("/v1/score/evaluation", {"messages": [1] * MANY}),
+    ("/slime", {"prompt": [1] * MANY, "response": "a"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [*WRONG, *((protocol.path, {f"x{n}": n for n in range(MANY)}) for protocol in PROTOCOLS)]
+)
+def test_many_wrong_things_are_one_error(path, body):
+    """An error of each took a kilobyte, and all of them a gigabyte."""
+    (protocol,) = [one for one in PROTOCOLS if one.path == path]
+    tracemalloc.start()
+    with pytest.raises(Refused) as refused:
+        validated(protocol, body, {})
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert refused.value.status == 422
+    assert peak < 40 * MANY
+
+
 def test_values_are_counted_before_they_are_built():
     parse(b'{"input": [' + b"1," * 90 + b"1]}", max_values=100)
     for many in (b"[" + b"1," * 300 + b"1]", b"[" + b"[]," * 150 + b"[]]", b"[" + b"{}," * 150 + b"{}]"):
@@ -159,6 +193,7 @@ def test_a_body_that_does_not_come_is_408(small):
         reply = read_all(connection)
     assert status_of(reply) == 408
     assert b"the request was not sent within 0.4 s: 1 bytes came" in reply
+    assert b"larger --receive-timeout" in reply
     assert 0.3 < time.monotonic() - started < 5
     assert small.service.receiver.held == 0
 
@@ -191,6 +226,56 @@ def test_a_connection_is_kept_between_requests_longer_than_a_request_may_take(sm
         time.sleep(0.6)
         connection.sendall(ask)
         assert status_of(reply_of(connection)) == 200
+
+
+def test_a_packed_body_is_415(small):
+    reply = small.ask("/score", gzip.compress(b"{}"), content_encoding="gzip")
+    assert reply.status == 415
+    assert reply.json == {"detail": "the body is packed: Content-Encoding 'gzip'", "hint": "send JSON as it is"}
+    assert small.ask("/get_reward", {"query": [RENDERED]}, content_encoding="identity").status == 200
+
+
+# --- slow work ---
+
+
+@pytest.fixture
+def reads_slowly():
+    """One thread reads, a second for each request; `read` has those that were."""
+    with serving(WRITTEN_BEFORE, replace(Limits(), score_seconds=0.3)) as running:
+        read, asked = [], running.service._asked
+
+        def slow(protocol, content):
+            read.append(protocol.path)
+            time.sleep(1)
+            return asked(protocol, content)
+
+        running.service._asked = slow
+        running.service._threads = ThreadPoolExecutor(1)
+        yield running, read
+
+
+def test_the_time_of_a_request_is_counted_from_before_it_is_read(reads_slowly):
+    running, read = reads_slowly
+    started = time.monotonic()
+    with ThreadPoolExecutor(3) as pool:
+        replies = list(pool.map(lambda _: running.ask("/get_reward", {"query": [RENDERED]}), range(3)))
+    assert time.monotonic() - started < 0.9
+    assert [(reply.status, reply.json["detail"]) for reply in replies] == [(429, "not scored within 0.3 s")] * 3
+    assert all(int(reply.headers["retry-after"]) >= 1 for reply in replies)
+    time.sleep(0.9)
+    assert read == ["/get_reward"]  # the others were given up before their turn
+
+
+def test_a_client_that_has_gone_is_not_read_any_more(reads_slowly):
+    running, read = reads_slowly
+    for _ in range(3):
+        with running.connect() as connection:
+            connection.sendall(b"POST /slime HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}")
+            time.sleep(0.05)
+    time.sleep(0.1)
+    assert running.service.active == 0
+    time.sleep(1)
+    assert read == ["/slime"]
 
 
 # --- the token ---
@@ -246,10 +331,14 @@ def test_metrics_are_prometheus_text_and_clients_cannot_make_them_grow(small):
     assert {name.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count") for name in bare} <= named | bare
 
 
-def test_other_paths_and_verbs_are_4xx(small):
-    assert small.ask("/nowhere").status == 404
-    assert small.ask("/score").status == 405
-    assert small.ask("/health", b"{}").status == 405
+def test_other_paths_and_verbs_are_4xx_with_a_hint(small):
+    for path, body, status, said, hint in (
+        ("/nowhere", None, 404, "GET '/nowhere': Not Found", "GET /openapi.json names the paths"),
+        ("/score", None, 405, "GET '/score': Method Not Allowed", "ask it by POST"),
+        ("/health", b"{}", 405, "POST '/health': Method Not Allowed", "ask it by GET"),
+    ):
+        reply = small.ask(path, body)
+        assert (reply.status, reply.json) == (status, {"detail": said, "hint": hint})
     with small.connect() as connection:
         connection.sendall(b"no HTTP at all\r\n\r\n")
         assert status_of(read_all(connection)) == 400

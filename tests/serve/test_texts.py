@@ -1,6 +1,7 @@
 """Text on the wire in all the ways clients render it: the tokens of the conversation it is, or why not."""
 
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -81,10 +82,22 @@ def test_bos_is_added_once_and_never_twice(texts):
 
 
 @pytest.mark.parametrize("left", ["", PAD, PAD * 5])
-@pytest.mark.parametrize("right", ["", END, PAD, END + PAD * 3, PAD * 3, END * 3, f"{END}\n"])
+@pytest.mark.parametrize(
+    "right", ["", END, PAD, END + PAD * 3, PAD * 3, END * 3, f"{END}\n", f"{END}{END}\n", f"{END}\n{PAD}\n"]
+)
 def test_padding_around_a_text_is_taken_away(texts, left, right):
     (side,) = texts.read([f"{left}{FRONT}1 2 3{right}"], strip_padding=True)
     assert ids_of(side) == conversation_ids(texts, "Sort: 3 1 2", "1 2 3")
+
+
+@pytest.mark.parametrize("behind", [END * 190_000, f"{END}\n" * 170_000, PAD * 380_000])
+def test_padding_without_end_takes_no_time(reserved, behind):
+    """Looked at token by token, and a text that is too long not at all."""
+    started = time.monotonic()
+    good, other = reserved.read([f"{FRONT}1 2 3{behind}", f"{FRONT}1 2 3{behind * 3}"], strip_padding=True)
+    assert ids_of(good) == conversation_ids(reserved, "Sort: 3 1 2", "1 2 3")
+    assert other == "too_long_text"
+    assert time.monotonic() - started < 6  # minutes where each is taken away from a text of its own
 
 
 def test_an_ending_is_found_in_whole_tokens(texts):
@@ -105,6 +118,83 @@ def test_a_cut_reply_is_not_read_at_the_end_of_the_question(texts):
 )
 def test_text_that_no_template_of_the_model_wrote_is_an_error(texts, text):
     assert texts.read([text]) == ["not_rendered"]
+
+
+BEGUN = f"{END}\n<|im_start|>"
+NO_REPLY = {
+    "": "empty_reply",
+    "   ": "empty_reply",
+    "\n\n": "empty_reply",
+    END: "empty_reply",
+    f" {END}\n": "empty_reply",
+    f"1 2 3{BEGUN}user\nq2": "no_assistant_reply",
+    f"1 2 3{BEGUN}user\nq2{END}\n": "no_assistant_reply",
+    f"1 2 3{BEGUN}user\nq2{BEGUN}assistant\n": "empty_reply",
+    f"1 2 3{BEGUN}system\nx": "no_assistant_reply",
+    f"1 2 3{BEGUN}tool\nx{END}\n": "no_assistant_reply",
+}
+
+
+@pytest.mark.parametrize("strip_padding", [False, True])
+@pytest.mark.parametrize("after", NO_REPLY)
+def test_a_text_without_a_last_reply_has_no_score(texts, after, strip_padding):
+    assert texts.read([FRONT + after], strip_padding=strip_padding) == [NO_REPLY[after]]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{BOS}system\ns{BEGUN}user\nq{END}\n",  # nobody answers
+        f"{BOS}user\nq{BEGUN}tool\nx{END}\n",
+        f"{BOS}user\nq{BEGUN}assistant",
+        f"{BOS}user\nq{END}{BOS}assistant\n1",  # another template's
+        f"junk{BEGUN}system\nxx",
+    ],
+)
+def test_a_text_in_which_no_reply_begins_is_an_error(texts, text):
+    assert texts.read([text]) == ["not_rendered"]
+
+
+def test_the_last_reply_of_several_turns_is_scored(texts):
+    (side,) = texts.read([f"{FRONT}1 2 3{BEGUN}user\nq2{BEGUN}assistant\n4"])
+    assert ids_of(side) == conversation_ids(texts, "Sort: 3 1 2", "1 2 3", "q2", "4")
+
+
+@pytest.mark.parametrize("after", ["1 2 3", *NO_REPLY])
+def test_ids_are_held_to_the_same(texts, after):
+    text = FRONT + after.removesuffix(f"{END}\n").removesuffix(END) + f"{END}\n"
+    (ids,) = texts.encoder.engine.encode([text])
+    finished = texts.reward.finish(ids).tolist()
+    (side,) = texts.read_ids([finished])
+    assert side == NO_REPLY[after] if after in NO_REPLY else ids_of(side) == finished
+
+
+MISTRAL_LIKE = (
+    "{{ '<|im_start|>' }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST]' + m['content'] + '[/INST]' }}"
+    "{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}{% endfor %}"
+)
+WORDS_ALONE = (
+    "{% for m in messages %}{{ '\n\n' + m['role'] + ': ' + m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\n\nassistant: ' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "front", "further"),
+    [
+        (SKYWORK_LIKE, "[user]\n\nq<|im_end|>[assistant]\n\n", "<|im_end|>[user]\n\nq2"),
+        (MISTRAL_LIKE, "[INST]q[/INST]", "<|im_end|>[INST]q2"),
+        (WORDS_ALONE, "\n\nuser: q\n\nassistant: ", "\n\nuser: q2"),
+    ],
+)
+def test_templates_of_other_shapes_are_held_to_the_same(tmp_path, template, front, further):
+    folder = tmp_path / "other"
+    shutil.copytree(WRITTEN_BEFORE, folder)
+    (folder / "chat_template.jinja").write_text(template)
+    texts = Texts(encoder_of(folder))
+    good, *others = texts.read([f"{front}1 2", front, f"{front}1 2{further}", "plain words"])
+    assert ids_of(good) == conversation_ids(texts, "q", "1 2")
+    assert others == ["empty_reply", "no_assistant_reply", "not_rendered"]
 
 
 def test_texts_that_say_nothing_or_too_much(texts):

@@ -6,7 +6,9 @@ import subprocess
 import pytest
 
 import serve as benchmark
+from rmcli.serve.protocols.known import PROTOCOLS
 from support.places import REPOSITORY, missing
+from support.serving import ask
 
 # What the description cannot say: a text is a rendered conversation, the last message is an assistant's reply.
 CONFIGURATION = """
@@ -44,7 +46,12 @@ def test_schemathesis_finds_nothing(model, tmp_path):
         done = subprocess.run(
             [*command, "--suppress-health-check", "all"], cwd=tmp_path, capture_output=True, text=True
         )
+        counted = ask(serving.port, "/metrics").text
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr
+    counts = re.findall(r'rmcli_requests_total\{path="([^"]+)",status="(\d+)"\} (\d+)', counted)
+    served = {path: int(count) for path, status, count in counts if status == "200"}
+    assert {protocol.path for protocol in PROTOCOLS} <= served.keys()  # the examples: 422 alone is no server
+    assert served["/score"] > 20  # whatever text is in it, it has a place for errors
     generated = re.search(r"(\d+) generated", done.stdout)
     assert generated is not None, done.stdout[-2000:]
     assert int(generated[1]) > 500

@@ -8,7 +8,7 @@ import torch
 
 from rmcli.config.resolve import resolve
 from rmcli.model.load import label_for_reward
-from rmcli.ship import own, plain, verify
+from rmcli.ship import golden, own, plain, verify
 from rmcli.ship.export import Run, export
 from rmcli.tokens.tokenizer import load_tokenizer
 from support.exactness import tiny_network
@@ -62,6 +62,6 @@ def test_the_mode_is_that_of_the_run(exported, tmp_path, mode, ends_with):
     found = exported("llama", f"model.reward_token={mode}", "model.reward_token_id=none")
     assert found.first_failure is None, found.first_failure
     assert json.loads((tmp_path / "model" / "config.json").read_text())["reward_mode"] == mode
-    texts = [line["text"] for line in verify.read_golden(tmp_path / "model")]
+    texts = [line["text"] for line in golden.read(tmp_path / "model")]
     assert len(texts) >= 5
     assert all(text.endswith(f"{ends_with}") for text in texts)

@@ -14,8 +14,8 @@ from rmcli.__main__ import begin
 from rmcli.cli.ending import one_line_for_everything
 from rmcli.errors import ConfigError, RmcliError, Stopped
 from rmcli.parallel import collectives, end, world
+from rmcli.parallel.processes import started_processes
 from rmcli.parallel.word import is_one_of_others, peers_explained
-from rmcli.train.launcher import started_processes
 from rmcli.train.signals import stop_on_signals
 
 

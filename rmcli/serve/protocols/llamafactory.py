@@ -10,7 +10,7 @@ from uuid import uuid4
 from pydantic import BaseModel, Field
 
 from rmcli.records import TokenGroup
-from rmcli.serve.protocols.protocol import Answer, Body, Protocol
+from rmcli.serve.protocols.protocol import Answer, Body, ListOf, Protocol
 from rmcli.serve.reading import Asked, Reader, Side
 
 
@@ -18,7 +18,7 @@ class Evaluation(Body):
     """`model` is not looked at and comes back. A text of more than `max_length` tokens is an error, never cut."""
 
     model: str | None = None
-    messages: list[str] = Field(min_length=1)
+    messages: ListOf[str] = Field(min_length=1)
     max_length: int | None = Field(default=None, ge=1)
 
     @property

@@ -8,14 +8,14 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from rmcli.serve.protocols.protocol import Answer, Body, Protocol
+from rmcli.serve.protocols.protocol import Answer, Body, ListOf, Protocol
 from rmcli.serve.reading import Asked, Reader
 
 
 class Query(Body):
     """`query`: prompts with their answers, rendered. `prompts` and `labels` are not read: they say nothing more."""
 
-    query: list[str] = Field(min_length=1)
+    query: ListOf[str] = Field(min_length=1)
     prompts: list[Any] | None = None
     labels: list[Any] | None = None
 

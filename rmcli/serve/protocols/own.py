@@ -1,14 +1,13 @@
 """`/score`: rmcli's own shape, in which one bad conversation is an error in its place."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic.config import JsonDict
 
-from rmcli.serve.protocols.protocol import Answer, Body, Protocol
+from rmcli.serve.protocols.protocol import Answer, Body, ListOf, Messages, Protocol, either
 from rmcli.serve.reading import Asked, Reader
 
-_EITHER: JsonDict = {"oneOf": [{"required": ["conversations"]}, {"required": ["prompt", "responses"]}]}
+_EITHER = either(("conversations",), ("prompt", "responses"))
 
 
 class ToScore(Body):
@@ -16,19 +15,19 @@ class ToScore(Body):
 
     model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra=_EITHER)
 
-    conversations: list[list[dict[str, Any]] | dict[str, Any]] = Field(default=[], min_length=1)
-    prompt: str | list[dict[str, Any]] | dict[str, Any] = ""
-    responses: list[str | list[dict[str, Any]]] = Field(default=[], min_length=1)
+    conversations: Annotated[ListOf[Messages | dict[str, Any]], Field(min_length=1)] | None = None
+    prompt: str | Messages | dict[str, Any] | None = None
+    responses: Annotated[ListOf[str | Messages], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _either(self) -> "ToScore":
-        if self.model_fields_set not in ({"conversations"}, {"prompt", "responses"}):
+        if self.given not in ({"conversations"}, {"prompt", "responses"}):
             raise ValueError("give conversations alone, or prompt and responses")
         return self
 
     @property
     def num_items(self) -> int:
-        return len(self.conversations) + len(self.responses)
+        return len(self.conversations or self.responses or ())
 
 
 class OneScore(BaseModel):
@@ -49,7 +48,7 @@ class AllScores(BaseModel):
 def _read(body: ToScore, reader: Reader) -> Asked:
     if body.conversations:
         return Asked(reader.conversations(body.conversations))
-    return Asked(reader.answers(body.prompt, body.responses))
+    return Asked(reader.answers(body.prompt, body.responses or ()))
 
 
 def _write(body: ToScore, answer: Answer) -> dict[str, Any]:

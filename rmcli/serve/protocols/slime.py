@@ -8,14 +8,17 @@ from typing import Any
 
 from pydantic import Field
 
-from rmcli.serve.protocols.protocol import Answer, Body, Protocol
+from rmcli.serve.protocols.protocol import Answer, Body, Messages, Protocol
 from rmcli.serve.reading import Asked, Reader
 
 
 class Sample(Body):
-    """`prompt`: a question, messages, or a text that a chat template has rendered. `label` is not read."""
+    """`prompt`: a question, messages, or a text that a chat template has rendered. `label` is not read.
 
-    prompt: str | list[dict[str, Any]]
+    What generation leaves behind a `response`, its end of turn and padding, is no part of the reply.
+    """
+
+    prompt: str | Messages
     response: str
     label: Any = Field(default=None)
 
@@ -25,12 +28,11 @@ class Sample(Body):
 
 
 def _read(body: Sample, reader: Reader) -> Asked:
-    """A policy's response ends with the end of its turn, which the template writes after what people have typed."""
-    prompt, response = body.prompt, body.response
+    prompt, response = body.prompt, reader.texts.without_end(body.response)
     if not isinstance(prompt, str) or not reader.texts.is_rendered(prompt):
-        return Asked(reader.answers(prompt, [reader.texts.stripped(response)]))
-    fault = reader.texts.rendered_prompt(prompt) if response.strip() else "empty_reply"
-    return Asked([fault] if fault else reader.texts.read([prompt + response], strip_padding=True))
+        return Asked(reader.answers(prompt, [response]))
+    fault = reader.texts.rendered_prompt(prompt)
+    return Asked([fault] if fault else reader.texts.read([prompt + response]))
 
 
 def _write(body: Sample, answer: Answer) -> Any:

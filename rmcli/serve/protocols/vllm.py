@@ -10,12 +10,11 @@ from typing import Annotated, Any, Literal
 from uuid import uuid4
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
-from pydantic.config import JsonDict
 
-from rmcli.serve.protocols.protocol import Answer, Body, Protocol
+from rmcli.serve.protocols.protocol import NULL, Answer, Body, Messages, Protocol, either
 from rmcli.serve.reading import Asked, Reader, Side
 
-_EITHER: JsonDict = {"oneOf": [{"required": ["input"]}, {"required": ["messages"]}]}
+_EITHER = either(("input",), ("messages",))
 _IDS: dict[str, Any] = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 _INPUT = {
     "anyOf": [
@@ -23,6 +22,7 @@ _INPUT = {
         {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1},
         _IDS,
         {"type": "array", "items": _IDS, "minItems": 1},
+        NULL,
     ]
 }
 
@@ -32,7 +32,7 @@ def _is_id(value: Any) -> bool:
 
 
 def _checked_input(value: Any) -> Any:
-    if isinstance(value, str):
+    if value is None or isinstance(value, str):
         return value
     if isinstance(value, list) and value:
         first = value[0]
@@ -57,7 +57,7 @@ class Pooled(Body):
     model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra=_EITHER)
 
     input: Annotated[Any, AfterValidator(_checked_input), WithJsonSchema(_INPUT)] = None
-    messages: list[dict[str, Any]] = Field(default=[], min_length=1)
+    messages: Annotated[Messages, Field(min_length=1)] | None = None
     activation: bool | None = None
     use_activation: bool | None = None
     add_special_tokens: bool | None = None
@@ -81,7 +81,7 @@ class Pooled(Body):
 
     @model_validator(mode="after")
     def _settled(self) -> "Pooled":
-        if len(self.model_fields_set & {"input", "messages"}) != 1:
+        if len(self.given & {"input", "messages"}) != 1:
             raise ValueError("give one of input and messages")
         if None not in (self.activation, self.use_activation) and self.activation != self.use_activation:
             raise ValueError("activation and use_activation are two names of one thing, and differ")

@@ -1,4 +1,4 @@
-"""How many processes train together: what a launcher has started, or `--num-processes` asks for."""
+"""How many processes work together: what a launcher has started, or `--num-processes` asks for."""
 
 from collections.abc import Mapping
 
@@ -16,8 +16,8 @@ _PLACE = ("RANK", _RANK, "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 def started_processes(environment: Mapping[str, str]) -> int:
     """How many processes a launcher has started, this one among them; 1 without a launcher.
 
-    Raises ConfigError where several were started and nothing says where they meet: each would train a model of its
-    own, in the same folders.
+    Raises ConfigError where several were started and nothing says where they meet: each would do all of
+    it, into the same files.
     """
     told = {name: int(environment[name]) for name in (*_SIZES, _RANK) if environment.get(name, "").isdecimal()}
     missing = [name for name in _PLACE if not environment.get(name)]
@@ -32,7 +32,7 @@ def started_processes(environment: Mapping[str, str]) -> int:
     raise ConfigError(
         f"{count} processes were started ({several}={told[several]}), but nothing tells them where they meet: "
         f"{', '.join(missing)} not set",
-        f"start torchrun, once per machine: torchrun ... -m rmcli train ... (if it is one process, unset {several})",
+        f"start torchrun, once per machine: torchrun ... -m rmcli ... (if it is one process, unset {several})",
     )
 
 
@@ -67,5 +67,5 @@ def check_gpus(num_processes: int, device_type: str) -> None:
     if device_type == "cuda" and num_processes > torch.cuda.device_count():
         raise ConfigError(
             f"--num-processes {num_processes}, but this machine has {torch.cuda.device_count()} GPUs",
-            "one process per GPU: --num-processes 0, or train on the CPU: -s train.device=cpu",
+            "one process per GPU: --num-processes 0, or use the CPU: -s train.device=cpu",
         )

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from rmcli.errors import ConfigError
-from rmcli.train.launcher import check_gpus, started_processes, wanted_processes
+from rmcli.parallel.processes import check_gpus, started_processes, wanted_processes
 
 PLACE = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
