@@ -43,7 +43,7 @@ import rmcli
 from rmcli import output
 from rmcli.config.layers import Layer
 from rmcli.config.resolve import resolve, trained_model_layers
-from rmcli.config.sections import Config
+from rmcli.config.sections import Config, SourceSection
 from rmcli.model.load import load_model
 from rmcli.model.network import score_head
 from rmcli.records import TokenGroup, as_dicts
@@ -119,7 +119,7 @@ def loaded_once(config: Config) -> Callable[[Path, Path], list[float]]:
 
     def run(source: Path, target: Path) -> list[float]:
         target.unlink(missing_ok=True)  # another way's output, which rmcli would not replace
-        summary = score.run(config, str(source), str(target))
+        summary = score.run(config, SourceSection(path=str(source)), str(target))
         if summary.errors or summary.truncated:
             raise SystemExit(f"not all was scored: {summary.as_dict()}")
         return [value for line in target.read_text(encoding="utf-8").splitlines() for value in _values(line)]
