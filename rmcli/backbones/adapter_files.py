@@ -1,10 +1,9 @@
 """A folder of adapters by peft: what its adapter_config.json says, and which model they belong to."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from rmcli.config.files import read_toml
+from rmcli.config.files import read_json, read_toml
 from rmcli.errors import RmcliError
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -15,14 +14,11 @@ def is_adapter_folder(place: str | Path | None) -> bool:
 
 
 def read_settings(folder: str | Path) -> dict[str, Any]:
-    """Raises RmcliError for what is no LoRA of a named base model."""
+    """Raises RmcliError for what is no LoRA of a named base model, ConfigError for what is no JSON object."""
     path = Path(folder) / SETTINGS
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RmcliError(f"{path} cannot be read: {error}", "the file is damaged") from error
-    if not isinstance(settings, dict) or settings.get("peft_type") != "LORA":
-        kind = settings.get("peft_type") if isinstance(settings, dict) else "no table"
+    settings = read_json(path)
+    if settings.get("peft_type") != "LORA":
+        kind = settings.get("peft_type")
         raise RmcliError(f"{path}: peft_type is {kind}, not LORA", "merge it into its base model first, with peft")
     if not isinstance(settings.get("base_model_name_or_path"), str):
         raise RmcliError(f"{path} names no base_model_name_or_path", "write the base model's name there")

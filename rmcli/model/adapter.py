@@ -59,7 +59,7 @@ def settings(lora: LoraSection, reward: RewardTokenizer, network: PreTrainedMode
     """
     names = lora.target_modules
     if names == "all-linear":
-        names = [name for name, module in network.named_modules() if is_linear(module) and name != "score"]
+        names = _linear_names(network)
     return _peft().LoraConfig(
         task_type="SEQ_CLS",
         r=lora.r,
@@ -72,16 +72,17 @@ def settings(lora: LoraSection, reward: RewardTokenizer, network: PreTrainedMode
     )
 
 
-def is_linear(module: nn.Module) -> bool:
-    """Whether it multiplies by one matrix; gpt2's Conv1D does."""
-    return isinstance(module, nn.Linear | Conv1D)
+def _linear_names(network: PreTrainedModel) -> list[str]:
+    """Of the modules that multiply by one matrix, gpt2's Conv1D too; without the head."""
+    named = network.named_modules()
+    return [name for name, module in named if isinstance(module, nn.Linear | Conv1D) and name != "score"]
 
 
 def _refuse_unknown(network: PreTrainedModel, targets: Any) -> None:
     """Raises ConfigError for a name that no linear layer ends with; a text is a pattern of peft's."""
     if isinstance(targets, str):
         return
-    linear = [name for name, module in network.named_modules() if is_linear(module) and name != "score"]
+    linear = _linear_names(network)
     for target in sorted(targets):
         if not any(name == target or name.endswith(f".{target}") for name in linear):
             known = sorted({name.rpartition(".")[2] for name in linear})

@@ -94,14 +94,15 @@ def _beside_adapters(model: ModelSection, for_scoring: bool) -> PreTrainedModel:
     folder = Path(str(model.pretrained_model_name_or_path))
     base = model.model_copy(update=base_of(folder))
     network, _ = load_stored(base, load_model_config(base), for_scoring=False)
-    if is_packed(folder) or (for_scoring and model.quantization == "nf4"):
+    was_packed, is_to_be = is_packed(folder), model.quantization == "nf4"
+    if was_packed or (for_scoring and is_to_be):
         adapter.pack(network)
     adapter_folder.put(folder, network)
-    if is_packed(folder) and not for_scoring and model.quantization == "nf4":
+    if was_packed and is_to_be and not for_scoring:
         output.warn(
             f"{folder} was trained beside 4 bits: merged, it is packed into 4 bits anew, and scores otherwise"
         )
-    return network if for_scoring and model.quantization == "nf4" else adapter.merge(cast(Any, network).to("cpu"))
+    return network if for_scoring and is_to_be else adapter.merge(cast(Any, network).to("cpu"))
 
 
 def rebuild_network(

@@ -168,10 +168,9 @@ def _frozen_bytes(sizes: NetworkSizes, reduced: bool) -> int:
     if not sizes.frozen:
         return 0
     each = 2 if reduced else 4
-    whole = each * max(map(prod, sizes.weight_shapes)) if sizes.in_4_bits else 0
     # The embedding is put together anew with the row that trains, and its gradient passes once whole.
-    embedding = 2 * each * max(map(prod, sizes.weight_shapes))
-    return each * (sizes.frozen - sizes.in_4_bits) + _packed_bytes(sizes) + whole + embedding
+    largest = (2 + (sizes.in_4_bits > 0)) * max(map(prod, sizes.weight_shapes))
+    return each * (sizes.frozen - sizes.in_4_bits + largest) + _packed_bytes(sizes)
 
 
 def _start_bytes(sizes: NetworkSizes, device_type: str) -> int:
@@ -200,6 +199,7 @@ def _of_one_process(alone: MemoryEstimate, sizes: NetworkSizes, mesh: MeshShape)
         gradients=alone.gradients // mesh.shard + 4 * together,
         states=alone.states // mesh.shard,
         copies=alone.copies // mesh.shard,
+        start=0,  # the first process reads the model in main memory
     )
 
 

@@ -8,10 +8,8 @@ import hashlib
 import json
 
 from rmcli.model.shipped_tokenizer import without_special_tokens
-from rmcli.ship.template import reward_template
+from rmcli.ship.template import trained_templates
 from rmcli.tokens.tokenizer import RewardTokenizer
-
-_WITHIN = "\0"  # stands in no template
 
 
 def ids_sha256(reward: RewardTokenizer) -> str:
@@ -25,7 +23,5 @@ def ids_sha256(reward: RewardTokenizer) -> str:
 
 def _without_ending(template: str, reward: RewardTokenizer) -> str:
     """The template before it was made to end at the reward position. Jinja drops one newline at the very end."""
-    before, after = reward_template(_WITHIN, reward).split(_WITHIN)
-    if template.startswith(before) and template.endswith(after):
-        template = template.removeprefix(before).removesuffix(after)
-    return template.removesuffix("\n")
+    _, *made_of = trained_templates(template, reward)
+    return (made_of[0] if made_of else template).removesuffix("\n")

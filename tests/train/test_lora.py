@@ -15,6 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from nano_run import files, lines, make_model, of_model, settings
 from rmcli.backbones.adapter_files import SETTINGS, WEIGHTS
+from rmcli.config.resolve import resolve
+from rmcli.ship.place import no_base_for_peft
 from support.cli import run_cli
 from support.places import REPOSITORY
 
@@ -210,3 +212,54 @@ def test_what_does_not_go_together_is_refused(base, nano_data, tmp_path, keys, s
     result = run_cli("train", "--data", nano_data, *of_model(base), *settings(*line), "-o", tmp_path / "run")
     assert result.code == 2
     assert said in result.stderr
+
+
+def test_adapters_are_found_beside_their_base_from_elsewhere(base, nano_data, tmp_path, monkeypatch):
+    """Where the base was named by a path that holds in one folder only."""
+    monkeypatch.chdir(base.parent)
+    result = train(Path(base.name), nano_data, "-o", tmp_path / "run", *settings("train.max_steps=1"))
+    assert result.code == 0, result.stderr
+    monkeypatch.chdir(tmp_path)
+    assert run_cli("export", "run", "-o", "out").code == 0
+    assert scored(Path("run/adapter").absolute()) == pytest.approx(
+        [line["score"] for line in golden(Path("out"))], abs=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"lora_bias": True}, "lora_bias = True is not merged here"),
+        ({"use_dora": True}, "use_dora = True is not merged here"),
+        (
+            {"trainable_token_indices": {"embed_tokens": [4]}},
+            "trainable_token_indices = {'embed_tokens': [4]} is not",
+        ),
+        ({"peft_type": "IA3"}, "peft_type is IA3, not LORA"),
+    ],
+)
+def test_adapters_of_another_kind_are_refused(whole, nano_data, tmp_path, changes, said):
+    shutil.copytree(whole / "adapter", tmp_path / "adapter")
+    (tmp_path / "adapter" / "rmcli.sha256").unlink()
+    path = tmp_path / "adapter" / SETTINGS
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    result = run_cli("score", tmp_path / "adapter", nano_data / "eval.jsonl")
+    assert result.code == 1
+    assert said in result.stderr
+
+
+def test_a_base_that_nobody_has_for_peft_is_known_before_the_export(whole, base, tmp_path):
+    section = resolve(
+        "tiny", (), (f"model.pretrained_model_name_or_path={base}", "model.random_weights=false")
+    ).config
+    assert no_base_for_peft(section.model) is None
+    config = json.loads((base / "config.json").read_text())
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "config.json").write_text(json.dumps(config | {"model_type": "internlm2", "bias": False}))
+    for name, why in (
+        (whole / "adapter", "is a folder of adapters itself"),
+        (tmp_path / "model.gguf", "is a .gguf file"),
+        (tmp_path / "own", "transformers has no classifier for their base model"),
+    ):
+        other = section.model.model_copy(update={"pretrained_model_name_or_path": str(name)})
+        assert why in str(no_base_for_peft(other))

@@ -4,12 +4,16 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from rmcli.config.resolve import resolve
+from rmcli.errors import RmcliError
+from rmcli.model.memory import estimate
+from rmcli.parallel.mesh import MeshShape
 from rmcli.train import memory
 from rmcli.train.job import Job, build_job
 from rmcli.train.loop import Trainer
@@ -228,3 +232,22 @@ def test_the_estimate_is_within_a_quarter_of_the_measured_peak(cli, tmp_path, ch
     )
     measured = json.loads(answer.stdout.splitlines()[-1])
     assert measured["estimate"] == pytest.approx(measured["peak"], rel=0.25), measured
+
+
+def test_main_memory_must_hold_the_base_that_adapters_lie_beside(tiny_run, monkeypatch):
+    """Of a GPU's run, too: the base is read, and merged with them, there."""
+    job = replace(job_of(tiny_run.data, "lora.r=4"), device=torch.device("cuda"))
+    monkeypatch.setattr(memory, "free_memory", lambda device, processes: 2**40)
+    need = 4 * job.memory.num_parameters
+    monkeypatch.setattr("rmcli.model.limits.host_memory", lambda: need)
+    memory.check_memory(job)
+    monkeypatch.setattr("rmcli.model.limits.host_memory", lambda: need - 1)
+    with pytest.raises(RmcliError, match="not enough main memory: the base model is read in float32"):
+        memory.check_memory(job)
+
+
+def test_a_base_that_is_cut_over_processes_is_whole_on_none_of_them(tiny_run):
+    job = job_of(tiny_run.data, "lora.r=4")
+    assert job.memory.start > 4 * job.memory.num_parameters - 1
+    cut = estimate(job.memory.sizes, job.config, job.memory.tokens, True, MeshShape(1, 8))
+    assert cut.start == 0

@@ -1,5 +1,6 @@
 """What a protocol is: a path, the shapes of request and answer, and how each is read and written."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
@@ -27,7 +28,7 @@ def either(*groups: Collection[str]) -> JsonDict:
     return {"oneOf": shapes}
 
 
-class Body(BaseModel):
+class Body(BaseModel, ABC):
     """A request's JSON. Nothing is converted, and a field that is not read is refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -38,9 +39,9 @@ class Body(BaseModel):
         return {name for name in self.model_fields_set if getattr(self, name) is not None}
 
     @property
+    @abstractmethod
     def num_items(self) -> int:
         """Conversations that it asks for."""
-        raise NotImplementedError
 
 
 class Problem(BaseModel):
