@@ -75,7 +75,7 @@ def whole(layer: nn.Module) -> nn.Module:
 def _bitsandbytes() -> Any:
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # of a kernel it can do without
     try:
-        import bitsandbytes
+        import bitsandbytes  # pyright: ignore[reportMissingImports] (the extra qlora brings it)
     except ImportError as error:
         raise ConfigError(
             f"model.quantization = 'nf4': bitsandbytes cannot be imported: {error}", install_command("qlora")
