@@ -24,6 +24,7 @@ FLOORS = [
     {"__main__"},
     {"cli"},
     COMMANDS,
+    {"lines"},
     {"ship"},
     {"runs", "scorer"},
     {"model"},

@@ -99,13 +99,13 @@ def score_command(
     verbose: Verbose = False,
 ) -> None:
     """Score conversations, answers, or both sides of pairs."""
+    from rmcli.lines.inputs import STDIN, files_read, parse_input
     from rmcli.model.device import find_device
     from rmcli.parallel import parent, world
     from rmcli.parallel.launch import run_together
     from rmcli.parallel.processes import check_gpus, started_processes, wanted_processes
     from rmcli.parallel.word import peers_explained
     from rmcli.score.choice import asked_for
-    from rmcli.score.inputs import STDIN, files_read, parse_input
     from rmcli.score.results import output_file
     from rmcli.scorer.load import configuration_of
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from rmcli.lines.read import Line
 from rmcli.records import Conversation, PreferenceGroup
-from rmcli.score.lines import Line
 from rmcli.tokens.encode import num_shared_messages
 
 MOST_ROWS = 1024  # that one prompt may go over

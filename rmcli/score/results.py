@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from rmcli import output
+from rmcli.lines.read import Line
 from rmcli.model.batch import build_targets
 from rmcli.model.metrics import PairMetrics
 from rmcli.output_files import OutputFile, check_stdout
-from rmcli.score.lines import Line
 from rmcli.scorer.scorer import Score, Scored
 from rmcli.tokens.encode import NOTED
 

@@ -1,7 +1,6 @@
 """`rmcli score`: rows of conversations, pairs or answers -> JSON lines of scores, in the same order."""
 
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -12,6 +11,9 @@ import torch
 from rmcli import output
 from rmcli.config.sections import Config, SourceSection
 from rmcli.errors import ConfigError, Terminated
+from rmcli.lines import inputs
+from rmcli.lines.of_input import lines_of
+from rmcli.lines.team import scored
 from rmcli.model import hashes
 from rmcli.model.device import pick_device
 from rmcli.parallel import world
@@ -20,17 +22,13 @@ from rmcli.rows.map_fns.apply import find_map_function, source_sha256
 from rmcli.rows.map_fns.contract import Contract
 from rmcli.rows.map_fns.known import AUTO, NAMED
 from rmcli.runs.record import versions
-from rmcli.score import inputs, lines, prepared
 from rmcli.score.choice import Choice
-from rmcli.score.lines import Line
 from rmcli.score.places import Facts, Stream, place
 from rmcli.score.results import Summary, output_file
-from rmcli.score.team import scored
 from rmcli.score.unfinished import Unfinished
 from rmcli.score.units import Prompts, Rows
 from rmcli.scorer.load import load_encoder, load_scorer
 from rmcli.scorer.windows import WINDOW, windows
-from rmcli.tokens.encode import Encoder
 
 SECONDS_BETWEEN_LINES = 10.0  # of the log, where there is no terminal
 
@@ -72,7 +70,7 @@ def run(
         return _settings(config, source, map_fn, choice, is_verified), _machine(config)
 
     with place(results_file, facts) as results:
-        given, total = _given(config, source, map_fn, contract, encoder, results.done.rows)
+        given, total = lines_of(config, source, map_fn, contract, encoder, results.done.rows)
         results.take_as_read(line.digest for line in islice(given, results.done.rows))
         summary = _summary_so_far(results, contract)
         scorer = load_scorer(config, encoder)
@@ -89,18 +87,6 @@ def run(
                 log.reach(results.done.rows)
     contract.report_keys(source.path)  # columns that are not read come back with the scores
     return summary
-
-
-def _given(
-    config: Config, source: SourceSection, map_fn: str | None, contract: Contract, encoder: Encoder, skip: int
-) -> tuple[Iterator[Line], int | None]:
-    """The lines, of which the first `skip` are passed over, and how many they are where that is known."""
-    if not inputs.is_prepared(source.path):
-        given = lines.read(source, map_fn, contract, config.data.max_row_bytes, skip)
-        return given, inputs.count_rows(source)
-    if map_fn is not None:
-        raise ConfigError(f"--map-fn {map_fn}: {source.path} is prepared, its rows are mapped", "leave it out")
-    return prepared.read(source, encoder)
 
 
 def _summary_so_far(results: Stream | Unfinished, contract: Contract) -> Summary:

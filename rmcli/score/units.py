@@ -7,9 +7,9 @@ from itertools import chain
 from json import dumps
 from typing import Any, Protocol, TypeVar
 
+from rmcli.lines.read import Line
 from rmcli.records import PreferenceGroup, TokenGroup
 from rmcli.score.choice import Choice
-from rmcli.score.lines import Line
 from rmcli.score.prompts import Prompt, joined
 from rmcli.score.results import Summary
 from rmcli.scorer.scorer import Score, Scored, Scorer

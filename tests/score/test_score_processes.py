@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rmcli.score.team import scored
+from rmcli.lines.team import scored
 from support.places import REPOSITORY, write_lines
 
 MODEL = REPOSITORY / "tests" / "written_before" / "model"

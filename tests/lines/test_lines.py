@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from rmcli import output
+from rmcli.lines.read import read
 from rmcli.rows.map_fns.contract import Contract
 from rmcli.score import run as score
-from rmcli.score.lines import read
 from rmcli.scorer.scorer import Scorer
 from support.places import REPOSITORY, write_lines
 

@@ -10,6 +10,8 @@ from typing import Any, Literal
 from rmcli import output
 from rmcli.config.sections import SourceSection
 from rmcli.errors import ConfigError, Skip
+from rmcli.lines.answers import ANSWER, answered
+from rmcli.lines.inputs import read_rows
 from rmcli.records import PreferenceGroup, RawRow, TokenGroup
 from rmcli.rows.files import LONGEST_ROW
 from rmcli.rows.map_fns.apply import apply, find_map_function
@@ -18,8 +20,6 @@ from rmcli.rows.map_fns.contract import Contract
 from rmcli.rows.map_fns.fields import MapFunction
 from rmcli.rows.map_fns.known import AUTO, NAMED, recognise
 from rmcli.rows.sources import as_section
-from rmcli.score.answers import ANSWER, answered
-from rmcli.score.inputs import read_rows
 from rmcli.scorer import conversations
 
 # The columns that a row of ours is made of. All others are the user's own and come back with the score.

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from rmcli.config.sections import SourceSection
 from rmcli.errors import ConfigError, RmcliError
+from rmcli.lines.read import Line
 from rmcli.packs.manifest import read_manifest
 from rmcli.packs.reader import PackedSplit
 from rmcli.packs.same_tokens import check_same_tokens
 from rmcli.packs.schema import SPLITS
 from rmcli.records import TokenGroup
-from rmcli.score.lines import Line
 from rmcli.ship.template import trained_templates
 from rmcli.tokens.encode import Encoder
 

@@ -7,10 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rmcli.lines.read import read
 from rmcli.packs.reader import PackedSplit
 from rmcli.rows.map_fns.contract import Contract
 from rmcli.score.choice import Choice
-from rmcli.score.lines import read
 from rmcli.score.units import Prompts, Rows
 from rmcli.scorer import windows
 from support.places import REPOSITORY, write_lines
