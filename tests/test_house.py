@@ -35,6 +35,7 @@ FLOORS = [
     {"parallel"},
     {"output_files"},
     {"plugins", "output"},
+    {"metrics"},
     {"records"},
     {"errors", "threads", "installed", "logs"},
 ]

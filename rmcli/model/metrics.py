@@ -1,6 +1,5 @@
 """What is reported of scores: accuracy, margin, and the range of the scores."""
 
-import math
 from dataclasses import dataclass, field
 
 import torch
@@ -10,14 +9,6 @@ from rmcli.parallel import collectives, world
 
 TOTALS = ("correct", "margin", "score_sum", "score_min", "score_max")
 _MOST_PARTS = 256
-
-
-def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Where the true share lies with 95 % confidence (z = 1.96), seen `share` in `count` > 0 (Wilson 1927)."""
-    shrink = 1 + z * z / count
-    center = (share + z * z / (2 * count)) / shrink
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / shrink
-    return center - half, center + half
 
 
 @dataclass

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from rmcli.model.metrics import wilson_interval
+from rmcli.metrics.intervals import wilson_interval
 
 SMALLEST_RANGE = 1e-3  # of scores, or of their size where that is above 1: below, all answers are told the same
 FEW_PAIRS = 100  # held out: an accuracy of fewer has an interval of 0.2 and more

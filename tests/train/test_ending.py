@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from rmcli.errors import RmcliError
-from rmcli.model.metrics import wilson_interval
+from rmcli.metrics.intervals import wilson_interval
 from rmcli.train.collapse import collapse_warning
 from rmcli.train.loop import Trainer
 

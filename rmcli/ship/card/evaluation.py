@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rmcli.model.metrics import wilson_interval
+from rmcli.metrics.intervals import wilson_interval
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""What scores are worth: figures of scored answers and of comparisons among them. Arrays in, plain numbers out."""
