@@ -1,4 +1,4 @@
-"""Accuracy and mean margin of some comparisons at a time: by a value that each has, by how much longer the better is."""
+"""Accuracy and mean margin of some pairs at a time: by a value that each has, by how much longer the better is."""
 
 import itertools
 from collections.abc import Sequence
@@ -15,7 +15,6 @@ EDGES = (-200, -50, -10, 10, 50, 200)  # tokens; a bin holds its upper edge
 def by_length_difference(judged: Judged) -> list[dict[str, Any]]:
     """By the tokens that the better answer has more than the worse one, shortest first; without bins of no pair."""
     bins = np.searchsorted(EDGES, judged.longer_by)
-    found = {name: bins == number for number, name in enumerate(_names())}
     return [
         _entry(name, judged.only(bins == number)) for number, name in enumerate(_names()) if (bins == number).any()
     ]
