@@ -103,5 +103,5 @@ def test_a_row_of_another_schema_is_left_out_by_name(change, reason):
 
 
 def test_a_missing_column_is_named():
-    with pytest.raises(Skip, match="^missing_column rejected$"):
+    with pytest.raises(Skip, match=r"^missing_column rejected$"):
         REWARD_BENCH.group({name: value for name, value in ROW.items() if name != "rejected"})

@@ -107,7 +107,8 @@ def test_a_prompt_asked_one_way_counts_for_its_accuracy_alone():
     # 0.3 * 0.5 + 0.3 * 0.5 + 0.2 + 0.2 + 0.01 * tanh(2 / 1 - 1)
     assert figures["score"] == pytest.approx(0.7 + 0.01 * math.tanh(1), abs=1e-12)
     alone = ties.figures([tie("ref:2", [2.0], [1.0])])
-    assert (alone["accurate_ref"], alone["accurate_tied"], alone["preferred"], alone["score"]) == (1, None, None, None)
+    nothing = dict.fromkeys(("score", "accurate_tied", "preferred", "preferred_hard", "margin"))
+    assert alone == {"rows": 1, "prompts": 0, "accurate_ref": 1.0, **nothing}
 
 
 def test_the_table_has_each_subset_and_the_headline():

@@ -60,12 +60,12 @@ def figures(suite: Suite, covered: Coverage) -> Figures:
 def _not_official(rows: Figures) -> str | None:
     parts = []
     if rows["missing"]:
-        parts.append(f"{rows['missing']:,} of {rows['official']:,} rows are missing")
+        parts.append(f"{rows['missing']:,} of {rows['official']:,} rows missing")
     if rows["left_out"]:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in rows["left_out"].items())
-        parts.append(f"{sum(rows['left_out'].values()):,} were left out ({reasons}; first: {rows['first_left_out']})")
+        parts.append(f"{sum(rows['left_out'].values()):,} left out ({reasons}; first: {rows['first_left_out']})")
     if rows["extra"]:
-        parts.append(f"{rows['extra']:,} are more than there should be")
+        parts.append(f"{rows['extra']:,} more than there should be")
     if rows["truncated"]:
-        parts.append(f"{rows['truncated']:,} were scored truncated")
+        parts.append(f"{rows['truncated']:,} scored truncated")
     return f"this is not the official number: {', '.join(parts)}" if parts else None

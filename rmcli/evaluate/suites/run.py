@@ -40,8 +40,8 @@ def evaluate_suite(
 ) -> dict[str, Any]:
     """The suite's entry of metrics.json, read from `source` or, without one, from the Hub.
 
-    Of several processes all score; the first one reads and gives the entry, the others give an empty one. Raises
-    RmcliError where there is nothing to read or no row is of the suite, ConfigError for a prepared folder.
+    Of several processes the first one reads, all score, and each gives the entry. Raises RmcliError where there is
+    nothing to read or no row is of the suite, ConfigError for a prepared folder.
     """
     sources = suite.hub if source is None else (source,)
     total = on_first(lambda: _count_from_hub(suite) if source is None else _count(suite, source))
@@ -54,7 +54,7 @@ def evaluate_suite(
             _take(covered, window, found)
             noted.update(odd)
             shown.reach(len(covered.judged) + covered.left_out.total())
-    return _entry(suite, sources, covered, noted) if world.is_first() else {}
+    return on_first(lambda: _entry(suite, sources, covered, noted))
 
 
 def _entry(suite: Suite, sources: Sequence[SourceSection], covered: Coverage, noted: Counter[str]) -> dict[str, Any]:
