@@ -82,6 +82,9 @@ ROWS = {
 }
 
 
+CONVERSATIONS = {"reward-bench": 8, "reward-bench-2": 15, "rm-bench": 18, "judge-bench": 4}
+
+
 def scores_of(scorer, prompt: str, answers: list[str]) -> list[float]:
     """Each answer scored alone."""
     talks = [({"role": "user", "content": prompt}, {"role": "assistant", "content": answer}) for answer in answers]
@@ -106,6 +109,7 @@ def test_a_suite_from_a_file_is_scored_and_says_that_it_is_not_whole(model, said
         "left_out": {},
         "first_left_out": None,
         "truncated": 0,
+        "conversations": CONVERSATIONS[name],
     }
     assert not entry["figures"]["complete"]
     missing = f"this is not the official number: {all_of_it - count:,} of {all_of_it:,} rows missing"
@@ -155,6 +159,7 @@ def test_what_cannot_be_scored_is_left_out_counted_and_said(model, said, tmp_pat
         "left_out": {"unknown_subset": 1, "bad_json": 1, "empty_reply": 1, "overlong": 1},
         "first_left_out": f"unknown_subset (subset is 'hep-perl') at {file}:2",
         "truncated": 1,
+        "conversations": 6,
     }
     assert found["subsets"]["hep-go"]["rows"] == 2
     assert said == [

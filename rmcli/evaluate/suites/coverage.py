@@ -38,7 +38,8 @@ def figures(suite: Suite, covered: Coverage) -> Figures:
 
     `complete`: each official row was scored, once, whole. `rows`: `official`, `read`, `scored`, `missing` (fewer than
     the official count; those left out are among them), `extra` (more), `left_out` by reason, with `first_left_out`,
-    and `truncated` (scored, but an answer's conversation was cut). `not_official`: what differs, in words, or None.
+    `truncated` (scored, but an answer's conversation was cut), and the `conversations` of all scored rows.
+    `not_official`: what differs, in words, or None.
     """
     scored = Counter(asked.counted for asked, _ in covered.judged)
     missing = sum(max(0, count - scored[name]) for name, count in suite.official.items())
@@ -52,6 +53,7 @@ def figures(suite: Suite, covered: Coverage) -> Figures:
         "left_out": dict(covered.left_out),
         "first_left_out": covered.first_left_out,
         "truncated": covered.truncated,
+        "conversations": sum(len(scores) for _, scores in covered.judged),
     }
     said = _not_official(rows)
     return {"complete": said is None, "not_official": said, "rows": rows, **suite.rules(covered.judged)}
