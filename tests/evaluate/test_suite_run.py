@@ -1,8 +1,10 @@
 """A suite from its rows to its entry of metrics.json: what is left out is said, and what is cut."""
 
 import json
-from dataclasses import replace
 
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ranks import on_ranks
@@ -177,10 +179,27 @@ def test_windows_change_no_figure(model, tmp_path, monkeypatch):
     assert run.evaluate_suite(*model, suite, source) == whole
 
 
-def test_several_sources_are_one_suite_as_the_hub_has_judge_bench(model, tmp_path):
-    files = [write_lines(tmp_path / f"{n}.jsonl", [row]) for n, row in enumerate(ROWS["judge-bench"])]
-    suite = replace(SUITES["judge-bench"], hub=tuple(as_section(str(file)) for file in files))
-    found = run.evaluate_suite(*model, suite)["figures"]
+@pytest.mark.parametrize("name", SUITES)
+def test_every_kind_of_file_gives_the_same(model, tmp_path, name):
+    lines = write_lines(tmp_path / "rows.jsonl", ROWS[name])
+    expected = run.evaluate_suite(*model, *parse_suite(f"{name}={lines}"))
+    (tmp_path / "total_dataset.json").write_text(json.dumps(ROWS[name], indent=1))  # as RM-Bench has it
+    pq.write_table(pa.Table.from_pylist(ROWS[name]), tmp_path / "rows.parquet")  # as the Hub has most sets
+    for file in ("total_dataset.json", "rows.parquet"):
+        assert run.evaluate_suite(*model, *parse_suite(f"{name}={tmp_path / file}")) == expected
+
+
+def test_the_hub_is_read_where_no_file_is_given_all_splits_of_it(model, monkeypatch):
+    asked: list[tuple[str, str]] = []
+    rows = dict(zip(("gpt", "claude"), ROWS["judge-bench"], strict=True))
+
+    def load_dataset(path: str, split: str) -> datasets.Dataset:
+        asked.append((path, split))
+        return datasets.Dataset.from_list([rows[split]])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    found = run.evaluate_suite(*model, *parse_suite("judge-bench"))["figures"]
+    assert set(asked) == {("ScalerLab/JudgeBench", "gpt"), ("ScalerLab/JudgeBench", "claude")}
     assert found["rows"]["scored"] == 2
     assert {name: of["rows"] for name, of in found["responses"].items()} == {"gpt": 1, "claude": 1}
 
