@@ -60,6 +60,7 @@ EXAMPLES = {
         "rmcli evaluate runs/first/model data/orpo",
         "rmcli evaluate runs/first/model pairs.jsonl --map-fn hh_rlhf --by topic --min-accuracy 0.7",
         "rmcli evaluate runs/second/model pairs.jsonl --against runs/first/model",
+        "rmcli evaluate runs/first/model --suite reward-bench-2 --suite rm-bench=total_dataset.json",
     ),
     "export": (
         "rmcli export runs/first -o my-model",

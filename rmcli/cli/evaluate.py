@@ -22,7 +22,7 @@ from rmcli.cli.options import (
     say_next,
     show_config,
 )
-from rmcli.errors import ConfigError, RmcliError
+from rmcli.errors import RmcliError
 
 if TYPE_CHECKING:
     from rmcli.config.layers import Resolved
@@ -45,6 +45,14 @@ def evaluate_command(
         str | None,
         typer.Option("--map-fn", metavar="NAME", help="Map function of the sets' rows; auto if none is given."),
     ] = None,
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--suite",
+            metavar="NAME[=FILE]",
+            help="A public suite by its own rules: reward-bench, reward-bench-2, rm-bench, judge-bench; repeatable.",
+        ),
+    ] = None,
     by: Annotated[
         list[str] | None,
         typer.Option("--by", metavar="COLUMN", help="Figures by this column of the rows; repeatable."),
@@ -55,7 +63,7 @@ def evaluate_command(
     ] = None,
     min_accuracy: Annotated[
         float | None,
-        typer.Option("--min-accuracy", metavar="X", min=0, max=1, help="Exit with 1 where a set is below."),
+        typer.Option("--min-accuracy", metavar="X", min=0, max=1, help="Exit with 1 where a set or suite is below."),
     ] = None,
     format_bias: Annotated[
         int | None,
@@ -104,10 +112,10 @@ def evaluate_command(
 
     wanted, started = wanted_processes(num_processes, os.environ), started_processes(os.environ)
     with world.joined(started), one_line_for_everything(), peers_explained():
-        if not sets:
-            raise ConfigError("nothing to evaluate on", "give a preference set: rmcli evaluate MODEL SET")
-        what = asked_for(sets, map_fn, by or (), format_bias, against is not None, max(wanted, started) > 1)
-        read = [file for source in what.sets for file in files_read(source)]
+        is_shared = max(wanted, started) > 1
+        what = asked_for(sets or (), suite or (), map_fn, by or (), format_bias, against is not None, is_shared)
+        sources = [*what.sets, *(source for _, source in what.suites if source is not None)]
+        read = [file for source in sources for file in files_read(source)]
         target = place(out, model, overwrite, read)
         if world.is_first():
             target.check()
@@ -115,8 +123,9 @@ def evaluate_command(
             resolved = configuration_of(model, preset, config or (), set_ or ())
             other = None if against is None else configuration_of(against, preset, config or (), set_ or ())
         if dry_run:
-            plan = {"model": str(model), "sets": [one.label for one in what.sets], "output": str(target.folder)}
-            show_config(resolved, plan | {"against": None if against is None else str(against)}, json)
+            plan = {"model": str(model), "sets": [one.label for one in what.sets], "suites": suite or []}
+            other_model = None if against is None else str(against)
+            show_config(resolved, {**plan, "against": other_model, "output": str(target.folder)}, json)
             return
         if wanted > 1:
             check_gpus(wanted, find_device(resolved.config.train.device, "train.device").type)
@@ -153,10 +162,10 @@ def _finish(found: Mapping[str, Any], target: "Place", as_json: bool, min_accura
         show(found)
     output.say(f"figures in {target.metrics.path}")
     say_next("serve", str(found["model"]))
-    for one in found["sets"]:
-        accuracy = one["figures"]["accuracy"]
-        if min_accuracy is not None and accuracy < min_accuracy:
+    measured = [(one["name"], one["figures"]["accuracy"]) for one in found["sets"]]
+    for name, value in [*measured, *((one["suite"], one["headline"]) for one in found["suites"])]:
+        if min_accuracy is not None and value < min_accuracy:
             raise RmcliError(
-                f"accuracy {accuracy:.4f} on {one['name']} is below --min-accuracy {min_accuracy:g}",
-                f"its worst pairs are in {target.metrics.path}",
+                f"accuracy {value:.4f} on {name} is below --min-accuracy {min_accuracy:g}",
+                f"its figures are in {target.metrics.path}",
             )

@@ -16,6 +16,7 @@ from rmcli.evaluate.by import by
 from rmcli.evaluate.format_bias import format_bias
 from rmcli.evaluate.gathered import Gathered
 from rmcli.evaluate.sets import gather, open_set
+from rmcli.evaluate.suites.run import evaluate_suite
 from rmcli.evaluate.wanted import Wanted, name_of
 from rmcli.metrics.figures import figures
 from rmcli.model import hashes
@@ -35,7 +36,7 @@ def run(config: Config, wanted: Wanted, against: Config | None = None, is_verifi
     known to be as their folders list them. Raises RmcliError where a set has nothing to compare, or a model is none.
     """
     if world.size() > 1:
-        check_same({"wanted": repr(wanted), "model": config.model.model_dump(), **versions()})
+        check_same({"wanted": wanted.as_options(), "model": config.model.model_dump(), **versions()})
     encoder = load_encoder(config)
     opened = [open_set(config, encoder, source, wanted) for source in wanted.sets]
     scorer = load_scorer(config, encoder)
@@ -43,6 +44,7 @@ def run(config: Config, wanted: Wanted, against: Config | None = None, is_verifi
     gathered = [gather(scorer, one, wanted) for one in opened]
     seconds = time.monotonic() - started
     entries = [_entry(scorer, source, wanted, one) for source, one in zip(wanted.sets, gathered, strict=True)]
+    suites = [evaluate_suite(config, encoder, scorer, suite, source) for suite, source in wanted.suites]
     del scorer
     if against is not None:
         _compare(against, wanted, gathered, entries)
@@ -57,9 +59,9 @@ def run(config: Config, wanted: Wanted, against: Config | None = None, is_verifi
         "run": None,
         "seconds": seconds,
         "conversations": scored,
-        "conversations_per_second": scored / seconds,
+        "conversations_per_second": scored / seconds if scored else None,
         "sets": entries,
-        "suites": [],
+        "suites": suites,
     }
 
 

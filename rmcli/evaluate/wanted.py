@@ -1,11 +1,14 @@
 """What is asked of an evaluation: the sets, by what to tell pairs apart, how many texts to look at."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rmcli.config.sections import SourceSection
 from rmcli.errors import ConfigError
+from rmcli.evaluate.suites.known import parse_suite
+from rmcli.evaluate.suites.suite import Suite
 from rmcli.lines.inputs import STDIN, is_prepared, parse_input
 from rmcli.rows.map_fns.known import AUTO
 
@@ -15,16 +18,28 @@ _OF_SET = ("name", "dataset_map_fn", "max_rows")  # keys of a set beside those o
 
 @dataclass(frozen=True)
 class Wanted:
-    """`sets` are read by their own map function, or `map_fn`; `by` are columns of their rows.
+    """`sets` are read by their own map function, or `map_fn`; `by` are columns of their rows. `suites` come with what
+    they are read from, None for the Hub.
 
     `edited`: chosen answers of each set that are changed in form and scored again. `worst`: pairs shown as text.
     """
 
     sets: tuple[SourceSection, ...]
+    suites: tuple[tuple[Suite, SourceSection | None], ...] = ()
     map_fn: str = AUTO
     by: tuple[str, ...] = ()
     edited: int = 50
     worst: int = 20
+
+    def as_options(self) -> dict[str, Any]:
+        """As plain values: what several processes must agree on."""
+        return {
+            "sets": [one.model_dump() for one in self.sets],
+            "suites": [
+                (suite.name, None if source is None else source.model_dump()) for suite, source in self.suites
+            ],
+            **{name: getattr(self, name) for name in ("map_fn", "by", "edited", "worst")},
+        }
 
     def map_fn_of(self, source: SourceSection) -> str | None:
         """None for a prepared folder, whose rows are mapped."""
@@ -44,6 +59,7 @@ def name_of(source: SourceSection) -> str:
 
 def wanted(
     sets: Sequence[str],
+    suites: Sequence[str],
     map_fn: str | None,
     by: Sequence[str],
     edited: int | None,
@@ -52,9 +68,11 @@ def wanted(
 ) -> Wanted:
     """What the options ask for; `is_compared` with another model, `is_shared` among processes.
 
-    Raises ConfigError for sets of one name, columns that cannot be told apart by, and stdin where it must be read
-    twice or by several.
+    Raises ConfigError where nothing is asked for, for sets of one name, suites that are none, columns that cannot be
+    told apart by, and stdin where it must be read twice or by several.
     """
+    if not sets and not suites:
+        raise ConfigError("nothing to evaluate on", "give a preference set or a --suite: rmcli evaluate MODEL SET")
     sources = tuple(parse_input(text, _OF_SET) for text in sets)
     names = [name_of(source) for source in sources]
     for name in names:
@@ -72,4 +90,5 @@ def wanted(
             )
         if map_fn not in (None, AUTO) and is_prepared(source.path):
             raise ConfigError(f"--map-fn {map_fn}: {source.path} is prepared, its rows are mapped", "leave it out")
-    return Wanted(sources, map_fn or AUTO, tuple(dict.fromkeys(by)), *(() if edited is None else (edited,)))
+    asked = Wanted(sources, tuple(map(parse_suite, dict.fromkeys(suites))), map_fn or AUTO, tuple(dict.fromkeys(by)))
+    return asked if edited is None else replace(asked, edited=edited)

@@ -16,6 +16,7 @@ from rmcli.evaluate.sample import Sample
 from rmcli.evaluate.screen import coarser
 from rmcli.lines.read import Line
 from rmcli.records import PreferenceGroup
+from support.cli import run_cli
 from support.places import REPOSITORY, write_lines
 
 MODEL = REPOSITORY / "tests" / "written_before" / "model"
@@ -179,6 +180,23 @@ def test_sets_have_names_map_functions_and_a_number_of_rows_of_their_own(evaluat
     ]
 
 
+def test_suites_stand_beside_sets_and_below_min_accuracy_too(evaluated, tmp_path):
+    row = {"prompt": "Sort: 2 1", "chosen": "1 2", "rejected": "2 1", "subset": "hep-go", "id": 1}
+    write_lines(tmp_path / "rb.jsonl", [row, {**row, "chosen": "2 1", "rejected": "1 2"}])
+    found = evaluated("--suite", "reward-bench=rb.jsonl", "--min-accuracy", 0.51, "--format-bias", 0, code=1)
+    assert [(one["suite"], one["headline"]) for one in found["suites"]] == [("reward-bench", 0.5)]
+    assert len(found["sets"]) == 1
+    assert "is below --min-accuracy 0.51" in found["said"]
+    shown = evaluated_on_screen("--suite", "reward-bench=rb.jsonl")
+    assert "reward-bench: 0.500" in shown
+
+
+def evaluated_on_screen(*arguments: object) -> str:
+    result = run_cli("evaluate", MODEL, "-q", *arguments)
+    assert result.code == 0, result.stderr
+    return result.stdout
+
+
 def test_stdin_is_a_set(cli):
     rows = "\n".join(map(json.dumps, TASKS[:4]))
     found = json.loads(cli("evaluate", MODEL, "-", "--json", stdin=rows).stdout)
@@ -192,6 +210,7 @@ def test_stdin_is_a_set(cli):
         (("tasks.jsonl", "tasks.jsonl"), "two sets are called tasks"),
         (("tasks.jsonl", "--by", "turns"), "--by turns: pairs are told apart by turns without being asked"),
         (("tasks.jsonl", "--by", "topik"), "--by topik: none of 40 rows of tasks.jsonl has such a column"),
+        (("--suite", "reward-bench-3"), "unknown suite 'reward-bench-3'"),
         (("-", "tasks.jsonl"), "stdin is read once"),
         (("-", "--against", MODEL), "stdin is read once"),
         (("path=tasks.jsonl,weight=2",), "weight is for prepare"),
