@@ -90,7 +90,7 @@ def evaluate_command(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Say what a model's scores are worth: accuracy, calibration, biases, worst pairs."""
+    """Say what scores are worth: accuracy, calibration, biases."""
     from rmcli.evaluate.folder import place
     from rmcli.evaluate.run import run
     from rmcli.evaluate.wanted import wanted as asked_for

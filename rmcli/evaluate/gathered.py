@@ -12,7 +12,6 @@ from rmcli.metrics.judged import Judged
 from rmcli.records import PreferenceGroup
 from rmcli.scorer.scorer import Scored
 
-NO_COMPARISON = "no_comparison"  # nothing says which of a line's answers is better
 NONE = "(none)"  # in place of a column's value
 
 
@@ -44,8 +43,6 @@ class Gathered:
         usable: list[tuple[Line, Scored]] = []
         for number, line in enumerate(window, self.lines):
             one = next(scored) if line.group is not None else str(line.problem)
-            if isinstance(one, Scored) and all(comparison.is_tie for comparison in one.tokens.comparisons):
-                one = NO_COMPARISON if not one.tokens.comparisons else one
             if isinstance(one, str):
                 self.errors[one] += 1
                 self.first_error = self.first_error or f"{one} at {line.where}"

@@ -15,7 +15,7 @@ from rmcli.evaluate.against import compared
 from rmcli.evaluate.by import by
 from rmcli.evaluate.format_bias import format_bias
 from rmcli.evaluate.gathered import Gathered
-from rmcli.evaluate.sets import gather
+from rmcli.evaluate.sets import gather, open_set
 from rmcli.evaluate.wanted import Wanted, name_of
 from rmcli.metrics.figures import figures
 from rmcli.model import hashes
@@ -36,9 +36,11 @@ def run(config: Config, wanted: Wanted, against: Config | None = None, is_verifi
     """
     if world.size() > 1:
         check_same({"wanted": repr(wanted), "model": config.model.model_dump(), **versions()})
-    scorer = load_scorer(config, load_encoder(config))
+    encoder = load_encoder(config)
+    opened = [open_set(config, encoder, source, wanted) for source in wanted.sets]
+    scorer = load_scorer(config, encoder)
     started = time.monotonic()
-    gathered = [gather(config, scorer, source, wanted) for source in wanted.sets]
+    gathered = [gather(scorer, one, wanted) for one in opened]
     seconds = time.monotonic() - started
     entries = [_entry(scorer, source, wanted, one) for source, one in zip(wanted.sets, gathered, strict=True)]
     del scorer
@@ -87,10 +89,12 @@ def _compare(against: Config, wanted: Wanted, gathered: Sequence[Gathered], entr
     """Score all sets again with the other model. Both models are never held at once."""
     gc.collect()  # networks refer to themselves
     output.say(f"the same with {against.model.pretrained_model_name_or_path}")
-    other = load_scorer(against, load_encoder(against))
     numbers_alone = replace(wanted, edited=0, worst=0, by=())
-    for source, ours, entry in zip(wanted.sets, gathered, entries, strict=True):
-        theirs = gather(against, other, source, numbers_alone)
+    encoder = load_encoder(against)
+    opened = [open_set(against, encoder, source, numbers_alone) for source in wanted.sets]
+    other = load_scorer(against, encoder)
+    for one, ours, entry in zip(opened, gathered, entries, strict=True):
+        theirs = gather(other, one, numbers_alone)
         if world.is_first():
             entry["against"] = compared(ours, theirs)
 

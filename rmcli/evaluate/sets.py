@@ -1,6 +1,7 @@
 """Preference sets scored by one model: each read line by line, of which little is kept."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -22,37 +23,53 @@ from rmcli.records import PreferenceGroup, TokenGroup
 from rmcli.rows.map_fns.contract import Contract
 from rmcli.scorer.scorer import Scored, Scorer
 from rmcli.scorer.windows import WINDOW, characters_of, windows
+from rmcli.tokens.encode import Encoder
 
 
-def gather(config: Config, scorer: Scorer, source: SourceSection, wanted: Wanted) -> Gathered:
-    """All comparisons of a set, scored. All processes call it; the first one reads, and has the result.
+@dataclass(frozen=True)
+class Opened:
+    """A set that can be read: its lines, how many they are where that is known, and what its rows must keep to."""
+
+    source: SourceSection
+    lines: Iterator[Line]
+    total: int | None
+    contract: Contract
+
+
+def open_set(config: Config, encoder: Encoder, source: SourceSection, wanted: Wanted) -> Opened:
+    """Before a model is loaded: raises RmcliError where there is nothing to read, or nothing by that map function.
+
+    On other processes than the first it has no lines.
+    """
+    contract = Contract(encoder.template_reads.message_keys, config.data.allow_no_prompt)
+    if not world.is_first():
+        return Opened(source, iter(()), None, contract)
+    columns = ("source", *wanted.by)
+    read = source.model_copy(update={"name": None, "dataset_map_fn": None, "max_rows": None})
+    lines, total = lines_of(config, read, wanted.map_fn_of(source), contract, encoder, columns=columns)
+    most = source.max_rows
+    total = total if most is None or total is None else min(most, total)
+    return Opened(source, islice(lines, most), total, contract)
+
+
+def gather(scorer: Scorer, opened: Opened, wanted: Wanted) -> Gathered:
+    """All comparisons of a set, scored. All processes call it; the first one has the result.
 
     Raises RmcliError where nothing of the set can be compared, ConfigError for a column that no row has.
     """
+    source = opened.source
     gathered = Gathered(_source_of(source), wanted.by, Worst(wanted.worst), Sample(wanted.edited))
-    contract = Contract(scorer.encoder.template_reads.message_keys, config.data.allow_no_prompt)
-    lines, total = _lines(config, scorer, source, wanted, contract) if world.is_first() else (iter(()), None)
-    with output.progress(name_of(source), total, "lines") as progress:
+    with output.progress(name_of(source), opened.total, "lines") as progress:
 
         def score(window: list[Line]) -> list[Scored | str]:
             return score_lines(scorer, window, progress.advance)
 
-        for window, found in scored(windows(lines, _characters, WINDOW), score):
+        for window, found in scored(windows(opened.lines, _characters, WINDOW), score):
             _check_columns(window, wanted, source)
             gathered.add(window, found)
     if world.is_first():
-        _report(gathered, contract, source)
+        _report(gathered, opened.contract, source)
     return gathered
-
-
-def _lines(
-    config: Config, scorer: Scorer, source: SourceSection, wanted: Wanted, contract: Contract
-) -> tuple[Iterator[Line], int | None]:
-    columns = ("source", *wanted.by)
-    read = source.model_copy(update={"name": None, "dataset_map_fn": None, "max_rows": None})
-    lines, total = lines_of(config, read, wanted.map_fn_of(source), contract, scorer.encoder, columns=columns)
-    most = source.max_rows
-    return islice(lines, most), total if most is None or total is None else min(most, total)
 
 
 def _characters(line: Line) -> int:
