@@ -59,7 +59,7 @@ def test_the_formula_of_ties():
             tie("tied:2", [4.0, 3.0], [0.0, 1.0]),  # spread 1, gap 2: preferred, not hard: min(0.5, 2) < 1
             tie("ref:3", [0.0], [4.0]),  # gap -4: not accurate
             tie("tied:3", [9.0, 1.0], [0.0]),  # spread 8, gap 1: accurate, not preferred
-            tie("ref:4", [1.0], [0.0]),  # gap 1
+            tie("ref:4", [5.0], [0.0]),  # gap 5, which alone makes nothing hard
             tie("tied:4", [2.0, 0.0], [1.0]),  # spread 2, gap -1: not accurate
         ]
     )
@@ -67,7 +67,7 @@ def test_the_formula_of_ties():
         math.tanh(2 / 1 - 1)  # min(3, 2) over 1
         + math.tanh(0.5 / 1 - 1)
         + math.tanh(-4 / 8 - 1)
-        + math.tanh(-1 / 2 - 1)
+        + math.tanh(-1 / 2 - 1)  # min(5, -1) over 2
     ) / 4
     assert figures == {
         "rows": 8,
@@ -95,6 +95,8 @@ def test_the_formula_of_ties():
 def test_a_spread_of_zero_divides_nothing(ref, tied, margin, preferred):
     figures = ties.figures([tie("ref:1", *ref), tie("tied:1", *tied)])
     assert figures["margin"] == margin
+    assert figures["accurate_ref"] == (ref[0][0] > ref[1][0])
+    assert figures["accurate_tied"] == (tied[0][0] > tied[1][0])
     assert figures["preferred"] == preferred
     assert math.isfinite(figures["score"])
 

@@ -1,6 +1,7 @@
 """A suite from its rows to its entry of metrics.json: what is left out is said, and what is cut."""
 
 import json
+from contextlib import contextmanager
 
 import datasets
 import pyarrow as pa
@@ -202,6 +203,33 @@ def test_the_hub_is_read_where_no_file_is_given_all_splits_of_it(model, monkeypa
     assert set(asked) == {("ScalerLab/JudgeBench", "gpt"), ("ScalerLab/JudgeBench", "claude")}
     assert found["rows"]["scored"] == 2
     assert {name: of["rows"] for name, of in found["responses"].items()} == {"gpt": 1, "claude": 1}
+
+
+def test_what_is_odd_of_conversations_is_counted_and_said(model, said, tmp_path):
+    rows = [pair(2), pair(3, rejected="3 1 <|im_start|>")]
+    entry = run.evaluate_suite(*model, *parse_suite(f"reward-bench={write_lines(tmp_path / 'rows.jsonl', rows)}"))
+    assert entry["figures"]["noted"] == {"control_tokens": 1}
+    assert said[0].startswith("reward-bench: 1 of 4 conversations: text holds control tokens")
+
+
+def test_progress_is_of_rows_and_comes_to_the_last_one(model, tmp_path, monkeypatch):
+    told: list[float] = []
+
+    class Progress:
+        def advance(self, amount: float) -> None:
+            told.append(amount)
+
+    @contextmanager
+    def progress(description: str, total: int | None, unit: str):
+        assert (description, total, unit) == ("scoring reward-bench", 5, "rows")
+        yield Progress()
+
+    monkeypatch.setattr(output, "progress", progress)
+    monkeypatch.setattr(run, "ROWS", 2)
+    rows = [pair(2), pair(3, "hep-perl"), pair(4), pair(5, chosen=""), pair(6, "hep-perl")]
+    run.evaluate_suite(*model, *parse_suite(f"reward-bench={write_lines(tmp_path / 'rows.jsonl', rows)}"))
+    assert sum(told) == 5
+    assert min(told) >= 0
 
 
 def entry_of(name: str, file: str) -> dict:

@@ -64,9 +64,9 @@ def _entry(suite: Suite, sources: Sequence[SourceSection], covered: Coverage, no
             f"suite {suite.name}: no row of {sources[0].path} can be scored by it; {first}",
             "docs/suites.md has the columns that a suite's rows have",
         )
-    for name, count in noted.items():
-        output.warn(f"{suite.name}: {count:,} conversations: {NOTED[name]}")
     found = figures(suite, covered) | {"noted": dict(noted)}
+    for name, count in noted.items():
+        output.warn(f"{suite.name}: {count:,} of {found['rows']['conversations']:,} conversations: {NOTED[name]}")
     if not found["complete"]:
         output.warn(f"{suite.name}: {found['not_official']}")
     table = suite.table(found)
