@@ -1,4 +1,4 @@
-"""Accuracy and mean margin of some pairs at a time: by a value that each has, by how much longer the better is."""
+"""Accuracy and mean margin of some comparisons at a time: by a value that each has, by a difference of length."""
 
 import itertools
 from collections.abc import Sequence
@@ -15,9 +15,8 @@ EDGES = (-200, -50, -10, 10, 50, 200)  # tokens; a bin holds its upper edge
 def by_length_difference(judged: Judged) -> list[dict[str, Any]]:
     """By the tokens that the better answer has more than the worse one, shortest first; without bins of no pair."""
     bins = np.searchsorted(EDGES, judged.longer_by)
-    return [
-        _entry(name, judged.only(bins == number)) for number, name in enumerate(_names()) if (bins == number).any()
-    ]
+    found = {name: bins == number for number, name in enumerate(_names())}
+    return [_entry(name, judged.only(within)) for name, within in found.items() if within.any()]
 
 
 def by_value(judged: Judged, values_M: Sequence[Any]) -> list[dict[str, Any]]:
