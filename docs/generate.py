@@ -24,6 +24,7 @@ COMMANDS = (
     "audit",
     "train",
     "score",
+    "report",
     "export",
     "verify",
     "serve",

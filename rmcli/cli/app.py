@@ -18,6 +18,7 @@ from rmcli.cli.inspect_token import inspect_token_command
 from rmcli.cli.map_fns import map_fns_command
 from rmcli.cli.prepare import prepare_command
 from rmcli.cli.presets import presets_app
+from rmcli.cli.report import report_command
 from rmcli.cli.score import score_command
 from rmcli.cli.serve import serve_command
 from rmcli.cli.train import train_command
@@ -55,6 +56,10 @@ EXAMPLES = {
         "rmcli score runs/first/model generations.parquet -o best.jsonl --best-of 16 --min-score 0",
         "rmcli score runs/first/model generations.parquet -o pairs.jsonl --mine-pairs best_worst --min-margin 1",
     ),
+    "report": (
+        "rmcli report runs/first",
+        "rmcli report runs/first runs/second -o report.html",
+    ),
     "export": (
         "rmcli export runs/first -o my-model",
         "rmcli export runs/first/checkpoints/step-500 -o my-model --dtype bfloat16",
@@ -77,6 +82,7 @@ for name, command in {
     "audit": audit_command,
     "train": train_command,
     "score": score_command,
+    "report": report_command,
     "export": export_command,
     "verify": verify_command,
     "serve": serve_command,
