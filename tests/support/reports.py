@@ -95,7 +95,13 @@ def evaluation(**values: Any) -> dict[str, Any]:
 
 
 def write_run(
-    folder: Path, *, steps: int = 8, shift: float = 0.0, manifest: str = "12" * 32, lr: float = 1e-3
+    folder: Path,
+    *,
+    steps: int = 8,
+    shift: float = 0.0,
+    manifest: str = "12" * 32,
+    lr: float = 1e-3,
+    data: Path | None = None,
 ) -> Path:
     """A run folder with what a page reads of it."""
     folder.mkdir(parents=True)
@@ -103,7 +109,7 @@ def write_run(
         "command": f"rmcli train -s train.lr={lr}",
         "preset": "tiny",
         "base": {"name": "nano"},
-        "data": {"folder": str(folder.parent / "no-data"), "manifest_sha256": manifest},
+        "data": {"folder": str(data or "no-data"), "manifest_sha256": manifest},
         "device": "cpu",
         "processes": 1,
         "started": "2026-11-26T11:18:21+00:00",

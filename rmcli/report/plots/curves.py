@@ -30,6 +30,8 @@ def curves(
         return None
 
     def draw(axes: "Axes") -> None:
+        from matplotlib.ticker import MaxNLocator
+
         if band is not None:
             (steps, low), (_, high) = zip(*band[0], strict=True), zip(*band[1], strict=True)
             axes.fill_between(steps, low, high, color=style(0)["color"], alpha=0.25, linewidth=0)
@@ -40,7 +42,7 @@ def curves(
                 steps, values, label=plain(name), linewidth=1.4, marker=marker, markersize=4, **style(one.series)
             )
         axes.set(title=title, xlabel="step")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len(shown) > 1:
             axes.legend()
 

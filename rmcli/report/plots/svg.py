@@ -18,7 +18,7 @@ _COLOURS = {one: f"var(--series-{number})" for number, one in enumerate(SERIES, 
 _COLOURS |= {_INK: "var(--text)", _LINE: "var(--line)"}
 LINE = _LINE
 _STYLES = ("-", "--", ":", "-.")
-_SETTINGS = {
+_SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
     "font.family": "sans-serif",
     "text.parse_math": False,  # a $ is a dollar
