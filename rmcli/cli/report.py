@@ -105,9 +105,9 @@ def _show(runs: "Mapping[str, Run]", found: Mapping[str, Any]) -> None:
     output.table(["", "run", "held-out accuracy", "95 %", "pairs"], rows, to_answer=False)
     if len(runs) > 1 and found["figures"]:
         output.table(["last figures", *runs], found["figures"], to_answer=False)
-        paired, left_out = paired_rows(found["paired"])
+        paired, sentences = paired_rows(found["paired"])
         if paired:
-            columns = ["set", "runs", "pairs", "first", "second", "difference", "95 %", "first ahead in", "so"]
+            columns = ["set", "runs", "pairs", "first", "second", "difference", "95 %", "first ahead in"]
             output.table(columns, paired, to_answer=False, title="on the same held-out pairs")
-        for line in left_out:
+        for line in sentences:
             output.say(line)

@@ -61,7 +61,7 @@ def write_comparison(runs: Mapping[str, Run], compared: Mapping[str, Any], targe
     """
     check_plots("a report")
     evaluations = {letter: mappings(mapping(run.metrics).get("sets")) for letter, run in runs.items()}
-    paired, left_out = paired_rows(compared["paired"])
+    paired, sentences = paired_rows(compared["paired"])
     write_page(
         target,
         "comparison.html",
@@ -80,7 +80,7 @@ def write_comparison(runs: Mapping[str, Run], compared: Mapping[str, Any], targe
             "configuration": compared["configuration"],
             "versions": compared["versions"],
             "paired": paired,
-            "left_out": left_out,
+            "sentences": sentences,
         },
     )
 
@@ -132,16 +132,17 @@ def differing(values: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 
 
 def paired_rows(paired: Sequence[Mapping[str, Any]]) -> tuple[list[list[Any]], list[str]]:
-    """Rows of the differences found, and a sentence for each that could not be."""
+    """Rows of the differences found, and a sentence for each: what it allows to say, or why there is none."""
     rows: list[list[Any]] = []
-    left_out = []
+    sentences = []
     for given in paired:
         one, other = given["first"], given["second"]
         found = Difference(**{name: value for name, value in given.items() if name not in ("first", "second")})
+        about = f"{one} and {other}" + (f" on {found.set}" if found.set else "")
         if found.found is None:
-            where = f" on {found.set}" if found.set else ""
-            left_out.append(f"{one} and {other}{where}: {found.why_not}.")
+            sentences.append(f"{about}: {found.why_not}.")
             continue
+        sentences.append(f"{about}: {verdict(found.found, one, other)}")
         rows.append(
             [
                 found.set,
@@ -152,7 +153,6 @@ def paired_rows(paired: Sequence[Mapping[str, Any]]) -> tuple[list[list[Any]], l
                 signed(found.found["difference"]),
                 interval(found.found["interval"]),
                 per_cent(found.found["favours_ours"]),
-                verdict(found.found, one, other),
             ]
         )
-    return rows, left_out
+    return rows, sentences

@@ -103,17 +103,19 @@ def _against(found: Mapping[str, Any], name: str) -> list[str]:
     said = (
         f"Against {name} on the same {count(found['pairs']):,} pairs: it has {decimal(found.get('accuracy'))}, "
         f"this one {signed(difference['difference'])} (95 %: {interval(difference.get('interval'))}, by paired "
-        f"bootstrap over prompts); ahead in {per_cent(difference.get('favours_ours'))} of the resamples."
+        f"bootstrap over prompts), ahead in {per_cent(difference.get('favours_ours'))} of the resamples; "
     )
-    return [said, verdict(difference, "this model", name)]
+    return [said + verdict(difference, "this model", name)]
 
 
 def verdict(difference: Mapping[str, Any], ours: str, theirs: str) -> str:
     """What a paired difference, ours less theirs, allows to say."""
     span = ends(difference.get("interval"))
-    if span is None or span[0] <= 0 <= span[1]:
-        return "The interval holds 0: these pairs do not tell the two apart."
-    return f"The interval does not hold 0: {ours if span[0] > 0 else theirs} is better on these pairs."
+    if span is None:
+        return "no interval was written down."
+    if span[0] <= 0 <= span[1]:
+        return "the interval holds 0: these pairs do not tell the two apart."
+    return f"the interval does not hold 0: {ours if span[0] > 0 else theirs} is better on these pairs."
 
 
 def _facts(one: Mapping[str, Any], figures: Mapping[str, Any]) -> list[list[Any]]:
@@ -140,7 +142,7 @@ def _facts(one: Mapping[str, Any], figures: Mapping[str, Any]) -> list[list[Any]
         ),
         ["rank correlation of score and length", decimal(length.get("spearman")), "none: 0"],
         ["scores", f"{decimal(scores.get('min'), 2)} to {decimal(scores.get('max'), 2)}", ""],
-        [f"answers beyond ±{bound}", per_cent(scores.get("beyond_bound")), "where the penalty holds scores back"],
+        [f"answers beyond ±{bound}", per_cent(scores.get("beyond_bound")), "the log barrier's bound by default"],
     ]
     rows = [row for row in rows if row[1] not in ("-", "- to -")]
     rows += [["lines", count(one.get("lines")), ""]] if number(one.get("lines")) is not None else []

@@ -29,7 +29,7 @@ def write_beside_run(run_folder: Path, audit: Mapping[str, Any] | None = None) -
     """For the end of training: RUN/report.html, or one line that says why there is none. Never raises RmcliError."""
     target = run_folder / PAGE
     try:
-        check_plots("report.html")
+        check_plots("a report")
         write_run(collect(run_folder), run_file(target, overwrite=True), audit)
     except RmcliError as error:
         output.say(f"no {PAGE}: {error.message}{f'; {error.hint}' if error.hint else ''}")

@@ -25,7 +25,9 @@ def mappings(value: Any) -> list[Mapping[str, Any]]:
 
 
 def text(value: Any) -> str:
-    return "-" if value is None else str(value)
+    """Of None and of numbers that are not finite a dash."""
+    is_nothing = value is None or (isinstance(value, float) and not math.isfinite(value))
+    return "-" if is_nothing else str(value)
 
 
 def decimal(value: Any, digits: int = 3) -> str:

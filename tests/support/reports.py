@@ -103,7 +103,7 @@ def write_run(
     lr: float = 1e-3,
     data: Path | None = None,
 ) -> Path:
-    """A run folder with what a page reads of it."""
+    """A run folder with what a page reads of it; of no `steps` only what a run has before its first one."""
     folder.mkdir(parents=True)
     told = {
         "command": f"rmcli train -s train.lr={lr}",
@@ -120,6 +120,8 @@ def write_run(
     }
     (folder / "run.json").write_text(json.dumps(told))
     (folder / "resolved.toml").write_text(f'[model]\ndtype = "float32"\n[train]\nlr = {lr}\n# {"<script>"}\n')
+    if not steps:
+        return folder
     lines = []
     for step in range(1, steps + 1):
         share = step / steps

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rmcli.report.plots.svg import LINE, SERIES, Plot, plain, plot
+from rmcli.report.plots.svg import INK, LINE, SERIES, Plot, plain, plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +28,7 @@ def bars(
         for place, share, ends in zip(places, shares, intervals, strict=True):
             if ends is not None:
                 low, high = max(share - ends[0], 0), max(ends[1] - share, 0)
-                axes.errorbar([share], [place], xerr=[[low], [high]], color=LINE, capsize=3, linewidth=1.4)
+                axes.errorbar([share], [place], xerr=[[low], [high]], color=INK, capsize=3, linewidth=1.4)
         axes.axvline(0.5, color=LINE, linewidth=1, linestyle="--")
         axes.set_yticks(places, [_short(name) for name in names])
         axes.invert_yaxis()

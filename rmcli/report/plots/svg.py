@@ -16,7 +16,7 @@ _INK, _LINE = "#0a0a0a", "#0a0a0b"
 # What stands for a colour while matplotlib draws, and the page's colour that takes its place.
 _COLOURS = {one: f"var(--series-{number})" for number, one in enumerate(SERIES, 1)}
 _COLOURS |= {_INK: "var(--text)", _LINE: "var(--line)"}
-LINE = _LINE
+LINE, INK = _LINE, _INK
 _STYLES = ("-", "--", ":", "-.")
 _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
