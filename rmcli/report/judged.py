@@ -73,20 +73,22 @@ def suite_view(one: Mapping[str, Any]) -> dict[str, Any]:
     table = mapping(one.get("table"))
     columns = [text(column) for column in sequence(table.get("columns"))]
     rows = [[_cell(cell) for cell in row] for row in sequence(table.get("rows")) if isinstance(row, list)]
+    figures = mapping(one.get("figures"))
     return {
         "name": text(one.get("suite")),
         "headline": decimal(one.get("headline")),
+        "note": text(figures["not_official"]) if figures.get("not_official") else "",
         "columns": columns,
         "rows": [row for row in rows if len(row) == len(columns)],
-        "figures": [[key, _cell(value)] for key, value in flat(mapping(one.get("figures"))).items()],
+        "figures": [[key, _cell(value)] for key, value in flat(figures).items()],
     }
 
 
 def _cell(value: Any) -> Any:
-    """Whole numbers as they are, others with three digits, anything else as text."""
+    """Whole numbers as they are, others with four digits, anything else as text."""
     if isinstance(value, bool) or number(value) is None:
         return text(value)
-    return value if isinstance(value, int) else decimal(value)
+    return value if isinstance(value, int) else f"{value:.4g}"
 
 
 def _about(figures: Mapping[str, Any]) -> str:
@@ -105,7 +107,10 @@ def _against(found: Mapping[str, Any], name: str) -> list[str]:
         f"this one {signed(difference['difference'])} (95 %: {interval(difference.get('interval'))}, by paired "
         f"bootstrap over prompts), ahead in {per_cent(difference.get('favours_ours'))} of the resamples; "
     )
-    return [said + verdict(difference, "this model", name)]
+    said += verdict(difference, "this model", name)
+    if left_out := number(found.get("not_compared")):
+        said += f" {count(left_out):,} comparisons that one of them has no score of are left out."
+    return [said]
 
 
 def verdict(difference: Mapping[str, Any], ours: str, theirs: str) -> str:

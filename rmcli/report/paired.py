@@ -11,7 +11,7 @@ import numpy as np
 from rmcli.metrics.intervals import paired_bootstrap
 from rmcli.metrics.judged import right
 from rmcli.report.run_folder import Run
-from rmcli.report.values import number
+from rmcli.report.values import mapping, number
 
 FILE = "eval_margins.jsonl"
 _Key = tuple[int, int, int]  # row, and which two of its answers
@@ -35,8 +35,13 @@ def paired_differences(ours: Run, theirs: Run) -> list[Difference]:
     if why := _why_not(ours, theirs):
         return [Difference("", why)]
     mine, other = _margins(ours.path / FILE), _margins(theirs.path / FILE)
-    shared = [name for name in mine if name in other]
-    found = [_difference(name, mine[name], other[name]) for name in shared]
+    found = [
+        Difference(name, why)
+        if (why := _another_set(ours, theirs, name))
+        else _difference(name, mine[name], other[name])
+        for name in mine
+        if name in other
+    ]
     return found or [Difference("", "they judged no set of the same name")]
 
 
@@ -46,10 +51,22 @@ def _why_not(ours: Run, theirs: Run) -> str:
             return f"{run.path} is an evaluation, which keeps no margins of single pairs: rmcli evaluate --against"
         if not (run.path / FILE).is_file():
             return f"{run.path} has no {FILE}, which a training writes at its end"
-    one, other = (run.data.get("manifest_sha256") for run in (ours, theirs))
-    if one is None or one != other:
-        return f"they trained on different data: manifest {str(one)[:12]} and {str(other)[:12]}"
     return ""
+
+
+def _another_set(ours: Run, theirs: Run, name: str) -> str:
+    """Why the set of this name is not the same for both; empty where it is."""
+    one, other = (_identity(run, name) for run in (ours, theirs))
+    if one is None or one != other:
+        return f"their data is not the same: {one or 'unknown'} and {other or 'unknown'}"
+    return ""
+
+
+def _identity(run: Run, name: str) -> str | None:
+    """Of a set with a name what run.json says of it, else of the training data that the pairs were held out from."""
+    sets = mapping(run.told.get("eval_sets"))
+    found = mapping(sets[name]).get("set") if name in sets else run.data.get("manifest_sha256")
+    return found if isinstance(found, str) else None
 
 
 def _margins(path: Path) -> _Margins:

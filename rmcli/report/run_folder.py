@@ -15,7 +15,7 @@ from rmcli.runs import record
 from rmcli.runs.folder import CONFIG_FILE
 from rmcli.runs.metrics_file import METRICS_FILE
 
-_EVAL = "eval_"
+_EVAL, _MARGIN = "eval_", "_margin"
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,12 @@ class Run:
         found = [(number(line.get("step")), number(line.get(name))) for line in lines]
         return [(step, value) for step, value in found if step is not None and value is not None]
 
-    def evaluated(self, ending: str) -> list[str]:
-        """Names of what evaluations measured beside the held-out split: X of eval_X_ENDING, in order."""
+    @property
+    def sets(self) -> list[str]:
+        """Names of the sets evaluated beside the pairs held out: X of eval_X_margin, which no part of a set has."""
         keys = {key: None for line in self.evaluations for key in line}
-        middle = [key[len(_EVAL) : -len(ending) - 1] for key in keys if key.endswith(f"_{ending}")]
-        return [name for name in middle if name]
+        names = [key[len(_EVAL) : -len(_MARGIN)] for key in keys if key.startswith(_EVAL) and key.endswith(_MARGIN)]
+        return [name for name in names if name]
 
 
 def collect(path: Path) -> Run:

@@ -7,7 +7,6 @@ from rmcli.report.plots.curves import Curve, curves
 from rmcli.report.plots.svg import Plot
 from rmcli.report.run_folder import Run
 
-_LENGTHS = ("shorter", "longer")  # of held-out pairs by which answer is longer, and no sets of their own
 # Of a run by itself and of runs over each other: what is drawn, what the log calls it, what it means.
 _SHARED = (
     ("loss", "loss", "What training minimises: pair loss and penalty."),
@@ -23,8 +22,13 @@ def run_curves(run: Run) -> list[Plot]:
     found = [
         _beside_evaluation(run, "loss", *_SHARED[0][1:]),
         _beside_evaluation(run, "accuracy", "accuracy", "Share of pairs whose better answer has the higher score."),
-        _sets(run),
+        _by_set(run, "accuracy of other sets", "accuracy", "At each evaluation.", with_held_out=False),
+        _parts(run),
         _beside_evaluation(run, "margin", *_SHARED[1][1:]),
+        _by_set(
+            run, "log-loss", "log_loss", "Of the labels under sigmoid(margin); a coin: 0.693.", with_held_out=True
+        ),
+        _by_set(run, "calibration error", "ece", "The mean gap of confidence and accuracy.", with_held_out=True),
         _scores(run),
         *(curves({title: Curve(run.points(name), 0)}, title, title, caption) for title, name, caption in _SHARED[2:]),
     ]
@@ -36,16 +40,23 @@ def _beside_evaluation(run: Run, title: str, name: str, caption: str) -> Plot | 
     return curves(found, title, title, caption)
 
 
-def _sets(run: Run) -> Plot | None:
-    """Accuracy of the sets that have a name, and of held-out pairs by which answer is longer."""
-    names = run.evaluated("accuracy")
-    words = {name: f"held out, better is {name}" if name in _LENGTHS else name for name in names}
+def _parts(run: Run) -> Plot | None:
+    """Accuracy of held-out pairs by which answer is longer."""
+    names = ("shorter", "longer")
     found = {
-        words[name]: Curve(run.points(f"eval_{name}_accuracy"), place, is_marked=True)
+        f"the better one is {name}": Curve(run.points(f"eval_{name}_accuracy"), place, is_marked=True)
         for place, name in enumerate(names)
     }
-    title = "accuracy of parts and other sets"
-    return curves(found, title, title, "As evaluations during training measured it.")
+    title = "held-out accuracy by length"
+    return curves(found, title, title, "Of pairs whose better answer is the shorter one, in tokens, and the longer.")
+
+
+def _by_set(run: Run, title: str, figure: str, caption: str, *, with_held_out: bool) -> Plot | None:
+    """An evaluation's figure of the pairs held out and of each set with a name."""
+    keys = {"held out": f"eval_{figure}"} if with_held_out else {}
+    keys |= {name: f"eval_{name}_{figure}" for name in run.sets}
+    found = {name: Curve(run.points(key), place, is_marked=True) for place, (name, key) in enumerate(keys.items())}
+    return curves(found, title, title, caption)
 
 
 def _scores(run: Run) -> Plot | None:
@@ -65,8 +76,7 @@ def overlaid_curves(runs: Mapping[str, Run]) -> list[Plot]:
         ("held-out accuracy", "eval_accuracy", "At each evaluation."),
         *(
             (f"accuracy of {name}", f"eval_{name}_accuracy", "At each evaluation.")
-            for name in dict.fromkeys(name for run in runs.values() for name in run.evaluated("accuracy"))
-            if name not in _LENGTHS
+            for name in dict.fromkeys(name for run in runs.values() for name in run.sets)
         ),
         *_SHARED[1:],
     ]

@@ -46,7 +46,7 @@ LOOK = """
 })()
 """
 OPEN = "document.querySelectorAll('details').forEach((one) => { one.open = true })"
-FIGURES = {"audit": 5, "evaluation": 8, "run": 16, "comparison": 9}
+FIGURES = {"audit": 5, "evaluation": 8, "run": 18, "comparison": 9}
 
 
 @pytest.fixture(scope="module")

@@ -30,10 +30,16 @@ def test_a_runs_page(cli, here):
     text = Path("runs/first/report.html").read_text()
     assert "<title>Run first</title>" in text
     assert "This is a run that finished." in text
-    assert text.count("<figure>") == 12  # eight curves, four plots of the held-out set
-    for caption in ("loss", "accuracy", "accuracy of parts and other sets", "margin", "scores", "learning rate"):
+    assert text.count("<figure>") == 14  # ten curves, four plots of the held-out set
+    for caption in (
+        "loss",
+        "accuracy",
+        "accuracy of other sets",
+        "held-out accuracy by length",
+        "log-loss",
+        "learning rate",
+    ):
         assert f'aria-label="curve by step: {caption}"' in text
-    assert "held out, better is longer" in text
     assert ">gsm8k</text>" in text
     assert "rmcli train -s train.lr=0.001" in text
     assert "# &lt;script&gt;" in text  # resolved.toml, whole
@@ -127,7 +133,7 @@ def test_why_there_is_nothing_to_pair(here):
     one = write_run(here / "one")
     two = write_run(here / "two", manifest="34" * 32)
     (found,) = paired_differences(collect(one), collect(two))
-    assert found.why_not == "they trained on different data: manifest 121212121212 and 343434343434"
+    assert found.why_not == f"their data is not the same: {'12' * 32} and {'34' * 32}"
     two = write_run(here / "three")
     (two / "eval_margins.jsonl").unlink()
     (found,) = paired_differences(collect(one), collect(two))
@@ -135,6 +141,20 @@ def test_why_there_is_nothing_to_pair(here):
     (two / "eval_margins.jsonl").write_text('{"set": "other", "row_id": 1, "first": 0, "second": 1, "margin": 1}\n{')
     (found,) = paired_differences(collect(one), collect(two))
     assert found.why_not == "they judged no set of the same name"
+
+
+def test_a_set_with_a_name_is_paired_where_it_is_the_same_whatever_was_trained_on(here):
+    one, two = write_run(here / "one", steps=0), write_run(here / "two", steps=0, manifest="34" * 32)
+    line = {"row_id": 1, "first": 0, "second": 1, "margin": 1.0}
+    for run in (one, two):
+        write_lines(run / "eval_margins.jsonl", [line | {"set": "eval"}, line | {"set": "gsm8k"}])
+    held_out, named = paired_differences(collect(one), collect(two))
+    assert (held_out.set, held_out.pairs, named.set, named.pairs) == ("eval", 0, "gsm8k", 1)
+    told = json.loads((two / "run.json").read_text())
+    told["eval_sets"]["gsm8k"]["set"] = "train of 56"
+    (two / "run.json").write_text(json.dumps(told))
+    _, named = paired_differences(collect(one), collect(two))
+    assert named.why_not == "their data is not the same: eval of 56 and train of 56"
 
 
 def test_what_is_no_run_is_refused_before_anything_is_written(cli, here):

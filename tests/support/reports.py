@@ -43,6 +43,7 @@ def one_set(name: str = "hh_rlhf_harmless", shift: float = 0.0) -> dict[str, Any
         "figures": figures(judged(shift=shift)),
         "by": {"source": [source], "length_difference": by_length, HOSTILE: [source | {"value": HOSTILE}]},
         "against": {
+            "not_compared": 2,
             "pairs": 60,
             "accuracy": 0.7,
             "interval": [0.58, 0.8],
@@ -69,7 +70,11 @@ def evaluation(**values: Any) -> dict[str, Any]:
     suite = {
         "suite": "reward-bench",
         "headline": 0.7125,
-        "figures": {"sections": {"Chat": 0.9, "Chat Hard": 0.525}, "pairs": 2985},
+        "figures": {
+            "sections": {"Chat": 0.9, "Chat Hard": 0.525},
+            "pairs": 2985,
+            "not_official": "12 rows are missing",
+        },
         "table": {
             "columns": ["section", "accuracy", "pairs"],
             "rows": [["Chat", 0.9, 358], ["Chat Hard", 0.525, 456]],
@@ -115,6 +120,7 @@ def write_run(
         "started": "2026-11-26T11:18:21+00:00",
         "ended": "2026-11-26T11:19:21+00:00",
         "versions": {"rmcli": "0.1.0", "torch": "2.13.0"},
+        "eval_sets": {"gsm8k": {"path": "data/gsm8k", "set": "eval of 56"}},
         "process": {"id": 1, "host": "another"},
         "result": {"status": "finished", "step": steps},
     }
@@ -140,7 +146,8 @@ def write_run(
             }
         )
         if step % 4 == 0:
-            shares = {"eval_accuracy": 0.6 + 0.3 * share, "eval_gsm8k_accuracy": 0.5, "eval_longer_accuracy": 0.9}
+            shares = {"eval_accuracy": 0.6 + 0.3 * share, "eval_longer_accuracy": 0.9, "eval_log_loss": 0.5}
+            shares |= {"eval_gsm8k_accuracy": 0.5, "eval_gsm8k_margin": 0.1, "eval_gsm8k_log_loss": 0.7}
             lines.append(
                 {"step": step, "eval_loss": 0.5 - share / 4, "eval_margin": share, "eval_pairs": 60, **shares}
             )
