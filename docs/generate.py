@@ -25,6 +25,7 @@ COMMANDS = (
     "audit",
     "train",
     "score",
+    "report",
     "export",
     "verify",
     "serve",

@@ -26,6 +26,7 @@ FLOORS = [
     COMMANDS,
     {"lines"},
     {"ship"},
+    {"report"},
     {"runs", "scorer"},
     {"model"},
     {"packs"},
@@ -184,7 +185,7 @@ def test_importing_the_package_loads_nothing_heavy():
 
 def test_help_names_every_command_and_option(cli):
     root = cli("--help").stdout
-    names = "prepare audit train score export verify serve map-fns inspect-token presets config doctor"
+    names = "prepare audit train score report export verify serve map-fns inspect-token presets config doctor"
     for command in names.split():
         assert command in root
     names = ("prepare", "audit", "train", "score", "inspect-token", "presets", "presets show")
@@ -265,7 +266,7 @@ def test_an_installed_wheel_finds_its_presets(distributions, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
         assert {f"rmcli/{name}" for name in preset_files()} <= set(archive.namelist())
-        assert {"rmcli/audit/page.html", "rmcli/py.typed"} <= set(archive.namelist())
+        assert {"rmcli/audit/page.html", "rmcli/report/base.html", "rmcli/py.typed"} <= set(archive.namelist())
     # Run from the unpacked wheel, which is what an installed one is.
     code = "import rmcli.cli.app; print(rmcli.__file__); rmcli.cli.app.app(['presets'], standalone_mode=False)"
     result = subprocess.run(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rmcli import output
+from rmcli.report.data import LENGTH_COLUMNS, SPLIT_COLUMNS, length_rows, split_rows
 from rmcli.rows.accounting import equation
 
 EXCERPT_CHARACTERS = 60
@@ -17,8 +18,7 @@ def show(figures: Mapping[str, Any], *, brief: bool) -> None:
         _show_brief(figures)
         return
     _show_lengths(figures, list(figures["splits"]), to_answer=True)
-    columns = ["split", "groups", "packs", "pack fill", "prompt share", "sharing ratio", "truncated"]
-    output.table(columns, split_rows(figures), to_answer=True, title="splits")
+    output.table(SPLIT_COLUMNS, split_rows(figures), to_answer=True, title="splits")
     output.table(
         ["source", "groups", "longer wins", "longer", "shorter", "same length", "ties"],
         [[as_typed(name), *values] for name, *values in source_rows(figures)],
@@ -54,7 +54,7 @@ def _show_brief(figures: Mapping[str, Any]) -> None:
 
 def _show_lengths(figures: Mapping[str, Any], splits: Sequence[str], *, to_answer: bool) -> None:
     output.table(
-        ["tokens", "split", "number", "mean", "10 %", "half", "90 %", "99 %", "longest"],
+        LENGTH_COLUMNS,
         [row for row in length_rows(figures) if row[1] in splits],
         to_answer=to_answer,
         title="lengths: so many per cent are at most as long",
@@ -91,30 +91,6 @@ def cut_start(text: str, width: int) -> str:
         return text
     whole = text[-width - 1 :].partition(" ")[2]
     return whole if len(whole) > width // 3 else text[-width:]
-
-
-def length_rows(figures: Mapping[str, Any]) -> list[list[Any]]:
-    return [
-        [name, split, one["number"], round(one["mean"], 1), *(one[p] for p in ("p10", "p50", "p90", "p99", "max"))]
-        for name in ("conversation", "prompt", "response")
-        for split, values in figures["splits"].items()
-        if (one := values["lengths"][name])["number"]
-    ]
-
-
-def split_rows(figures: Mapping[str, Any]) -> list[list[Any]]:
-    return [
-        [
-            name,
-            one["groups"],
-            one["packs"],
-            f"{one['pack_fill']:.1%}",
-            f"{one['prompt_share']:.1%}",
-            f"{one['sharing_ratio']:.2f}",
-            one["truncated"],
-        ]
-        for name, one in figures["splits"].items()
-    ]
 
 
 def source_rows(figures: Mapping[str, Any]) -> list[list[Any]]:

@@ -19,6 +19,7 @@ from rmcli.cli.inspect_token import inspect_token_command
 from rmcli.cli.map_fns import map_fns_command
 from rmcli.cli.prepare import prepare_command
 from rmcli.cli.presets import presets_app
+from rmcli.cli.report import report_command
 from rmcli.cli.score import score_command
 from rmcli.cli.serve import serve_command
 from rmcli.cli.train import train_command
@@ -62,6 +63,10 @@ EXAMPLES = {
         "rmcli evaluate runs/second/model pairs.jsonl --against runs/first/model",
         "rmcli evaluate runs/first/model --suite reward-bench-2 --suite rm-bench=total_dataset.json",
     ),
+    "report": (
+        "rmcli report runs/first",
+        "rmcli report runs/first runs/second -o report.html",
+    ),
     "export": (
         "rmcli export runs/first -o my-model",
         "rmcli export runs/first/checkpoints/step-500 -o my-model --dtype bfloat16",
@@ -85,6 +90,7 @@ for name, command in {
     "train": train_command,
     "score": score_command,
     "evaluate": evaluate_command,
+    "report": report_command,
     "export": export_command,
     "verify": verify_command,
     "serve": serve_command,

@@ -154,6 +154,8 @@ COMMANDS = {
     "merge": "prepared parts: rmcli prepare --merge DIR... -o DIR; adapters: rmcli export RUN",
     "list-presets": "rmcli presets",
     "inspect": "rmcli inspect-token, rmcli audit",
+    "compare": "rmcli report RUN RUN",
+    "plot": "rmcli report RUN",
     "sft": "rmcli trains reward models only",
     "dpo": "rmcli trains reward models only",
 }

@@ -1,0 +1,113 @@
+"""`rmcli report`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rmcli import output
+from rmcli.cli.options import Json, Quiet, Verbose, reports, say_next
+from rmcli.errors import RmcliError
+
+if TYPE_CHECKING:
+    from rmcli.output_files import OutputFile
+    from rmcli.report.run_folder import Run
+
+
+@reports
+def report_command(
+    run: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="What rmcli train has written, or an evaluation's metrics.json."),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="FILE", help="Default: report.html in the run, of several in this folder."
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier report.")] = False,
+    no_audit: Annotated[bool, typer.Option("--no-audit", help="Do not go through the run's data again.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """One page of a run or an evaluation, or several side by side, with curves and paired differences."""
+    from rmcli.report.comparison import by_letter
+    from rmcli.report.page import check_plots
+    from rmcli.report.run_folder import collect
+
+    check_plots("a report")
+    runs = by_letter([collect(path) for path in run])
+    if len(runs) > 1:
+        target, found = _several(runs, out or Path("report.html"), overwrite)
+    else:
+        target, found = _one(runs["A"], out, overwrite, not no_audit)
+    if json:
+        output.answer_json({"report": str(target), **found})
+    else:
+        _show(runs, found)
+        output.answer(str(target))
+    first = runs["A"]
+    if len(runs) == 1 and first.is_run and (first.path / "model").is_dir():
+        say_next("score", str(first.path / "model"), "FILE", "-o", "scores.jsonl")
+
+
+def _several(runs: "Mapping[str, Run]", path: Path, overwrite: bool) -> tuple[Path, dict[str, Any]]:
+    from rmcli.report.comparison import compare, comparison_file, write_comparison
+
+    target = comparison_file(path, overwrite, [run.path for run in runs.values()])
+    target.check()
+    found = compare(runs)
+    write_comparison(runs, found, target)
+    return path, found
+
+
+def _one(run: "Run", out: Path | None, overwrite: bool, with_audit: bool) -> tuple[Path, dict[str, Any]]:
+    from rmcli.report.comparison import compare
+    from rmcli.report.evaluation import evaluation_file, write_evaluation
+    from rmcli.report.run import PAGE, run_file, write_run
+
+    path = out or (run.path / PAGE if run.path.is_dir() else run.path.with_name(PAGE))
+    target: OutputFile = run_file(path, overwrite) if run.is_run else evaluation_file(path, overwrite, [run.path])
+    target.check()
+    if run.is_run:
+        write_run(run, target, _audit(run) if with_audit else None)
+    elif run.metrics is not None:
+        write_evaluation(run.metrics, target)
+    return path, compare({"A": run})
+
+
+def _audit(run: "Run") -> dict[str, Any] | None:
+    """Figures of the run's data, where that is still there and still the same; else it is said."""
+    from rmcli.audit.run import run as audit
+    from rmcli.config.sections import ModelSection
+    from rmcli.packs.manifest import read_manifest
+
+    folder = run.data.get("folder")
+    try:
+        if not isinstance(folder, str) or not Path(folder).is_dir():
+            raise RmcliError(f"{folder} is not there" if folder else "run.json does not name it")
+        manifest = read_manifest(Path(folder))
+        if manifest["manifest_sha256"] != run.data.get("manifest_sha256"):
+            raise RmcliError(f"{folder} holds other data now")
+        return audit(Path(folder), ModelSection.model_validate(manifest["config"]["model"]))
+    except RmcliError as error:
+        output.say(f"the page says nothing of the data: {error.message}")
+    return None
+
+
+def _show(runs: "Mapping[str, Run]", found: Mapping[str, Any]) -> None:
+    from rmcli.report.comparison import paired_rows, run_rows
+
+    rows = [[letter, path, accuracy, span, pairs] for letter, path, _, _, accuracy, span, pairs in run_rows(runs)]
+    output.table(["", "run", "held-out accuracy", "95 %", "pairs"], rows, to_answer=False)
+    if len(runs) > 1 and found["figures"]:
+        output.table(["last figures", *runs], found["figures"], to_answer=False)
+        paired, sentences = paired_rows(found["paired"])
+        if paired:
+            columns = ["set", "runs", "pairs", "first", "second", "difference", "95 %", "first ahead in"]
+            output.table(columns, paired, to_answer=False, title="on the same held-out pairs")
+        for line in sentences:
+            output.say(line)

@@ -1,0 +1,158 @@
+"""Runs and evaluations side by side: curves overlaid, last figures, what differs, paired differences."""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from string import ascii_uppercase
+from typing import Any
+
+from rmcli.output_files import OutputFile
+from rmcli.report.judged import verdict
+from rmcli.report.page import check_plots, page_file, write_page
+from rmcli.report.paired import Difference, paired_differences
+from rmcli.report.run import held_out
+from rmcli.report.run_folder import Run
+from rmcli.report.training import last, overlaid_curves
+from rmcli.report.values import count, decimal, flat, interval, mapping, mappings, number, per_cent, signed, text
+
+TITLE = "Comparison of "
+_LAST = {
+    "step": "last step",
+    "loss": "loss",
+    "accuracy": "accuracy in training",
+    "margin": "margin in training",
+    "eval_loss": "held-out loss",
+    "eval_accuracy": "held-out accuracy",
+    "eval_margin": "held-out margin",
+    "tokens_per_s": "tokens per second, last",
+}
+
+
+def comparison_file(path: Path, overwrite: bool, inputs: Sequence[str | Path]) -> OutputFile:
+    """Where the page goes; an earlier comparison may be replaced."""
+    return page_file(path, "comparison report", TITLE, overwrite, inputs)
+
+
+def by_letter(runs: Sequence[Run]) -> dict[str, Run]:
+    """A, B, ... in the order given; past Z numbers."""
+    letters = [*ascii_uppercase, *map(str, range(len(ascii_uppercase) + 1, len(runs) + 1))]
+    return dict(zip(letters, runs, strict=False))
+
+
+def compare(runs: Mapping[str, Run]) -> dict[str, Any]:
+    """The figures of a comparison as plain data, by letter."""
+    return {
+        "runs": {letter: {"path": str(run.path), "status": run.status} for letter, run in runs.items()},
+        "figures": figure_rows(runs),
+        "configuration": differing({letter: run.config for letter, run in runs.items()}),
+        "versions": differing({letter: run.versions for letter, run in runs.items()}),
+        "paired": [
+            {"first": one, "second": other, **vars(found)}
+            for one, other in combinations(runs, 2)
+            for found in paired_differences(runs[one], runs[other])
+        ],
+    }
+
+
+def write_comparison(runs: Mapping[str, Run], compared: Mapping[str, Any], target: OutputFile) -> None:
+    """Write the page of what `compare` found. The same runs give the same bytes.
+
+    Raises ConfigError without matplotlib, RmcliError when the page cannot be written.
+    """
+    check_plots("a report")
+    evaluations = {letter: mappings(mapping(run.metrics).get("sets")) for letter, run in runs.items()}
+    paired, sentences = paired_rows(compared["paired"])
+    write_page(
+        target,
+        "comparison.html",
+        {
+            "title": f"{TITLE}{len(runs)} runs",
+            "letters": list(runs),
+            "runs": run_rows(runs),
+            "curves": overlaid_curves(runs),
+            "figures": compared["figures"],
+            "intervals": [
+                [text(one.get("name")), letter, decimal(figures.get("accuracy")), interval(figures.get("interval"))]
+                for letter, sets in evaluations.items()
+                for one in sets
+                if number((figures := mapping(one.get("figures"))).get("accuracy")) is not None
+            ],
+            "configuration": compared["configuration"],
+            "versions": compared["versions"],
+            "paired": paired,
+            "sentences": sentences,
+        },
+    )
+
+
+def run_rows(runs: Mapping[str, Run]) -> list[list[str]]:
+    """Letter, path, what it is, when it began, held-out accuracy and its interval."""
+    rows = []
+    for letter, run in runs.items():
+        accuracy, span, pairs = held_out(run)
+        cells = [text(run.path), run.status, text(run.told.get("started")), decimal(accuracy), interval(span)]
+        rows.append([letter, *cells, count(pairs)])
+    return rows
+
+
+def figure_rows(runs: Mapping[str, Run]) -> list[list[str]]:
+    """Last figures: a name, then a cell for each run; those that no run has are left out."""
+    rows = [
+        [title, *(_shown(name, last(run, name)) for run in runs.values())]
+        for name, title in _LAST.items()
+        if name != "step"
+    ]
+    steps = [run.log[-1]["step"] if run.log else None for run in runs.values()]
+    rows.insert(0, [_LAST["step"], *(text(count(step)) for step in steps)])
+    sets = {letter: {text(one.get("name")): one for one in _sets(run)} for letter, run in runs.items()}
+    for name in dict.fromkeys(name for found in sets.values() for name in found):
+        figures = [mapping(mapping(sets[letter].get(name)).get("figures")) for letter in runs]
+        rows.append([f"{name}: accuracy", *(decimal(one.get("accuracy")) for one in figures)])
+        rows.append(
+            [f"{name}: log-loss", *(decimal(mapping(one.get("calibration")).get("log_loss")) for one in figures)]
+        )
+        rows.append([f"{name}: ECE", *(decimal(mapping(one.get("calibration")).get("ece")) for one in figures)])
+    return [row for row in rows if set(row[1:]) != {"-"}]
+
+
+def _sets(run: Run) -> list[Mapping[str, Any]]:
+    return mappings(mapping(run.metrics).get("sets"))
+
+
+def _shown(name: str, value: Any) -> str:
+    return decimal(value, 0) if name == "tokens_per_s" else decimal(value)
+
+
+def differing(values: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """A key, then its value in each; keys that all have alike are left out."""
+    all_flat = [flat(one) for one in values.values()]
+    keys = dict.fromkeys(key for one in all_flat for key in one)
+    rows = [[key, *(text(one.get(key)) for one in all_flat)] for key in keys]
+    return [row for row in rows if len(set(row[1:])) > 1]
+
+
+def paired_rows(paired: Sequence[Mapping[str, Any]]) -> tuple[list[list[Any]], list[str]]:
+    """Rows of the differences found, and a sentence for each: what it allows to say, or why there is none."""
+    rows: list[list[Any]] = []
+    sentences = []
+    for given in paired:
+        one, other = given["first"], given["second"]
+        found = Difference(**{name: value for name, value in given.items() if name not in ("first", "second")})
+        about = f"{one} and {other}" + (f" on {found.set}" if found.set else "")
+        if found.found is None:
+            sentences.append(f"{about}: {found.why_not}.")
+            continue
+        sentences.append(f"{about}: {verdict(found.found, one, other)}")
+        rows.append(
+            [
+                found.set,
+                f"{one} less {other}",
+                found.pairs,
+                decimal(found.ours),
+                decimal(found.theirs),
+                signed(found.found["difference"]),
+                interval(found.found["interval"]),
+                per_cent(found.found["favours_ours"]),
+            ]
+        )
+    return rows, sentences

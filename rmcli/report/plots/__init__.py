@@ -1,0 +1,1 @@
+"""Numbers in, plots out: SVG that stands inside a page and takes its colours from it."""

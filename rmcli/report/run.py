@@ -1,0 +1,149 @@
+"""The page of a run, from its folder: curves, evaluation, data, throughput, configuration, versions."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rmcli import output
+from rmcli.errors import RmcliError
+from rmcli.metrics.intervals import wilson_interval
+from rmcli.output_files import OutputFile
+from rmcli.report.data import LENGTH_COLUMNS, SPLIT_COLUMNS, data_plots, length_rows, split_rows
+from rmcli.report.evaluation import sets_and_suites
+from rmcli.report.page import check_plots, page_file, write_page
+from rmcli.report.run_folder import Run, collect, name_of
+from rmcli.report.training import last, run_curves
+from rmcli.report.values import count, decimal, flat, interval, mapping, mappings, number, per_cent, text
+
+PAGE = "report.html"
+TITLE = "Run "
+
+
+def run_file(path: Path, overwrite: bool = False) -> OutputFile:
+    """Where the page goes; an earlier run's page may be replaced."""
+    return page_file(path, "run report", TITLE, overwrite, [])
+
+
+def write_beside_run(run_folder: Path, audit: Mapping[str, Any] | None = None) -> Path | None:
+    """For the end of training: RUN/report.html, or one line that says why there is none. Never raises RmcliError."""
+    target = run_folder / PAGE
+    try:
+        check_plots("a report")
+        write_run(collect(run_folder), run_file(target, overwrite=True), audit)
+    except RmcliError as error:
+        output.say(f"no {PAGE}: {error.message}{f'; {error.hint}' if error.hint else ''}")
+        return None
+    return target
+
+
+def write_run(run: Run, target: OutputFile, audit: Mapping[str, Any] | None = None) -> None:
+    """Write the page of a run, the same bytes of the same run. `audit`: figures of its data, where that is at hand.
+
+    Raises ConfigError without matplotlib, RmcliError when the page cannot be written.
+    """
+    check_plots("a report")
+    metrics = mapping(run.metrics)
+    write_page(
+        target,
+        "run.html",
+        {
+            "title": f"{TITLE}{name_of(run)}",
+            "status": run.status,
+            "headline": _headline(run),
+            "facts": _facts(run),
+            "curves": run_curves(run),
+            "throughput": throughput_rows(run),
+            "evaluation_columns": list(_EVALUATION),
+            "evaluations": [
+                [count(line.get("step")), *(decimal(line.get(f"eval_{name}")) for name in _EVALUATION.values())]
+                for line in run.evaluations
+            ],
+            **sets_and_suites(metrics),
+            "audit": None if audit is None else _audit(audit),
+            "command": text(run.told.get("command")),
+            "toml": run.toml,
+            "versions": [[name, text(version)] for name, version in flat(run.versions).items()],
+            "resumed": _resumed(run),
+        },
+    )
+
+
+_EVALUATION = {
+    "loss": "loss",
+    "accuracy": "accuracy",
+    "margin": "margin",
+    "lowest score": "score_min",
+    "highest": "score_max",
+}
+
+
+def held_out(run: Run) -> tuple[Any, Any, Any]:
+    """Accuracy, its 95 % interval and pairs: of the first set evaluated at the end, else of the last evaluation."""
+    sets = mappings(mapping(run.metrics).get("sets"))
+    if sets and number((figures := mapping(sets[0].get("figures"))).get("accuracy")) is not None:
+        return figures["accuracy"], figures.get("interval"), figures.get("pairs")
+    accuracy, pairs = last(run, "eval_accuracy"), last(run, "eval_pairs")
+    if accuracy is None or not pairs or not 0 <= accuracy <= 1:
+        return accuracy, None, pairs
+    return accuracy, [*wilson_interval(accuracy, int(pairs))], int(pairs)
+
+
+def _headline(run: Run) -> dict[str, str] | None:
+    accuracy, span, pairs = held_out(run)
+    if accuracy is None:
+        return None
+    about = f"held-out accuracy; 95 %: {interval(span)}; {text(count(pairs))} pairs"
+    return {"accuracy": decimal(accuracy), "about": about}
+
+
+def _facts(run: Run) -> list[list[str]]:
+    told, base = run.told, run.told.get("base")
+    rows = [
+        ["folder", text(run.path)],
+        ["preset", told.get("preset")],
+        ["base model", mapping(mapping(run.config).get("model")).get("pretrained_model_name_or_path")],
+        *([f"base: {name}", value] for name, value in flat(mapping(base)).items()),
+        ["data", run.data.get("folder")],
+        ["its manifest's sha256", run.data.get("manifest_sha256")],
+        ["device", told.get("device")],
+        ["processes", told.get("processes")],
+        ["started", told.get("started")],
+        ["ended", told.get("ended")],
+    ]
+    return [[name, text(value)] for name, value in rows if value not in (None, {}, [], "")]
+
+
+def throughput_rows(run: Run) -> list[list[Any]]:
+    """Medians over the log lines but the first, whose steps warm up."""
+    lines = run.log[1:] or run.log
+    names = {
+        "tokens_per_s": ("tokens per second", lambda value: decimal(value, 0)),
+        "pairs_per_s": ("pairs per second", lambda value: decimal(value, 2)),
+        "flops_per_s": ("model TFLOP/s", lambda value: decimal(value / 1e12, 3)),
+        "mfu": ("MFU", per_cent),
+        "effective_mfu": ("MFU as if no prompt were shared", per_cent),
+    }
+    rows: list[list[Any]] = []
+    for name, (title, show) in names.items():
+        values = [value for line in lines if (value := number(line.get(name))) is not None]
+        if values:
+            rows.append([title, show(median(values)), show(min(values)), show(max(values))])
+    return rows
+
+
+def _audit(audit: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "findings": audit["findings"],
+        "split_columns": SPLIT_COLUMNS,
+        "splits": split_rows(audit),
+        "length_columns": LENGTH_COLUMNS,
+        "lengths": length_rows(audit),
+        "plots": data_plots(audit),
+        "folder": audit["folder"],
+    }
+
+
+def _resumed(run: Run) -> list[list[str]]:
+    names = ("at", "step", "device")
+    return [[text(one.get(name)) for name in names] for one in mappings(run.told.get("resumed"))]
