@@ -160,7 +160,8 @@ def _finish(found: Mapping[str, Any], target: "Place", as_json: bool, min_accura
         output.answer_json(found)
     else:
         show(found)
-    output.say(f"figures in {target.metrics.path}")
+    pages = [target.metrics.path, *([target.report.path] if target.write_report(found) else [])]
+    output.say(f"figures in {' and '.join(map(str, pages))}")
     say_next("serve", str(found["model"]))
     measured = [(one["name"], one["figures"]["accuracy"]) for one in found["sets"]]
     for name, value in [*measured, *((one["suite"], one["headline"]) for one in found["suites"])]:

@@ -8,7 +8,6 @@ import typer
 
 from rmcli import output
 from rmcli.cli.options import Json, Quiet, Verbose, reports, say_next
-from rmcli.errors import RmcliError
 
 if TYPE_CHECKING:
     from rmcli.output_files import OutputFile
@@ -65,6 +64,7 @@ def _several(runs: "Mapping[str, Run]", path: Path, overwrite: bool) -> tuple[Pa
 
 
 def _one(run: "Run", out: Path | None, overwrite: bool, with_audit: bool) -> tuple[Path, dict[str, Any]]:
+    from rmcli.cli.run_report import data_audit
     from rmcli.report.comparison import compare
     from rmcli.report.evaluation import evaluation_file, write_evaluation
     from rmcli.report.run import PAGE, run_file, write_run
@@ -73,29 +73,10 @@ def _one(run: "Run", out: Path | None, overwrite: bool, with_audit: bool) -> tup
     target: OutputFile = run_file(path, overwrite) if run.is_run else evaluation_file(path, overwrite, [run.path])
     target.check()
     if run.is_run:
-        write_run(run, target, _audit(run) if with_audit else None)
+        write_run(run, target, data_audit(run) if with_audit else None)
     elif run.metrics is not None:
         write_evaluation(run.metrics, target)
     return path, compare({"A": run})
-
-
-def _audit(run: "Run") -> dict[str, Any] | None:
-    """Figures of the run's data, where that is still there and still the same; else it is said."""
-    from rmcli.audit.run import run as audit
-    from rmcli.config.sections import ModelSection
-    from rmcli.packs.manifest import read_manifest
-
-    folder = run.data.get("folder")
-    try:
-        if not isinstance(folder, str) or not Path(folder).is_dir():
-            raise RmcliError(f"{folder} is not there" if folder else "run.json does not name it")
-        manifest = read_manifest(Path(folder))
-        if manifest["manifest_sha256"] != run.data.get("manifest_sha256"):
-            raise RmcliError(f"{folder} holds other data now")
-        return audit(Path(folder), ModelSection.model_validate(manifest["config"]["model"]))
-    except RmcliError as error:
-        output.say(f"the page says nothing of the data: {error.message}")
-    return None
 
 
 def _show(runs: "Mapping[str, Run]", found: Mapping[str, Any]) -> None:

@@ -23,6 +23,7 @@ from rmcli.cli.options import (
     say_next,
     show_config,
 )
+from rmcli.cli.run_report import write_at_end
 from rmcli.errors import RmcliError
 
 if TYPE_CHECKING:
@@ -48,6 +49,9 @@ def train_command(
     profile: Annotated[
         bool, typer.Option("--profile", help="Write a trace of a few steps, and where a step goes.")
     ] = False,
+    report: Annotated[
+        bool, typer.Option("--report/--no-report", help="Write RUN/report.html at the end, with plots.")
+    ] = True,
     num_processes: Annotated[
         int | None,
         typer.Option(
@@ -70,7 +74,7 @@ def train_command(
     from rmcli.parallel.launch import run_together
     from rmcli.parallel.processes import check_gpus, started_processes, wanted_processes
     from rmcli.parallel.word import peers_explained
-    from rmcli.parallel.world import joined
+    from rmcli.parallel.world import is_first, joined
     from rmcli.train.describe import describe
     from rmcli.train.resume import finished
     from rmcli.train.same import agreed, check_same_options
@@ -88,13 +92,18 @@ def train_command(
         summary = finished(job.run_folder) if job.is_done else None
         if summary is None and wanted > 1:
             raise typer.Exit(run_together(["-m", "rmcli", *sys.argv[1:]], wanted))
+        is_finished = summary is not None
         summary = _run(job, profile) if summary is None else _say_finished(job, summary)
+        if report and not is_finished and is_first():
+            write_at_end(job.run_folder)
         if json:
             output.answer_json(summary)
         else:
             output.answer(summary["model"])
-        held_out = str(job.data_folder / "eval.jsonl") if "eval_pairs" in summary else "FILE"
-        say_next("score", summary["model"], held_out, "-o", "scores.jsonl")
+        if "eval_pairs" in summary:
+            say_next("evaluate", summary["model"], str(job.data_folder / "eval.jsonl"))
+        else:
+            say_next("score", summary["model"], "FILE", "-o", "scores.jsonl")
 
 
 def _job(

@@ -6,9 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rmcli import output
+from rmcli.errors import ConfigError
+from rmcli.metrics.names import EVALUATION_FILE, KIND
 from rmcli.output_files import OutputFile
+from rmcli.report.evaluation import evaluation_file, write_evaluation
+from rmcli.report.page import check_plots
+from rmcli.report.run import PAGE
 
-ROOT, METRICS, REPORT = Path("evaluations"), "metrics.json", "report.html"
+ROOT = Path("evaluations")
 
 
 @dataclass(frozen=True)
@@ -31,13 +37,23 @@ class Place:
         with self.metrics.open() as file:
             file.write(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
+    def write_report(self, found: Mapping[str, Any]) -> bool:
+        """Whether there is a page: without matplotlib there is none, which is said."""
+        try:
+            check_plots("a report")
+        except ConfigError as error:
+            output.say(f"no {PAGE}: {error.message}; {error.hint}")
+            return False
+        write_evaluation(found, self.report)
+        return True
+
 
 def place(folder: Path | None, model: Path, overwrite: bool, inputs: Sequence[str]) -> Place:
     """The folder asked for, or the next free one under evaluations/."""
     folder = folder or _next(model)
     return Place(
-        OutputFile(folder / METRICS, "metrics of an evaluation", _are_metrics, overwrite, inputs),
-        OutputFile(folder / REPORT, "report of an evaluation", _is_report, overwrite, inputs),
+        OutputFile(folder / EVALUATION_FILE, "metrics of an evaluation", _are_metrics, overwrite, inputs),
+        evaluation_file(folder / PAGE, overwrite, inputs),
     )
 
 
@@ -52,8 +68,4 @@ def _next(model: Path) -> Path:
 
 
 def _are_metrics(beginning: str) -> bool:
-    return '"kind": "rmcli evaluation"' in beginning[:100]
-
-
-def _is_report(beginning: str) -> bool:
-    return beginning.lstrip().startswith("<!doctype html>") and "<title>Evaluation of " in beginning
+    return f'"kind": "{KIND}"' in beginning[:100]

@@ -19,14 +19,13 @@ from rmcli.evaluate.sets import gather, open_set
 from rmcli.evaluate.suites.run import evaluate_suite
 from rmcli.evaluate.wanted import Wanted, name_of
 from rmcli.metrics.figures import figures
+from rmcli.metrics.names import KIND
 from rmcli.model import hashes
 from rmcli.parallel import world
 from rmcli.parallel.agreement import check_same
 from rmcli.runs.record import versions
 from rmcli.scorer.load import load_encoder, load_scorer
 from rmcli.scorer.scorer import Scorer
-
-KIND = "rmcli evaluation"
 
 
 def run(config: Config, wanted: Wanted, against: Config | None = None, is_verified: bool = False) -> dict[str, Any]:
@@ -83,7 +82,7 @@ def _entry(scorer: Scorer, source: SourceSection, wanted: Wanted, gathered: Gath
         "by": by(judged, gathered.values),
         "against": None,
         "format_bias": bias,
-        "worst": gathered.worst.texts(scorer.encoder.reward.tokenizer.decode),
+        "worst": gathered.worst.texts(scorer.encoder.reward.tokenizer),
     }
 
 

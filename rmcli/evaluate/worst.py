@@ -1,15 +1,13 @@
 """The pairs that a model has most wrong, as text."""
 
 import heapq
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from rmcli.lines.read import Line
 from rmcli.records import Conversation, Message, TokenGroup
 from rmcli.scorer.scorer import Scored
-
-Decode = Callable[[list[int]], Any]  # a tokenizer's
+from rmcli.tokens.tokenizer import decoded
 
 
 @dataclass
@@ -29,7 +27,7 @@ class Worst:
         elif self.most and entry[:2] > self._held[0][:2]:
             heapq.heapreplace(self._held, entry)
 
-    def texts(self, decode: Decode) -> list[dict[str, Any]]:
+    def texts(self, tokenizer: Any) -> list[dict[str, Any]]:
         """The worst first: margin, both scores, where the row stands, the prompt and both answers."""
         ordered = sorted(self._held, key=lambda entry: entry[:2], reverse=True)
         return [
@@ -38,17 +36,17 @@ class Worst:
                 "chosen_score": scored.scores[better],
                 "rejected_score": scored.scores[worse],
                 "where": line.where,
-                **_texts(line, better, worse, decode),
+                **_texts(line, better, worse, tokenizer),
             }
             for minus_margin, _, line, scored, better, worse in ordered
         ]
 
 
-def _texts(line: Line, better: int, worse: int, decode: Decode) -> dict[str, str]:
+def _texts(line: Line, better: int, worse: int, tokenizer: Any) -> dict[str, str]:
     group = line.group
     assert group is not None  # it was scored
     if isinstance(group, TokenGroup):
-        return texts_of_tokens(group, better, worse, decode)
+        return texts_of_tokens(group, better, worse, tokenizer)
     chosen, rejected = group.conversations[better], group.conversations[worse]
     shared = 0
     while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
@@ -60,12 +58,12 @@ def _texts(line: Line, better: int, worse: int, decode: Decode) -> dict[str, str
     }
 
 
-def texts_of_tokens(group: TokenGroup, better: int, worse: int, decode: Decode) -> dict[str, str]:
+def texts_of_tokens(group: TokenGroup, better: int, worse: int, tokenizer: Any) -> dict[str, str]:
     """The prompt is what all answers of the group begin with, as tokens have it."""
     return {
-        "prompt": str(decode(group.prefix.tolist())),
-        "chosen": str(decode(group.responses[better].tolist())),
-        "rejected": str(decode(group.responses[worse].tolist())),
+        "prompt": decoded(tokenizer, group.prefix),
+        "chosen": decoded(tokenizer, group.responses[better]),
+        "rejected": decoded(tokenizer, group.responses[worse]),
     }
 
 

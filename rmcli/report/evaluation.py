@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from rmcli.errors import ConfigError
+from rmcli.metrics.names import EVALUATION_FILE, KIND
 from rmcli.output_files import OutputFile
 from rmcli.report.judged import overview_row, set_view, suite_view
 from rmcli.report.page import check_plots, page_file, write_page
 from rmcli.report.values import decimal, flat, mapping, mappings, number, text
 
-KIND = "rmcli evaluation"
-FILE = "metrics.json"
 TITLE = "Evaluation of "
 
 
@@ -24,11 +23,11 @@ def read_evaluation(path: Path) -> dict[str, Any]:
         reason = getattr(error, "strerror", None) or "no JSON"
         raise ConfigError(f"{path} cannot be read: {reason}", _HINT) from error
     if not isinstance(found, dict) or found.get("kind") != KIND or not isinstance(found.get("sets"), list):
-        raise ConfigError(f"{path} is no {FILE} of an evaluation", _HINT)
+        raise ConfigError(f"{path} is no {EVALUATION_FILE} of an evaluation", _HINT)
     return found
 
 
-_HINT = f"name a run's folder, or the {FILE} that an evaluation wrote"
+_HINT = f"name a run's folder, or the {EVALUATION_FILE} that an evaluation wrote"
 
 
 def evaluation_file(path: Path, overwrite: bool = False, inputs: Sequence[str | Path] = ()) -> OutputFile:

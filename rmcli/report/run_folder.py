@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rmcli.errors import ConfigError
-from rmcli.report.evaluation import FILE, read_evaluation
+from rmcli.metrics.names import EVALUATION_FILE
+from rmcli.report.evaluation import read_evaluation
 from rmcli.report.values import mapping, number, text
 from rmcli.runs import record
 from rmcli.runs.folder import CONFIG_FILE
@@ -79,12 +80,14 @@ def collect(path: Path) -> Run:
         return Run(path, metrics=read_evaluation(path))
     told = record.read(path)
     if told is None:
-        if (path / FILE).is_file():
-            return Run(path, metrics=read_evaluation(path / FILE))
+        if (path / EVALUATION_FILE).is_file():
+            return Run(path, metrics=read_evaluation(path / EVALUATION_FILE))
         what = f"holds no run: no whole {record.FILE}" if path.is_dir() else "is not there"
-        raise ConfigError(f"{path} {what}", f"name what rmcli train has written, or an evaluation's {FILE}")
+        raise ConfigError(
+            f"{path} {what}", f"name what rmcli train has written, or an evaluation's {EVALUATION_FILE}"
+        )
     log, evaluations = _lines(path / METRICS_FILE)
-    metrics = read_evaluation(path / FILE) if (path / FILE).is_file() else None
+    metrics = read_evaluation(path / EVALUATION_FILE) if (path / EVALUATION_FILE).is_file() else None
     return Run(path, told, _text(path / CONFIG_FILE), log, evaluations, metrics)
 
 

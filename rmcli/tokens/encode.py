@@ -22,7 +22,7 @@ from rmcli.tokens.control_tokens import ControlTokens
 from rmcli.tokens.engines import EngineName, TokenEngine
 from rmcli.tokens.rendering import Renderer
 from rmcli.tokens.template_reads import TemplateReads, reads_of
-from rmcli.tokens.tokenizer import CHAT_TEMPLATE_HINT, RewardTokenizer
+from rmcli.tokens.tokenizer import CHAT_TEMPLATE_HINT, RewardTokenizer, decoded
 
 _encode = JSONEncoder(ensure_ascii=False).encode  # json.dumps would make one for each call
 MAX_CHARACTERS = 2_000_000  # of a conversation, the default of data.max_characters: half a million tokens
@@ -227,7 +227,7 @@ class Encoder:
         return truncation.cut_left(token_ids, excess, num_bos, prompt, self.engine.encode, self._decode)
 
     def _decode(self, ids: np.ndarray) -> str:
-        return str(self.reward.tokenizer.decode(ids.tolist(), clean_up_tokenization_spaces=False))
+        return decoded(self.reward.tokenizer, ids)
 
 
 def _texts_of(conversation: Conversation) -> list[str]:

@@ -349,3 +349,8 @@ def _token_of(tokenizer: "PreTrainedTokenizerBase", token_id: int) -> str | None
         return None
     token = tokenizer.convert_ids_to_tokens(token_id)
     return token if isinstance(token, str) else None
+
+
+def decoded(tokenizer: Any, ids: np.ndarray) -> str:
+    """The text of (tokens,) ids as it was written: special tokens and all spaces."""
+    return str(tokenizer.decode(ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False))

@@ -13,6 +13,7 @@ import torch
 from rmcli import output
 from rmcli.metrics.figures import figures
 from rmcli.metrics.judged import Judged
+from rmcli.metrics.names import EVALUATION_FILE, KIND
 from rmcli.metrics.slices import by_length_difference, by_value
 from rmcli.model import hashes
 from rmcli.parallel import world
@@ -25,8 +26,7 @@ from rmcli.train.job import Job
 from rmcli.train.scored import are_finite, judged
 from rmcli.train.worst import worst_of
 
-EVALUATION, MARGINS = "metrics.json", "eval_margins.jsonl"
-KIND = "rmcli evaluation"
+MARGINS = "eval_margins.jsonl"
 
 
 def write_evaluation(job: Job, step: int, evaluated: Sequence[EvaluatedSet]) -> None:
@@ -39,17 +39,17 @@ def _write(job: Job, step: int, evaluated: Sequence[EvaluatedSet]) -> None:
     judged_sets = [judged(one.scored) for one in evaluated]
     try:
         write_whole(job.run_folder / MARGINS, "".join(_margins(evaluated, judged_sets)))
-        write_whole(job.run_folder / EVALUATION, _as_json(_told(job, step, evaluated, judged_sets)))
+        write_whole(job.run_folder / EVALUATION_FILE, _as_json(_told(job, step, evaluated, judged_sets)))
     except OSError as error:
         output.warn(
-            f"{job.run_folder / EVALUATION} and {MARGINS} are not written: {error.strerror or error}; the figures "
-            "are in metrics.jsonl, and the run goes on"
+            f"{job.run_folder / EVALUATION_FILE} and {MARGINS} are not written: {error.strerror or error}; the "
+            "figures are in metrics.jsonl, and the run goes on"
         )
 
 
 def name_model(run_folder: Path, model: Path, step: int) -> None:
     """Put the sha256 of the exported model into `metrics.json`, where there is one of this step."""
-    path = run_folder / EVALUATION
+    path = run_folder / EVALUATION_FILE
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
         if told["run"]["step"] == step:

@@ -7,6 +7,7 @@ import numpy as np
 from rmcli.metrics.judged import Judged
 from rmcli.packs.reader import PackedSplit
 from rmcli.records import TokenGroup
+from rmcli.tokens.tokenizer import decoded
 from rmcli.train.evaluated import EvaluatedSet
 
 WORST = 20
@@ -26,9 +27,9 @@ def worst_of(one: EvaluatedSet, its: Judged, tokenizer: Any) -> list[dict[str, A
                 "chosen_score": float(its.scores[better]),
                 "rejected_score": float(its.scores[worse]),
                 "where": f"{one.of.folder}, row {scored.row_id}",
-                "prompt": _text(tokenizer, group.prefix),
-                "chosen": _text(tokenizer, group.responses[better - start]),
-                "rejected": _text(tokenizer, group.responses[worse - start]),
+                "prompt": decoded(tokenizer, group.prefix),
+                "chosen": decoded(tokenizer, group.responses[better - start]),
+                "rejected": decoded(tokenizer, group.responses[worse - start]),
             }
         )
     return found
@@ -44,7 +45,3 @@ def group_of(split: PackedSplit, source_id: int, row_id: int) -> TokenGroup:
         if group.source_id == source_id:
             return group
     raise AssertionError(f"row {row_id} is not in the set")
-
-
-def _text(tokenizer: Any, ids: np.ndarray) -> str:
-    return tokenizer.decode(ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False)

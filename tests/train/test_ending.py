@@ -170,7 +170,7 @@ def test_the_end_of_train_says_each_thing_once(cli, tiny_run):
     assert result.stdout == "run/model\n"
     assert result.stderr.count("held-out accuracy 0.") == 1
     last = result.stderr.splitlines()[-1]
-    assert last == f"next: rmcli score run/model {tiny_run.data}/eval.jsonl -o scores.jsonl"
+    assert last == f"next: rmcli evaluate run/model {tiny_run.data}/eval.jsonl"
     assert result.stderr.count("run/model") == 1
 
 

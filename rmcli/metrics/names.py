@@ -1,0 +1,3 @@
+"""The file that figures are kept in, and what tells it from other JSON."""
+
+EVALUATION_FILE, KIND = "metrics.json", "rmcli evaluation"
