@@ -437,7 +437,7 @@ def test_sets_are_evaluated_and_a_run_stops_early_as_on_one_process(place, way):
         "train.early_stopping_threshold=9.0",
     )
     sets = f"eval.sets=[{{name='all',path='{place / 'data'}',split='train'}}]"
-    keys = keys_of(place, sets, "train.best=eval_all_log_loss", *patience, "train.max_epochs=3")
+    keys = keys_of(place, sets, *stopping, "train.max_epochs=3")
     name = way.replace(" ", "-")
     train(str(place), f"early-one-{name}", keys)
     on_ranks(2, train, str(place), f"early-two-{name}", (*keys, *SHARED[way]))
