@@ -50,6 +50,8 @@ def test_a_run_written_before_goes_on(cli):
     assert len(now) == len(then) == 5
     for one, other in zip(now, then, strict=True):
         added = {f"eval_{name}_{what}" for name in ("shorter", "longer") for what in ("pairs", "accuracy")}
+        added |= {f"eval_{name}" for name in ("ece", "brier", "log_loss", "temperature")}
+        added |= {f"eval_{name}" for name in ("length_spearman", "longer_wins", "beyond_bound")}
         assert one.keys() - added == other.keys()
         for key, value in other.items():
             assert key.endswith("_per_s") or one[key] == pytest.approx(value, abs=1e-6), key

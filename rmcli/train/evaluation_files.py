@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from rmcli import output
@@ -114,7 +115,9 @@ def _margins(evaluated: Sequence[EvaluatedSet], judged_sets: Sequence[Judged]) -
     """A line for each comparison; `first` is the better one of its row's answers, `second` the worse one."""
     for one, its in zip(evaluated, judged_sets, strict=True):
         starts = one.first_answers
-        rows = zip(its.groups.tolist(), its.better.tolist(), its.worse.tolist(), its.margins.tolist(), strict=True)
+        with np.errstate(invalid="ignore"):  # infinite scores
+            margins = its.margins.tolist()
+        rows = zip(its.groups.tolist(), its.better.tolist(), its.worse.tolist(), margins, strict=True)
         for group, better, worse, margin in rows:
             told = {
                 "set": one.of.title,

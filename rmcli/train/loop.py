@@ -97,7 +97,7 @@ class Trainer:
         train, total = self.config.train, self.job.total_steps
         self.trackers = trackers or self.trackers
         unread: Skipped | None = None  # the flag of the last step, read one step later
-        steps = (step for step in self._plan() if step.number > self.step and not self.job.is_done)
+        steps = (step for step in ([] if self.job.is_done else self._plan()) if step.number > self.step)
         with (
             output.progress("train", total) as progress,
             _no_garbage_collection(),
@@ -137,13 +137,13 @@ class Trainer:
             self.log(step, share, metrics_file)
         if is_evaluated:
             self.evaluate_and_log(number, metrics_file)
-            if not last and self.best.has_waited_enough:
-                last = is_saved = True
-                self.progress.note(self.best.stop_early(number, self.job.total_steps))
-                if not is_logged:
-                    self.window.restart_clock()
-                    stop_if_skipped(skipped, self.job.manifest)
-                    self.log(step, share, metrics_file)
+        if is_evaluated and not last and self.best.has_waited_enough:
+            last = is_saved = True
+            self.progress.note(self.best.stop_early(number, self.job.total_steps))
+            if not is_logged:
+                self.window.restart_clock()  # an evaluation is no part of the steps
+                stop_if_skipped(skipped, self.job.manifest)
+                self.log(step, share, metrics_file)
         if last:
             write_evaluation(self.job, number, self.evaluations)
         is_stopping = stop.agreed()  # asked once a step: what is stopped is saved

@@ -10,7 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention import varlen as torch_varlen
 
 from rmcli.config.resolve import resolve
-from rmcli.config.sections import TrainSection
+from rmcli.config.sections import Config, TrainSection
 from rmcli.errors import ConfigError, RmcliError
 from rmcli.model import batch, forward, kernels
 from rmcli.model.attention.layout import BatchShape, Segment
@@ -22,9 +22,11 @@ from rmcli.packs.pack import pack
 from rmcli.packs.reader import PackedSplit
 from rmcli.packs.writer import PackWriter
 from rmcli.records import PAIR, Comparison
+from rmcli.train.evaluate import evaluate
 from rmcli.train.feed import groups_of, shape_of_all
 from rmcli.train.pieces import PackSizes
 from rmcli.train.plan import plan
+from rmcli.train.spread import Spread
 from support.exactness import gradients, largest_relative, packs, uneven_groups
 from support.networks import random_group, tiny_model
 from support.varlen_on_cpu import varlen_attn
@@ -157,6 +159,30 @@ def test_one_graph_runs_different_rows_exactly(trimmed, recomputed, varlen_on_cp
         actual = forward.scores(network, batch.build_packed(groups, shape=shape))
         torch.testing.assert_close(actual, scores, atol=1e-5, rtol=0)
         assert largest_relative(gradients(network, actual), whole) < 1e-5
+    assert counter.frame_count == 1
+    torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning",
+    "ignore:.*should not be instantiated:DeprecationWarning",
+)
+def test_evaluating_sets_compiles_nothing(tmp_path, varlen_on_cpu):
+    """Rows of a set have sizes of their own, and each would be compiled."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    network = tiny_model("llama")
+    set_attention(network, "varlen")
+    kernels.compile_layers(whole_row_layers(network), backend=counter)
+    forward.scores(network, batch.build_packed(packs()[0], shape=SHAPE))
+    assert counter.frame_count == 1
+    with PackWriter(tmp_path / "set") as writer:
+        for split, groups in zip(("train", "eval"), packs()[1:3], strict=True):
+            writer.add_packs(split, pack(groups, 512, shuffle=False, seed=0))
+        writer.finish({})
+    config = Config.model_validate({"loss": {"loss_type": "ranking"}, "train": {"kernels": "compile"}})
+    for split in ("train", "eval"):
+        assert evaluate(network, PackedSplit(tmp_path / "set", split), config, 0, "packed", Spread()).figures["pairs"]
     assert counter.frame_count == 1
     torch._dynamo.reset()
 

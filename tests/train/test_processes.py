@@ -422,3 +422,37 @@ def test_options_that_only_one_was_given_are_said(place):
     first, second = on_ranks(2, started_with, None)
     assert first == "--data given is True on process 0 and False on process 1"
     assert second
+
+
+SHARED = {"shard": WAYS["shard"], "shared rows": ("parallel.sequence_parallel_size=2", *WAYS["replicate"])}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", SHARED)
+def test_sets_are_evaluated_and_a_run_stops_early_as_on_one_process(place, way):
+    """Each comparison counts once, in one order; a run that was interrupted stops where it would have, bit by bit."""
+    stopping = (
+        "train.best=eval_all_log_loss",
+        "train.early_stopping_patience=1",
+        "train.early_stopping_threshold=9.0",
+    )
+    sets = f"eval.sets=[{{name='all',path='{place / 'data'}',split='train'}}]"
+    keys = keys_of(place, sets, *stopping, "train.max_epochs=3")
+    name = way.replace(" ", "-")
+    train(str(place), f"early-one-{name}", keys)
+    on_ranks(2, train, str(place), f"early-two-{name}", (*keys, *SHARED[way]))
+    one, two = (nano_run.lines(place / f"early-{number}-{name}") for number in ("one", "two"))
+    assert [(line["step"], line.keys()) for line in one] == [(line["step"], line.keys()) for line in two]
+    assert one[-1]["step"] == 4  # of 9
+    margins = [_margins(place / f"early-{number}-{name}") for number in ("one", "two")]
+    assert [{**one, "margin": 0} for one in margins[0]] == [{**one, "margin": 0} for one in margins[1]]
+    for here, there in zip(*margins, strict=True):
+        assert here["margin"] == pytest.approx(there["margin"], abs=1e-4)
+    on_ranks(2, train, str(place), f"early-{name}", (*keys, *SHARED[way]), "", False, (1, 3))
+    on_ranks(2, train, str(place), f"early-{name}", ())
+    assert nano_run.lines(place / f"early-{name}") == two
+    assert _margins(place / f"early-{name}") == margins[1]
+
+
+def _margins(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "eval_margins.jsonl").read_text().splitlines()]

@@ -21,6 +21,7 @@ from rmcli.train.evaluate import evaluate
 from rmcli.train.feed import Feeder, StepFeed, shape_of_all
 from rmcli.train.pieces import PackSizes
 from rmcli.train.plan import Step, plan
+from rmcli.train.scored import Scored
 from rmcli.train.spread import Spread
 from support.networks import random_group, tiny_model
 
@@ -173,6 +174,23 @@ def test_two_processes_evaluate_as_one(data, kind):
         for name in ("pairs", "accuracy"):
             assert first[name] == alone[name]
         assert first == pytest.approx(alone, rel=1e-6, abs=1e-6)
+
+
+def kept(data: Path, kind: BatchKind, spread: Spread) -> list[Scored]:
+    config = Config.model_validate({"loss": {"loss_type": "ranking"}, "train": {"batch_size": 3}})
+    return list(evaluate(network_for(kind), PackedSplit(data, "eval"), config, 0, kind, spread).scored)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_group_is_kept_once_and_in_one_order_whoever_has_scored_it(data, kind):
+    alone = kept(data, kind, Spread())
+    assert [one.row_id for one in alone] == list(range(50))
+    for sequence in (1, 2):
+        first, second = on_ranks(2, kept, data, kind, Spread(TWO, sequence))
+        assert second == []
+        assert [one._replace(scores=()) for one in first] == [one._replace(scores=()) for one in alone]
+        for here, there in zip(first, alone, strict=True):
+            assert here.scores == pytest.approx(there.scores, abs=1e-5)
 
 
 def evaluated_and_counted(data: Path, kind: BatchKind, spread: Spread) -> int:
