@@ -16,6 +16,7 @@ from rmcli.config.keys import describe
 from rmcli.config.presets import preset_names, read_about
 from rmcli.config.resolve import resolve
 from rmcli.config.sections import SECTIONS, Section, SourceSection
+from rmcli.config.sections_of_evaluation import EvalSetSection
 
 FOLDER = Path(__file__).parent
 sys.path.append(str(FOLDER.parent / "tests"))
@@ -60,6 +61,8 @@ def config_page() -> str:
         parts += _keys_of(f"[{name}]", section)
         if name == "data":
             parts += _keys_of("[[data.sources]]", SourceSection)
+        if name == "eval":
+            parts += _keys_of("[[eval.sets]]", EvalSetSection)
     parts.append(f"## [about]\n\n{inspect.getdoc(About)}\n\n| key | type | meaning |\n|---|---|---|")
     for key, field in About.model_fields.items():
         parts.append(f"| `{key}` | {_type_cell(field)} | {field.description} |")

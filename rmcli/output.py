@@ -1,7 +1,6 @@
 """The only file that writes to a stream: answers to stdout, talk to stderr."""
 
 import codecs
-import io
 import json
 import logging
 import os
@@ -14,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TextIO
 
+from rmcli import tables
 from rmcli.errors import RmcliError
 from rmcli.logs import is_library, logged
 
@@ -255,21 +255,6 @@ def folded(start: str, text: str) -> str:
     )
 
 
-class _Paper(io.StringIO):
-    """What rich draws on before it goes to a stream, as far as rich asks like that stream."""
-
-    def __init__(self, stream: TextIO) -> None:
-        super().__init__()
-        self._stream = stream
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        return self._stream.encoding
-
-    def isatty(self) -> bool:
-        return self._stream.isatty()
-
-
 def prose(text: str) -> None:
     """A line of the answer that is read, broken at words where the width is known."""
     width = _width(sys.stdout)
@@ -288,35 +273,16 @@ def table(
     """A table, on stdout as an answer or on stderr as talk.
 
     Where it is wider than the terminal, only the columns `keep` are shown (None: all, folded), unless `wide` is set.
+    A cell that is `tables.Styled` has its colour on a terminal.
     """
     if not to_answer and _verbosity < 0:
         return
-    from rich.box import SIMPLE_HEAD
-    from rich.cells import cell_len
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     stream = sys.stdout if to_answer else sys.stderr
-    cells = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
-    widths = [max(cell_len(text) for text in column) for column in zip(columns, *cells, strict=True)]
-    needed, width = sum(widths) + 3 * len(widths), _width(stream)
-    shown = range(len(columns))
-    if keep is not None and not wide and needed > width:
-        shown = [index for index, column in enumerate(columns) if column in keep]
-    paper = _Paper(stream)
-    console = Console(file=paper, width=max(width, needed if wide else 0), soft_wrap=False, highlight=False)
-    grid = Table(box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
-    for index in shown:
-        numeric = all(isinstance(row[index], int | float) for row in rows)
-        grid.add_column(columns[index], justify="right" if numeric else "left", overflow="fold")
-    for row in cells:
-        grid.add_row(*(Text(row[index]) for index in shown))
-    console.print(grid)
+    drawn, hidden = tables.draw(columns, rows, stream, _width(stream), title, keep, wide)
     put = _put_answer if to_answer else _put_talk
-    put("\n".join(line.rstrip() for line in paper.getvalue().strip("\n").splitlines()) + "\n")
-    if len(shown) < len(columns):
-        say(f"with --wide also: {', '.join(column for at, column in enumerate(columns) if at not in shown)}")
+    put(drawn)
+    if hidden:
+        say(f"with --wide also: {', '.join(hidden)}")
 
 
 FIRST_WORD_AFTER = 5.0  # seconds of a first unit, before a log says how far it is

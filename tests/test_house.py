@@ -19,7 +19,7 @@ from support.places import REPOSITORY
 
 PACKAGE = REPOSITORY / "rmcli"
 # From top to bottom. A folder imports only folders below its own; a command's folder imports no other command's.
-COMMANDS = {"prepare", "audit", "train", "score", "serve", "inspect_token", "doctor"}
+COMMANDS = {"prepare", "audit", "train", "score", "evaluate", "serve", "inspect_token", "doctor"}
 FLOORS = [
     {"__main__"},
     {"cli"},
@@ -38,7 +38,7 @@ FLOORS = [
     {"plugins", "output"},
     {"metrics"},
     {"records"},
-    {"errors", "threads", "installed", "logs"},
+    {"errors", "threads", "installed", "logs", "tables"},
 ]
 
 

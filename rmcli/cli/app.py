@@ -13,6 +13,7 @@ from rmcli.cli.audit import audit_command
 from rmcli.cli.config import config_command
 from rmcli.cli.doctor import doctor_command
 from rmcli.cli.ending import one_line_for_everything
+from rmcli.cli.evaluate import evaluate_command
 from rmcli.cli.export import export_command
 from rmcli.cli.inspect_token import inspect_token_command
 from rmcli.cli.map_fns import map_fns_command
@@ -56,6 +57,12 @@ EXAMPLES = {
         "rmcli score runs/first/model generations.parquet -o best.jsonl --best-of 16 --min-score 0",
         "rmcli score runs/first/model generations.parquet -o pairs.jsonl --mine-pairs best_worst --min-margin 1",
     ),
+    "evaluate": (
+        "rmcli evaluate runs/first/model data/orpo",
+        "rmcli evaluate runs/first/model pairs.jsonl --map-fn hh_rlhf --by topic --min-accuracy 0.7",
+        "rmcli evaluate runs/second/model pairs.jsonl --against runs/first/model",
+        "rmcli evaluate runs/first/model --suite reward-bench-2 --suite rm-bench=total_dataset.json",
+    ),
     "report": (
         "rmcli report runs/first",
         "rmcli report runs/first runs/second -o report.html",
@@ -82,6 +89,7 @@ for name, command in {
     "audit": audit_command,
     "train": train_command,
     "score": score_command,
+    "evaluate": evaluate_command,
     "report": report_command,
     "export": export_command,
     "verify": verify_command,
@@ -125,5 +133,5 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="The version.")
     ] = False,
 ) -> None:
-    if context.invoked_subcommand in ("train", "score") and is_one_of_others(os.environ):
+    if context.invoked_subcommand in ("train", "score", "evaluate") and is_one_of_others(os.environ):
         output.fall_silent()

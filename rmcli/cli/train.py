@@ -143,7 +143,10 @@ def _say_finished(job: "Job", summary: dict[str, Any]) -> dict[str, Any]:
     from rmcli.runs import lock
 
     lock.clear(job.run_folder)
-    output.say(f"{job.run_folder} is finished: all {job.total_steps} steps are done")
+    early = None if job.past is None else job.past.facts.get("stopped_early")
+    output.say(f"{job.run_folder} is finished: {early or f'all {job.total_steps} steps are done'}")
+    if early:
+        output.say("a larger train.early_stopping_patience lets it go on")
     return summary
 
 

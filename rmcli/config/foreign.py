@@ -63,7 +63,8 @@ VALUES: dict[str, dict[Any, Any]] = {
 
 CENTERED = "center_rewards_coefficient"  # a weight that brings its penalty along
 _RESUME = "a run goes on with: rmcli train --resume -o RUN"
-_BEST = "train.best=eval_accuracy or eval_loss exports the best evaluation's weights as model-best/"
+_BEST = "train.best=eval_accuracy, eval_loss, ... exports the best evaluation's weights as model-best/"
+_SETS = "[[eval.sets]] with name and path, a prepared folder; data.eval_fraction holds prompts out (docs/runs.md)"
 _LORA = "set lora.r: adapters then train beside a frozen backbone (docs/lora.md)"
 _QUANTIZED = "model.quantization=nf4 is the one kind, beside adapters (lora.r)"
 _PROCESSES = "rmcli train --num-processes N; on several machines torchrun ... -m rmcli train (docs/launch.md)"
@@ -80,9 +81,6 @@ NOT_BUILT = {
     "push_to_hub": "uploading a model is not built yet",
     "lr_scheduler_type": "only the cosine is built, with train.warmup_ratio and train.min_lr_ratio",
     "lr_scheduler": "only the cosine is built, with train.warmup_ratio and train.min_lr_ratio",
-    "dataset_test_split": "a set to evaluate on is not built yet: data.eval_fraction holds prompts out",
-    "eval_split": "a set to evaluate on is not built yet: data.eval_fraction holds prompts out",
-    "eval_dataset": "a set to evaluate on is not built yet: data.eval_fraction holds prompts out",
 }
 
 ANSWERS = {
@@ -107,6 +105,8 @@ ANSWERS = {
     "load_best_model_at_end": _BEST,
     "metric_for_best_model": _BEST,
     "greater_is_better": _BEST,
+    **dict.fromkeys(["dataset_test_split", "eval_split", "eval_dataset", "eval_datasets"], _SETS),
+    "early_stopping_steps": "train.early_stopping_patience, in evaluations; it needs train.best and train.eval_steps",
     "output_dir": _OUTPUT,
     "save_path": _OUTPUT,
     "ckpt_path": _OUTPUT,
@@ -163,7 +163,7 @@ COMMANDS = {
 
 def own_key(name: str) -> str | None:
     """`lr` -> train.lr. The seed of train goes before that of data, as everywhere else."""
-    sections = ("model", "train", "data", "loss", "lora", "parallel")
+    sections = ("model", "train", "data", "loss", "lora", "parallel", "eval")
     found = [section for section in sections if name in SECTIONS[section].model_fields]
     return f"{found[0]}.{name}" if found else None
 

@@ -7,7 +7,12 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from rmcli.config.sections import SECTIONS, SourceSection
+from rmcli.config.sections_of_evaluation import EvalSetSection
 
+_NAMES = {
+    **{SourceSection: "text or table", EvalSetSection: "table"},
+    **{str: "text", int: "whole number", float: "number", bool: "true or false"},
+}
 _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 _LENGTHS = {"min_length": "at least", "max_length": "at most"}
 
@@ -66,6 +71,4 @@ def type_name(annotation: Any) -> str:
         return type_name(next(part for part in get_args(annotation) if part is not type(None)))
     if get_origin(annotation) is list:
         return f"list of {type_name(get_args(annotation)[0])}"
-    return {SourceSection: "text or table", str: "text", int: "whole number", float: "number", bool: "true or false"}[
-        annotation
-    ]
+    return _NAMES[annotation]

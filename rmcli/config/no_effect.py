@@ -49,6 +49,10 @@ def _of_adapters(config: Config) -> str | None:
     return "lora.r is not set: all weights train" if config.lora.r is None else None
 
 
+def _of_early_stopping(config: Config) -> str | None:
+    return "train.early_stopping_patience is not set" if config.train.early_stopping_patience is None else None
+
+
 def _of_held_out_prompts(config: Config) -> str | None:
     return None if config.data.eval_fraction else "data.eval_fraction is 0"
 
@@ -70,6 +74,7 @@ _READERS: dict[str, Callable[[Config], str | None]] = {
     "loss.penalty_bound": _of_barrier,
     "train.accumulative_counts": _of_packs,
     "train.batch_size": _of_stored_rows,
+    "train.early_stopping_threshold": _of_early_stopping,
 }
 
 

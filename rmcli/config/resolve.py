@@ -19,6 +19,7 @@ from rmcli.config.foreign import advice, key_of
 from rmcli.config.layers import Layer, Resolved, section_of
 from rmcli.config.presets import DEFAULT_PRESET, read_about, read_preset, split_about
 from rmcli.config.sections import OPTION_OF_SOURCE, SECTIONS, Config, SourceSection
+from rmcli.config.sections_of_evaluation import EvalSetSection
 from rmcli.config.trained import HERE, continued_layer, scored_at
 from rmcli.errors import ConfigError
 from rmcli.plugins import did_you_mean
@@ -231,10 +232,11 @@ def _as_config_error(error: ValidationError, origins: Mapping[str, str]) -> Conf
     dotted = ".".join(str(part) for part in first["loc"][:2])
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
-        return ConfigError(f"[{dotted}] {message}")
+        return ConfigError(f"[{dotted}] {message}" if dotted else message)
     origin = origins.get(dotted, "default")
     inside = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"][2:])
     if first["type"] == "extra_forbidden":
-        hint = did_you_mean(str(first["loc"][-1]), SourceSection.model_fields)
+        fields = EvalSetSection.model_fields if dotted == "eval.sets" else SourceSection.model_fields
+        hint = did_you_mean(str(first["loc"][-1]), fields)
         return ConfigError(f"unknown key {dotted}{inside} ({origin})", hint)
     return ConfigError(f"{dotted}{inside} = {first['input']!r} ({origin}): {message}")

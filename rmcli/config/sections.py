@@ -1,4 +1,4 @@
-"""The whole configuration: six sections, one description per key. Key names follow XTuner's reward-model configs
+"""The whole configuration: seven sections, one description per key. Key names follow XTuner's reward-model configs
 where those have one.
 """
 
@@ -15,7 +15,8 @@ from pydantic import (
 )
 
 from rmcli.config.section import Section
-from rmcli.config.sections_of_training import LoraSection, ParallelSection
+from rmcli.config.sections_of_evaluation import EvalSection, check_best
+from rmcli.config.sections_of_training import LoraSection, LossSection, ParallelSection
 
 
 class ModelSection(Section):
@@ -232,47 +233,6 @@ class DataSection(Section):
         return self
 
 
-class LossSection(Section):
-    """The objective: weighted mean of the pair loss + penalty_weight * mean of the penalty over all scores.
-
-    A group of more than two answers weighs as much as one pair, and its comparisons share that; the data's `weight`
-    multiplies it. The penalty `center` is of pairs, and weighs as their loss does.
-    """
-
-    loss_type: Literal["ranking", "focal", "margin", "ties", "plackett_luce"] = Field(
-        "focal",
-        description="ranking is Bradley-Terry; focal is InternLM2's (arXiv 2403.17297); margin is Llama 2's (arXiv "
-        "2307.09288); ties is Rao and Kupper's (arXiv 2410.05328); plackett_luce takes a K-way group as one list",
-    )
-    gamma: float = Field(2.0, ge=0, description="exponent of the focal loss")
-    label_smoothing: float = Field(
-        0.0,
-        ge=0,
-        lt=0.5,
-        description="probability that a label is wrong; for ranking, margin, plackett_luce's pairs",
-    )
-    margin_scale: float = Field(1.0, ge=0, description="the margin loss takes this times the data's margin")
-    tie_threshold: float = Field(
-        0.6931471805599453, gt=0, description="the ties loss's log theta: how close two scores of a tie are; ln 2"
-    )
-    penalty_type: Literal["log_barrier", "L2", "center", "none"] = Field(
-        "log_barrier", description="penalty on each score; center is (c + r)^2 on each pair (arXiv 2312.09244)"
-    )
-    penalty_weight: float = Field(
-        0.02,
-        ge=0,
-        description="weight of the mean penalty; XTuner's 0.01 (sum over 2N, divided by N) is our 0.02; for center "
-        "it is TRL's center_rewards_coefficient",
-    )
-    penalty_bound: float = Field(5.0, gt=0.01, description="where the log barrier stands: scores in (-bound, bound)")
-
-    @model_validator(mode="after")
-    def _smoothing_is_felt(self) -> "LossSection":
-        if self.label_smoothing and self.loss_type in ("focal", "ties"):
-            raise ValueError(f"label_smoothing = {self.label_smoothing} has no meaning with {self.loss_type}")
-        return self
-
-
 class TrainSection(Section):
     """The loop."""
 
@@ -339,9 +299,19 @@ class TrainSection(Section):
         False,
         description="write checkpoints beside the training, from a copy in main memory; one at a time",
     )
-    best: Literal["eval_accuracy", "eval_loss"] | None = Field(
+    best: str | None = Field(
         None,
-        description="keep the weights of the best evaluation by this figure, too, and export them as model-best/",
+        description="keep the weights of the best evaluation by this figure, too, and export them as model-best/: "
+        "eval_accuracy, eval_loss, eval_ece, ..., or eval_NAME_accuracy of a set in eval.sets (docs/runs.md)",
+    )
+    early_stopping_patience: int | None = Field(
+        None,
+        ge=1,
+        description="stop after so many evaluations in a row in which the figure of best has not got better; unset: "
+        "never. It needs best and eval_steps",
+    )
+    early_stopping_threshold: float = Field(
+        0.0, ge=0, description="by how much it must get better to count as better for early_stopping_patience"
     )
     nonfinite: Literal["stop", "skip"] = Field(
         "stop",
@@ -356,6 +326,16 @@ class TrainSection(Section):
             raise ValueError(f"betas = {self.betas} must lie in [0, 1)")
         return self
 
+    @model_validator(mode="after")
+    def _early_stopping_sees_evaluations(self) -> "TrainSection":
+        missing = [key for key in ("best", "eval_steps") if getattr(self, key) is None]
+        if self.early_stopping_patience is not None and missing:
+            raise ValueError(
+                f"early_stopping_patience = {self.early_stopping_patience} needs train.best, the figure that has to "
+                f"get better, and train.eval_steps: {' and '.join(f'train.{key}' for key in missing)} is not set"
+            )
+        return self
+
 
 class Config(Section):
     """All sections."""
@@ -366,6 +346,13 @@ class Config(Section):
     train: TrainSection = TrainSection.model_validate({})
     lora: LoraSection = LoraSection.model_validate({})
     parallel: ParallelSection = ParallelSection.model_validate({})
+    eval: EvalSection = EvalSection.model_validate({})
+
+    @model_validator(mode="after")
+    def _best_is_a_figure(self) -> "Config":
+        if self.train.best is not None:
+            check_best(self.train.best, self.eval.names)
+        return self
 
 
 SECTIONS: dict[str, type[Section]] = {
@@ -375,4 +362,5 @@ SECTIONS: dict[str, type[Section]] = {
     "train": TrainSection,
     "lora": LoraSection,
     "parallel": ParallelSection,
+    "eval": EvalSection,
 }

@@ -1,10 +1,51 @@
-"""Which weights train, and over how many processes: the sections [lora] and [parallel]."""
+"""The objective, which weights train, and over how many processes: the sections [loss], [lora] and [parallel]."""
 
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from rmcli.config.section import Section
+
+
+class LossSection(Section):
+    """The objective: weighted mean of the pair loss + penalty_weight * mean of the penalty over all scores.
+
+    A group of more than two answers weighs as much as one pair, and its comparisons share that; the data's `weight`
+    multiplies it. The penalty `center` is of pairs, and weighs as their loss does.
+    """
+
+    loss_type: Literal["ranking", "focal", "margin", "ties", "plackett_luce"] = Field(
+        "focal",
+        description="ranking is Bradley-Terry; focal is InternLM2's (arXiv 2403.17297); margin is Llama 2's (arXiv "
+        "2307.09288); ties is Rao and Kupper's (arXiv 2410.05328); plackett_luce takes a K-way group as one list",
+    )
+    gamma: float = Field(2.0, ge=0, description="exponent of the focal loss")
+    label_smoothing: float = Field(
+        0.0,
+        ge=0,
+        lt=0.5,
+        description="probability that a label is wrong; for ranking, margin, plackett_luce's pairs",
+    )
+    margin_scale: float = Field(1.0, ge=0, description="the margin loss takes this times the data's margin")
+    tie_threshold: float = Field(
+        0.6931471805599453, gt=0, description="the ties loss's log theta: how close two scores of a tie are; ln 2"
+    )
+    penalty_type: Literal["log_barrier", "L2", "center", "none"] = Field(
+        "log_barrier", description="penalty on each score; center is (c + r)^2 on each pair (arXiv 2312.09244)"
+    )
+    penalty_weight: float = Field(
+        0.02,
+        ge=0,
+        description="weight of the mean penalty; XTuner's 0.01 (sum over 2N, divided by N) is our 0.02; for center "
+        "it is TRL's center_rewards_coefficient",
+    )
+    penalty_bound: float = Field(5.0, gt=0.01, description="where the log barrier stands: scores in (-bound, bound)")
+
+    @model_validator(mode="after")
+    def _smoothing_is_felt(self) -> "LossSection":
+        if self.label_smoothing and self.loss_type in ("focal", "ties"):
+            raise ValueError(f"label_smoothing = {self.label_smoothing} has no meaning with {self.loss_type}")
+        return self
 
 
 class LoraSection(Section):

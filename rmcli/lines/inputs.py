@@ -3,13 +3,13 @@
 import json
 import sys
 from codecs import BOM_UTF8
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
 from rmcli import output
 from rmcli.config.resolve import parse_source
-from rmcli.config.sections import SourceSection
+from rmcli.config.sections import OPTION_OF_SOURCE, SourceSection
 from rmcli.errors import ConfigError, RmcliError
 from rmcli.packs.manifest import MANIFEST, REJECTS
 from rmcli.records import RawRow
@@ -21,19 +21,21 @@ from rmcli.rows.sources import as_section
 
 STDIN = sources.STDIN
 SPLIT = "train"  # of a Hub data set or a folder of several, where none is named
-_OF_INPUT = {"path", "split", "subset", "revision", "streaming"}
+_OPTIONAL = ("split", "subset", "revision", "streaming")
+_OF_INPUT = {"path", *_OPTIONAL}
 
 
-def parse_input(text: str) -> SourceSection:
+def parse_input(text: str, also: Collection[str] = ()) -> SourceSection:
     """The input as a source: a name as it stands, or `path=NAME,split=test,subset=S,revision=R`.
 
-    Raises ConfigError for keys that are none, or not of an input.
+    `also`: further keys that are read. Raises ConfigError for keys that are none, or not of an input.
     """
     if not text.startswith("path="):
         return as_section(text)
     source = parse_source(text, "input")
-    for key in sorted(source.model_fields_set - _OF_INPUT):
-        raise ConfigError(f"input {text!r}: {key} is for prepare", "score reads path, split, subset and revision")
+    for key in sorted(source.model_fields_set - _OF_INPUT.union(also)):
+        read = ", ".join(OPTION_OF_SOURCE.get(one, one) for one in ("path", *_OPTIONAL, *also))
+        raise ConfigError(f"input {text!r}: {OPTION_OF_SOURCE.get(key, key)} is for prepare", f"read are {read}")
     return source
 
 

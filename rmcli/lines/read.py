@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any, Literal
@@ -34,13 +34,15 @@ class Line:
     """What is to be scored of one line, or the `problem` why nothing is.
 
     `form` is what the scores are written as: `score` of one conversation, `scores` of K answers, or a `pair`.
-    `kept`: the columns that are the user's own, such as `id`. `where`: its file and line. `digest`: of the row.
+    `kept`: the columns that are the user's own, such as `id`. `columns`: those that were asked for, read or not.
+    `where`: its file and line. `digest`: of the row.
     """
 
     group: PreferenceGroup | TokenGroup | None
     problem: str | None = None
     form: Literal["score", "scores", "pair"] = "score"
     kept: Mapping[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, Any] = field(default_factory=dict)
     where: str = ""
     digest: bytes = b""
 
@@ -51,15 +53,17 @@ def read(
     contract: Contract,
     max_row_bytes: int = LONGEST_ROW,
     skip: int = 0,
+    columns: Collection[str] = (),
 ) -> Iterator[Line]:
     """The lines of an input, each as `map_fn` reads it, or by the names of its columns; the first `skip` come unread.
 
-    `contract` says what a row must keep to, and notes message keys that the chat template does not read. Raises
-    RmcliError at once where there is nothing to read, or nothing by that map function.
+    `contract` says what a row must keep to, and notes message keys that the chat template does not read. `columns`:
+    those of the rows that lines are to have as they are. Raises RmcliError at once where there is nothing to read, or
+    nothing by that map function.
     """
     section = as_section(source)
     function, rows = _choose(map_fn, read_rows(section, max_row_bytes))
-    reader = _Reader(function, contract)
+    reader = _Reader(function, contract, columns)
     return chain((Line(None, digest=_digest(row)) for row in islice(rows, skip)), map(reader.line, rows))
 
 
@@ -100,12 +104,15 @@ class _Reader:
 
     function: MapFunction | None
     contract: Contract
+    columns: Collection[str]
 
     def line(self, row: RawRow) -> Line:
         where, digest = f"{row.file}:{row.line}", _digest(row)
         if row.value is None:
             return Line(None, row.problem or "wrong_type", where=where, digest=digest)
-        return replace(self._line(row.value, where, has_text_cells(row.file)), where=where, digest=digest)
+        asked = {column: row.value[column] for column in self.columns if column in row.value}
+        line = self._line(row.value, where, has_text_cells(row.file))
+        return replace(line, columns=asked, where=where, digest=digest)
 
     def _line(self, row: Mapping[str, Any], where: str, text_cells: bool) -> Line:
         read_here = _READ if self.function is None else _READ.union(self.function.columns)

@@ -1,5 +1,6 @@
 """All figures of scored comparisons, by the names that metrics.json has."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,8 @@ def spread(values: Floats) -> dict[str, Any]:
     """Mean, standard deviation, range, quantiles and a histogram (an edge more than counts); empty of none."""
     if not len(values):
         return {}
-    counts, edges = np.histogram(values, BINS)
+    edges = _edges(float(values.min()), float(values.max()))
+    counts, _ = np.histogram(values, edges)
     return {
         "mean": float(values.mean()),
         "std": float(values.std()),
@@ -47,6 +49,15 @@ def spread(values: Floats) -> dict[str, Any]:
         "quantiles": {str(share): float(np.quantile(values, share)) for share in (0.05, 0.25, 0.5, 0.75, 0.95)},
         "histogram": {"edges": [float(edge) for edge in edges], "counts": [int(count) for count in counts]},
     }
+
+
+def _edges(low: float, high: float) -> Floats:
+    """Of equal bins, as wide as BINS over the range are; 0 lies between two of them."""
+    width = (high - low) / BINS or 1.0
+    first, last = math.floor(low / width), math.ceil(high / width)
+    edges = np.arange(first, max(last, first + 1) + 1, dtype=np.float64) * width
+    edges[0], edges[-1] = min(edges[0], low), max(edges[-1], high)  # products are rounded
+    return edges
 
 
 def _beyond(scores: Floats) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from rmcli.packs.staging import sync
 from rmcli.parallel import world
 from rmcli.parallel.collectives import Group, from_first, on_first, together
 from rmcli.runs import tensors as tensor_files
+from rmcli.runs.whole_file import write_whole
 
 FOLDER, LATEST = "checkpoints", "latest"
 FORMAT_VERSION = 1
@@ -115,14 +116,8 @@ def _cannot_write(path: Path, tensors: Mapping[str, Tensor], error: Exception) -
 
 
 def _point_to(path: Path) -> None:
-    temporary = path.with_name(f"{LATEST}.tmp-{os.getpid()}")
-    try:
-        temporary.write_text(path.name + "\n", encoding="utf-8")
-        sync(temporary)
-        temporary.replace(path.with_name(LATEST))
-        sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path.with_name(LATEST), path.name + "\n")
+    sync(path.parent)
 
 
 def remove(path: Path) -> None:

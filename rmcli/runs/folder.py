@@ -1,6 +1,5 @@
 """The run folder: its name, made this run's own in one step, and what a killed run left in it."""
 
-import os
 import shlex
 import shutil
 from pathlib import Path
@@ -8,9 +7,9 @@ from pathlib import Path
 from rmcli import output
 from rmcli.errors import RmcliError
 from rmcli.output_files import is_another
-from rmcli.packs.staging import sync
 from rmcli.runs import backbone, checkpoint, lock, record
 from rmcli.runs.metrics_file import METRICS_FILE
+from rmcli.runs.whole_file import write_whole
 
 MODEL, BEST_MODEL, ADAPTER, CONFIG_FILE = "model", "model-best", "adapter", "resolved.toml"
 # What a run holds before its first step.
@@ -127,13 +126,7 @@ def _has_no_metrics(folder: Path) -> bool:
 
 def write_config(folder: Path, toml: str) -> None:
     """`resolved.toml`, whole or not at all. Raises OSError."""
-    temporary = folder / f"{CONFIG_FILE}.tmp-{os.getpid()}"
-    try:
-        temporary.write_text(toml, encoding="utf-8")
-        sync(temporary)
-        temporary.replace(folder / CONFIG_FILE)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(folder / CONFIG_FILE, toml)
 
 
 def resume_command(folder: Path) -> str:

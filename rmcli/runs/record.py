@@ -15,6 +15,7 @@ import transformers
 
 from rmcli import __version__
 from rmcli.output_files import is_another
+from rmcli.runs.whole_file import write_whole
 
 FILE = "run.json"
 RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
@@ -34,12 +35,14 @@ def begin(folder: Path, facts: Mapping[str, Any]) -> None:
     )
 
 
-def go_on(folder: Path, facts: Mapping[str, Any]) -> None:
-    """A run that goes on: `facts` of this start join those of earlier ones under `resumed`. Raises OSError."""
+def go_on(folder: Path, facts: Mapping[str, Any], anew: Mapping[str, Any] | None = None) -> None:
+    """A run that goes on: `facts` of this start join those of earlier ones under `resumed`; `anew` replaces what was
+    told of the run. Raises OSError.
+    """
     told = read(folder) or {}
     told.pop("ended", None)
     resumed = [*told.get("resumed", []), {"at": _now(), **facts, "versions": versions()}]
-    _write(folder, {**told, "resumed": resumed, "process": _process(), "result": {"status": RUNNING}})
+    _write(folder, {**told, **(anew or {}), "resumed": resumed, "process": _process(), "result": {"status": RUNNING}})
 
 
 def versions() -> dict[str, str]:
@@ -104,12 +107,7 @@ def how_it_ended(told: Mapping[str, Any]) -> str:
 
 
 def _write(folder: Path, values: Mapping[str, Any]) -> None:
-    temporary = folder / f"{FILE}.tmp-{os.getpid()}"
-    try:
-        temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        temporary.replace(folder / FILE)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(folder / FILE, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
 def _now() -> str:

@@ -8,7 +8,7 @@ from json import dumps
 from typing import Any, Protocol, TypeVar
 
 from rmcli.lines.read import Line
-from rmcli.records import PreferenceGroup, TokenGroup
+from rmcli.lines.scoring import score_lines
 from rmcli.score.choice import Choice
 from rmcli.score.prompts import Prompt, joined
 from rmcli.score.results import Summary
@@ -53,13 +53,7 @@ class Rows:
         return characters_of(unit.group) + _size_of(unit.kept)
 
     def score(self, scorer: Scorer, window: list[Line], advance: Advance) -> list[Scored | str]:
-        """Of a prepared folder all lines are tokens already."""
-        advance(sum(line.group is None for line in window))
-        groups = [line.group for line in window if line.group is not None]
-        tokens = [group for group in groups if isinstance(group, TokenGroup)]
-        if tokens:
-            return scorer.score_tokens(tokens, advance)
-        return scorer.score([group for group in groups if isinstance(group, PreferenceGroup)], advance)
+        return score_lines(scorer, window, advance)
 
     def written(self, window: list[Line], found: list[Scored | str], summary: Summary) -> Iterator[Written]:
         scored = iter(found)

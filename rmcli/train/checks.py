@@ -86,11 +86,6 @@ def count_use(split: PackedSplit, loss_type: str) -> Use:
     return Use(lists, pairwise, left_out, comparisons_left_out, margins, np.array(is_used))
 
 
-def has_use(split: PackedSplit, loss_type: str) -> bool:
-    """Whether the loss can tell anything on one of the split's groups."""
-    return any(comparisons_of(group, loss_type) for row in range(len(split)) for group in split.groups(row))
-
-
 NOT_OF_THE_DATA = ("num_proc", "shard")  # settings of [data] that one set may be prepared with in several ways
 
 

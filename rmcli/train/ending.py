@@ -13,6 +13,7 @@ from rmcli.parallel import world
 from rmcli.parallel.word import peers_explained
 from rmcli.runs import checkpoint, record
 from rmcli.runs.folder import resume_command
+from rmcli.train.eval_sets import places_of
 from rmcli.train.job import Job
 from rmcli.train.out_of_memory import memory_explained
 from rmcli.train.signals import Stop
@@ -57,7 +58,8 @@ def _begin(job: Job, command: str | None) -> None:
     if not world.is_first():
         return
     if job.past is not None:
-        record.go_on(job.run_folder, {"command": command, "step": job.past.step, "device": _device_name(job.device)})
+        facts = {"command": command, "step": job.past.step, "device": _device_name(job.device)}
+        record.go_on(job.run_folder, facts, {"eval_sets": places_of(job.eval_sets)})
         return
     model = job.config.model
     data = {"folder": str(job.data_folder.absolute()), "manifest_sha256": job.manifest["manifest_sha256"]}
@@ -66,6 +68,7 @@ def _begin(job: Job, command: str | None) -> None:
         "preset": job.resolved.name,
         "base": lineage(str(model.pretrained_model_name_or_path), model.revision),
         "data": data,
+        "eval_sets": places_of(job.eval_sets),
         "device": _device_name(job.device),
         "processes": job.spread.processes,
     }

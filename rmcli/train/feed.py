@@ -2,7 +2,7 @@
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -118,7 +118,7 @@ def shape_of_all(forwards: Iterable[Iterable[Slice]], split: PackedSplit) -> Bat
     return BatchShape(num_tokens, longest, int(num_keys.max()), int(num_segments.max()), int(most.max()) - 1)
 
 
-def ahead(build: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+def ahead(build: Callable[[Item], Result], items: Iterable[Item]) -> Generator[Result]:
     """`build` of each item in order, STEPS_AHEAD of them ahead in one thread. What it raises comes out here."""
     begin = world.use_own_gpu if world.size() > 1 else None
     with ThreadPoolExecutor(1, thread_name_prefix="feed", initializer=begin) as pool:

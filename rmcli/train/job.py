@@ -1,6 +1,6 @@
 """What a training run is about, decided and checked before a weight is loaded."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from rmcli.backbones.context import check_max_length
 from rmcli.config.layers import Resolved
 from rmcli.config.no_effect import in_vain, without_effect
 from rmcli.config.sections import Config, ModelSection
+from rmcli.config.sections_of_evaluation import split_key
 from rmcli.errors import ConfigError, RmcliError
 from rmcli.model import flops
 from rmcli.model.backend import check_attention
@@ -28,15 +29,16 @@ from rmcli.runs.folder import next_run_folder
 from rmcli.ship.same_ids import ids_sha256
 from rmcli.ship.template import exported_template
 from rmcli.tokens.tokenizer import CHAT_TEMPLATE_HINT, RewardTokenizer, load_model_config, load_tokenizer
+from rmcli.train.best import is_over
 from rmcli.train.checks import (
     Use,
     adopt_data_settings,
     check_frozen,
     check_master_weights,
     count_use,
-    has_use,
 )
-from rmcli.train.past import Past, check_length, check_processes, check_same_run
+from rmcli.train.eval_sets import EvalSet, held_out_of, open_sets
+from rmcli.train.past import Past, check_length, check_processes, check_same_run, check_same_sets
 from rmcli.train.pieces import PackSizes
 from rmcli.train.plan import has_several_forwards, largest_forward, num_steps
 from rmcli.train.spread import Spread, check_sizes, spread_over
@@ -55,7 +57,7 @@ class Job:
     manifest: Mapping[str, Any]
     reward: RewardTokenizer
     train_split: PackedSplit
-    eval_split: PackedSplit
+    eval_sets: tuple[EvalSet, ...]  # what it is evaluated on: the pairs held out, then those with names
     sizes: PackSizes
     total_steps: int
     memory: MemoryEstimate
@@ -77,8 +79,13 @@ class Job:
 
     @property
     def is_done(self) -> bool:
-        """Whether all its steps are behind it."""
-        return self.past is not None and self.past.step >= self.total_steps
+        """Whether all its steps are behind it, or it has stopped early for good."""
+        return self.past is not None and (self.past.step >= self.total_steps or is_over(self.config, self.past.facts))
+
+    @property
+    def held_out(self) -> EvalSet:
+        """Of the training data; it may have no pairs."""
+        return self.eval_sets[0]
 
     @property
     def peak_flops(self) -> float | None:
@@ -133,15 +140,12 @@ def build_job(
     exported_template(reward)  # what could not be exported is not trained
     ranks = processes // config.parallel.sequence_parallel_size
     total_steps = num_steps(sizes, config.train, batch_choice.kind, ranks)
-    eval_split = PackedSplit(data_folder, "eval")
-    if config.train.best is not None and not has_use(eval_split, config.loss.loss_type):
-        raise ConfigError(
-            f"train.best = {config.train.best!r}, but {data_folder} has no pairs held out",
-            "prepare with data.eval_fraction above 0, or leave train.best out",
-        )
+    held_out = held_out_of(data_folder, manifest, config.loss.loss_type)
+    eval_sets = (held_out, *open_sets(config, reward, run_folder if goes_on else None))
+    _check_best(config, held_out)
     uncapped = config.train.model_copy(update={"max_steps": None})
     most_steps = num_steps(sizes, uncapped, batch_choice.kind, ranks)
-    for said in in_vain(resolved, _without_effect_here(config, most_steps, total_steps, eval_split)):
+    for said in in_vain(resolved, _without_effect_here(config, most_steps, total_steps, eval_sets)):
         output.warn(said)
     tokens = -(-largest_forward(config, sizes, batch_choice.kind, ranks) // config.parallel.sequence_parallel_size)
     several_forwards = has_several_forwards(config, sizes, batch_choice.kind, ranks)
@@ -153,6 +157,7 @@ def build_job(
     )
     if past is not None:
         check_same_run(past, resolved, manifest, reward)
+        check_same_sets(past, eval_sets)
         check_processes(past, config.train, spread)
         check_length(past, total_steps, config.train)
     return Job(
@@ -163,7 +168,7 @@ def build_job(
         manifest=manifest,
         reward=reward,
         train_split=train_split,
-        eval_split=eval_split,
+        eval_sets=eval_sets,
         sizes=sizes,
         total_steps=total_steps,
         memory=estimate(network, config, tokens, several_forwards, spread.mesh),
@@ -188,13 +193,24 @@ def _where_it_lies(model: ModelSection, run_folder: Path | None, past: Past | No
     return model if past is None or run_folder is None else backbone.section(run_folder, model)
 
 
+def _check_best(config: Config, held_out: EvalSet) -> None:
+    """Raise ConfigError where train.best is a figure of pairs held out, of which there are none."""
+    best = config.train.best
+    if best is not None and split_key(best, config.eval.names)[0] is None and not held_out.num_used:
+        raise ConfigError(
+            f"train.best = {best!r}, but {held_out.folder} has no pairs held out",
+            "prepare with data.eval_fraction above 0, or leave train.best out",
+        )
+
+
 def _without_effect_here(
-    config: Config, most_steps: int, total_steps: int, eval_split: PackedSplit
+    config: Config, most_steps: int, total_steps: int, eval_sets: Sequence[EvalSet]
 ) -> dict[str, str | None]:
     """Settings that change nothing with this data: key -> why, None where it does."""
     train = config.train
     never = "no pair is held out that this loss can be told on (data.eval_fraction)"
     only_at_end = f"the run has {total_steps:,} steps, and is evaluated at its end in any case"
+    patience, every = train.early_stopping_patience or 0, train.eval_steps or 0
     return {
         "train.max_steps": (
             f"train.max_epochs = {train.max_epochs} gives {most_steps:,} steps"
@@ -202,10 +218,11 @@ def _without_effect_here(
             else None
         ),
         "train.eval_steps": (
-            never
-            if not has_use(eval_split, config.loss.loss_type)
-            else only_at_end
-            if (train.eval_steps or 0) >= total_steps
+            never if not any(one.num_used for one in eval_sets) else only_at_end if every >= total_steps else None
+        ),
+        "train.early_stopping_patience": (
+            f"the run has {total_steps:,} steps, and cannot stop before step {(patience + 1) * every:,}"
+            if (patience + 1) * every >= total_steps
             else None
         ),
     }

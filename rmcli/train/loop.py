@@ -4,7 +4,7 @@ import copy
 import gc
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -27,13 +27,15 @@ from rmcli.records import BatchKind
 from rmcli.runs import checkpoint, record, state
 from rmcli.runs.metrics_file import add_metrics
 from rmcli.train import generators, window_state
+from rmcli.train.best import Best
 from rmcli.train.ending import stopped
-from rmcli.train.evaluate import evaluate
+from rmcli.train.evaluated import EvaluatedSet, evaluate_all, not_finite
+from rmcli.train.evaluation_files import write_evaluation
 from rmcli.train.feed import Feeder, StepFeed, ahead, shape_of_all
 from rmcli.train.job import Job
 from rmcli.train.nonfinite import Skipped, count_skipped, stop_if_skipped
 from rmcli.train.out_of_memory import memory_explained
-from rmcli.train.past import INEXACT, Past, identity, machine
+from rmcli.train.past import INEXACT, Past, identities, identity, machine
 from rmcli.train.plan import Step, plan
 from rmcli.train.profile import profiled
 from rmcli.train.saver import Saver
@@ -64,10 +66,12 @@ class Trainer:
         self.saver = Saver(job.config.train.async_checkpoint, job.spread.mesh)
         self.step = 0  # done
         self.num_skipped = 0
-        self.best: dict[str, Any] | None = None  # step and value of the best evaluation
+        self.best = Best(job.config)
+        self.evaluations: list[EvaluatedSet] = []  # the last ones
         self.summary: dict[str, Any] = {}  # the last log line and the last evaluation
         self.progress, self.trackers = output.Progress(None, None), Trackers()  # those of `fit`
         self._saved_at = time.monotonic()
+        self._has_warned = False  # of scores that are not finite
 
     def _batch_shape(self) -> BatchShape | None:
         """What rows are filled up to, so that layers are compiled once; None where they are not compiled."""
@@ -87,21 +91,24 @@ class Trainer:
     def fit(
         self, metrics_file: TextIO | None, profile_folder: Path | None = None, trackers: Trackers | None = None
     ) -> dict[str, Any]:
-        """All steps that are not behind it. Returns the last log line joined with the last evaluation."""
+        """All steps that are not behind it, or until it stops early. Returns the last log line joined with the last
+        evaluation.
+        """
         train, total = self.config.train, self.job.total_steps
         self.trackers = trackers or self.trackers
         unread: Skipped | None = None  # the flag of the last step, read one step later
-        steps = (step for step in self._plan() if step.number > self.step)
+        steps = (step for step in self._plan() if step.number > self.step and not self.job.is_done)
         with (
             output.progress("train", total) as progress,
             _no_garbage_collection(),
             profiled(profile_folder, self.job.device, total) as profiler,
             stop_on_signals() as stop,
             closing(self.saver),
+            closing(ahead(self.feeder.build, steps)) as feeds,
         ):
             self.progress = progress
             progress.advance(self.step)
-            for feed in ahead(self.feeder.build, steps):
+            for feed in feeds:
                 share = optim.schedule(feed.step.number, total, train.warmup_ratio, train.min_lr_ratio)
                 optim.set_rates(self.optimizer, share)
                 skipped = self.run_or_skip(feed)
@@ -110,10 +117,12 @@ class Trainer:
                 if profiler is not None:
                     profiler.step()
                 unread = self._do_what_is_due(feed.step, share, skipped, metrics_file, stop)
+                if self.best.stopped_early is not None:
+                    break
             self._wait_for_the_last()
             if stop.agreed():  # since the last step
                 raise stopped(self.job, stop, self.step)
-        return self.summary
+        return self.summary if self.best.stopped_early is None else {**self.summary, "stopped_early": True}
 
     def _do_what_is_due(
         self, step: Step, share: float, skipped: Skipped, metrics_file: TextIO | None, stop: Stop
@@ -128,6 +137,15 @@ class Trainer:
             self.log(step, share, metrics_file)
         if is_evaluated:
             self.evaluate_and_log(number, metrics_file)
+            if not last and self.best.has_waited_enough:
+                last = is_saved = True
+                self.progress.note(self.best.stop_early(number, self.job.total_steps))
+                if not is_logged:
+                    self.window.restart_clock()
+                    stop_if_skipped(skipped, self.job.manifest)
+                    self.log(step, share, metrics_file)
+        if last:
+            write_evaluation(self.job, number, self.evaluations)
         is_stopping = stop.agreed()  # asked once a step: what is stopped is saved
         is_saved = is_saved or is_stopping
         if is_saved:
@@ -246,7 +264,8 @@ class Trainer:
             "metrics_bytes": metrics_bytes,
             "window": window_state.to_numbers(self.window),
             "summary": record.json_values(self.summary),
-            "best": self.best,
+            **self.best.facts(),
+            "eval_sets": identities(self.job.eval_sets, self.job.past),
             "skipped": self.num_skipped,
             "shape": None if shape is None else asdict(shape),
         }
@@ -256,7 +275,8 @@ class Trainer:
         facts = past.facts
         if facts["rows"] != self.kind:
             output.warn(f"rows run {self.kind}, before they ran {facts['rows']}: {INEXACT}")
-        self.step, self.num_skipped, self.best = past.step, facts["skipped"], facts["best"]
+        self.step, self.num_skipped = past.step, facts["skipped"]
+        self.best.go_on(facts, self.job.is_done)
         self.summary = dict(facts["summary"])
         window_state.fill(self.window, facts["window"], self.job.device, self.job.spread.processes > 1)
         if facts["shape"] is not None and self.feeder.shape is not None:
@@ -265,31 +285,26 @@ class Trainer:
         generators.restore(past.checkpoint, self.job.device)
 
     def evaluate_and_log(self, step: int, metrics_file: TextIO | None) -> None:
-        pad_token_id = self.job.reward.pad_token_id
-        split = self.job.eval_split
-        result = evaluate(self.network, split, self.config, pad_token_id, self.kind, self.job.spread)
+        """All sets; one line of figures, and one on the screen for each set that has any."""
+        self.evaluations = evaluate_all(self.network, self.job, self.kind)
+        result = {name: value for one in self.evaluations for name, value in one.named.items()}
         if not result:
             return
         self.summary |= result
         add_metrics(metrics_file, {"step": step, **result})
         self.trackers.log({"step": step, **result})
-        self.progress.note(
-            f"step {step}: held-out accuracy {result['eval_accuracy']:.3f}, loss {result['eval_loss']:.4f}, "
-            f"margin {result['eval_margin']:.3f}, {result['eval_pairs']} pairs"
-        )
-        self._keep_if_best(step, result)
+        if (said := not_finite(self.evaluations)) is not None and not self._has_warned:
+            output.warn(f"step {step}: {said}")
+            self._has_warned = True
+        for one in self.evaluations:
+            self.progress.note(f"step {step}: {one.told}")
+        if self.best.is_new(step, result):
+            self._keep_the_best(step)
 
-    def _keep_if_best(self, step: int, result: Mapping[str, float]) -> None:
-        figure = self.config.train.best
-        if figure is None:
-            return
-        value = result[figure]
-        sign = 1 if figure == "eval_accuracy" else -1
-        if self.best is None or sign * value > sign * self.best["value"]:
-            self.best = {"step": step, "value": value}
-            self.saver.wait()
-            facts = {"step": step, "name": self.job.resolved.name, "best": self.best}
-            checkpoint.save_best(self.job.run_folder, step, state.weights_of(self.network, self.optimizer), facts)
+    def _keep_the_best(self, step: int) -> None:
+        self.saver.wait()
+        facts = {"step": step, "name": self.job.resolved.name, "best": self.best.found}
+        checkpoint.save_best(self.job.run_folder, step, state.weights_of(self.network, self.optimizer), facts)
 
 
 @contextmanager

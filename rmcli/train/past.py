@@ -1,6 +1,6 @@
 """What a run that goes on knows of its past: a checkpoint's facts, and whether this run may follow them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,17 @@ from rmcli.model import optim
 from rmcli.parallel import world
 from rmcli.runs import record
 from rmcli.tokens.tokenizer import RewardTokenizer
+from rmcli.train.eval_sets import EvalSet
 from rmcli.train.spread import Spread
 
 # What may be another than before and changes no bit of the run, and what changes only how sums are rounded.
 FREE = (
     "data.num_proc",
+    "eval.sets",
     "train.async_checkpoint",
     "train.check_memory",
+    "train.early_stopping_patience",
+    "train.early_stopping_threshold",
     "train.eval_steps",
     "train.log_every",
     "train.max_skipped",
@@ -95,6 +99,23 @@ def check_same_run(past: Past, resolved: Resolved, manifest: Mapping[str, Any], 
         told = ", ".join(f"{key} = {changed[key][1]!r} instead of {changed[key][0]!r}" for key in inexact)
         output.warn(f"{told}: {INEXACT}")
     _say_other_versions(past)
+
+
+def check_same_sets(past: Past, sets: Sequence[EvalSet]) -> None:
+    """Sets to evaluate on may come and go; one name is one set all along a run. Raises ConfigError."""
+    known = past.facts.get("eval_sets", {})
+    for one in sets:
+        if one.name in known and known[one.name] != one.identity:
+            raise ConfigError(
+                f"eval set {one.name} is {one.identity}, but {past.checkpoint} was evaluated on {known[one.name]}",
+                "give the new set another name: figures of one name are of one set",
+            )
+
+
+def identities(sets: Sequence[EvalSet], past: Past | None) -> dict[str, str]:
+    """By name what each set is or, of an earlier start, was."""
+    before = {} if past is None else past.facts.get("eval_sets", {})
+    return {**before, **{one.name: one.identity for one in sets if one.name is not None}}
 
 
 def changes(before: Mapping[str, Any], config: Config) -> dict[str, tuple[Any, Any]]:

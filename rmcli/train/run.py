@@ -29,6 +29,7 @@ from rmcli.train.describe import describe
 from rmcli.train.determinism import deterministic
 from rmcli.train.disk import check_disk
 from rmcli.train.ending import recorded
+from rmcli.train.evaluation_files import name_model
 from rmcli.train.job import Job
 from rmcli.train.loop import Trainer
 from rmcli.train.memory import check_memory
@@ -109,15 +110,16 @@ def _train(job: Job, with_profile: bool) -> "_Trained":
         profile_folder = job.run_folder / "profile" if with_profile and world.is_first() else None
         summary = trainer.fit(metrics_file, profile_folder, trackers)
     optim.restore_float32(optimizer)
-    best = None if trainer.best is None else trainer.best["step"]
-    return _Trained(summary, gathered(network), best)
+    best = None if trainer.best.found is None else trainer.best.found["step"]
+    return _Trained(summary, gathered(network), trainer.step, best)
 
 
 class _Trained(NamedTuple):
-    """The last figures, the weights by name (on the first process), and the step of the best evaluation kept."""
+    """The last figures, the weights by name (on the first process), their step, and that of the best evaluation."""
 
     summary: dict[str, Any]
     weights: dict[str, Tensor]
+    step: int
     best: int | None
 
 
@@ -142,8 +144,9 @@ def _ship(job: Job, trained: _Trained) -> dict[str, str]:
         network = _with_adapters_shipped(job, run, trained.weights, made)
     else:
         network = run.network_with(trained.weights)
-    export(run, network, job.run_folder / MODEL, step=job.total_steps)
+    export(run, network, job.run_folder / MODEL, step=trained.step)
     del network
+    name_model(job.run_folder, job.run_folder / MODEL, trained.step)
     if trained.best is not None:
         best = job.run_folder / checkpoint.FOLDER / f"{checkpoint.BEST}{trained.best}"
         export(run, run.network_of(best), job.run_folder / BEST_MODEL, step=trained.best)
@@ -188,5 +191,11 @@ def _say_use(job: Job) -> None:
         output.warn(f"{use.left_out:,} groups are left out: {loss_type} cannot learn from ties alone")
     if use.comparisons_left_out:
         output.warn(f"{use.comparisons_left_out:,} ties and soft labels are left out: {loss_type} takes preferences")
+    for one in job.eval_sets:
+        if one.left_out and one.num_used:
+            output.warn(
+                f"{one.title}: {one.left_out:,} of {one.left_out + one.num_used:,} groups are not evaluated: "
+                f"{loss_type} tells nothing of them"
+            )
     if loss_type == "margin" and not use.margins:
         output.warn("loss_type = margin, but the data has no margins: it is the ranking loss")

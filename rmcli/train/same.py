@@ -35,6 +35,7 @@ def _settings(job: Job) -> dict[str, Any]:
 def _data(job: Job) -> dict[str, Any]:
     return {
         "manifest_sha256 of the data": job.manifest["manifest_sha256"],
+        **{f"eval set {one.title}": one.identity for one in job.eval_sets},
         "the step to go on from": None if job.past is None else job.past.step,
         "the output": str(job.run_folder) if job.run_folder_is_named else None,
     }

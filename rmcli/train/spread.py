@@ -37,6 +37,11 @@ class Spread:
         return 1 / self.sequence
 
     @property
+    def counts_rows(self) -> bool:
+        """Whether this process is the first of those that share its rows, each of which has all their scores."""
+        return world.rank() % self.sequence == 0
+
+    @property
     def told(self) -> str:
         """As a user reads it, with the reason."""
         if self.processes == 1:

@@ -19,6 +19,7 @@ import torch
 
 from rmcli.config.presets import presets_folder, pretrained_arguments
 from rmcli.config.sections import SECTIONS, SourceSection
+from rmcli.config.sections_of_evaluation import EvalSetSection
 from rmcli.errors import RmcliError
 from rmcli.model.forward import scores as loop_scores
 from rmcli.runs.checkpoint import save as save_checkpoint
@@ -28,6 +29,7 @@ from support.places import write_lines
 
 KEYS = {f"{name}.{key}" for name, section in SECTIONS.items() for key in section.model_fields}
 KEYS |= {f"data.sources.{key}" for key in SourceSection.model_fields}
+KEYS |= {f"eval.sets.{key}" for key in EvalSetSection.model_fields}
 
 LONG = " ".join(str(number) for number in range(300))
 PAIRS = [
@@ -364,6 +366,22 @@ def checkpoint_is_written_by_a_thread(world: World) -> None:
     assert writers == [True, False]
 
 
+def evaluates(other_set: str) -> Shown:
+    """A run evaluated on one set is another than that evaluated on the other, or on none."""
+
+    def show(world: World) -> None:
+        for folder, fraction in (("pairs", "0.2"), ("more", "0.5")):
+            options = ("--map-fn", "canonical", "--no-audit", "-o", folder, "--overwrite")
+            own = as_options(("data.tokenizer_engine=transformers", f"data.eval_fraction={fraction}"))
+            result = world.run("prepare", "pairs.jsonl", "-p", "tiny", *options, *own)
+            assert result.code == 0, result.stderr
+        one = "{name='one', path='pairs'}"
+        _differ(*(world.trained(*SHORT, f"eval.sets=[{sets}]") for sets in (one, other_set)))
+
+    return show
+
+
+EVALUATED = ("train.best=eval_loss", "train.eval_steps=1")
 NOT_PACKED = "train.pairs_per_step=none"
 TABLE: dict[str, Shown] = {
     "model.pretrained_model_name_or_path": plans("model.pretrained_model_name_or_path=shallow"),
@@ -475,6 +493,16 @@ TABLE: dict[str, Shown] = {
     "train.save_total_limit": trains("train.save_total_limit=1", "train.save_steps=1"),
     "train.async_checkpoint": checkpoint_is_written_by_a_thread,
     "train.best": trains("train.best=eval_loss"),
+    "train.early_stopping_patience": trains(
+        "train.early_stopping_patience=1", "train.early_stopping_threshold=5.0", *EVALUATED
+    ),
+    "train.early_stopping_threshold": trains(
+        "train.early_stopping_threshold=5.0", "train.early_stopping_patience=1", *EVALUATED
+    ),
+    "eval.sets": evaluates(""),
+    "eval.sets.name": evaluates("{name='other', path='pairs'}"),
+    "eval.sets.path": evaluates("{name='one', path='more'}"),
+    "eval.sets.split": evaluates("{name='one', path='pairs', split='train'}"),
     "train.nonfinite": bad_step_is_left_out,
     "train.max_skipped": so_many_bad_steps_are_left_out,
     # What they do on several processes: tests/train/test_processes.py.

@@ -159,7 +159,7 @@ def test_what_holds_no_settings_is_one_line(cli, tmp_path, name, text):
         (["--resume_from_checkpoint", "x"], "a run goes on with: rmcli train --resume -o RUN"),
         (
             ["-s", "load_best_model_at_end=true"],
-            "train.best=eval_accuracy or eval_loss exports the best evaluation's weights as model-best/",
+            "train.best=eval_accuracy, eval_loss, ... exports the best evaluation's weights as model-best/",
         ),
         (["--lora-r", "8"], "it is lora.r: -s lora.r=VALUE, or r under [lora] of a TOML file"),
         (

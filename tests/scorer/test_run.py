@@ -61,15 +61,15 @@ def test_the_evaluation_inside_training_sees_the_scores_of_rmcli_score(packed):
     scorer = load_scorer(config, load_encoder(config))
     runner = scorer.runner
     split = PackedSplit(BEFORE / "data", "eval")
-    figures = evaluate(runner.network, split, config, runner.pad_token_id, runner.kind, Spread())
+    figures = evaluate(runner.network, split, config, runner.pad_token_id, runner.kind, Spread()).figures
     rows = [json.loads(line) for line in (BEFORE / "data" / "eval.jsonl").read_text().splitlines()]
     chosen, rejected = (np.array(scores_of(scorer, rows, side)) for side in ("chosen", "rejected"))
     both = np.concatenate([chosen, rejected])
-    assert figures["eval_pairs"] == len(rows)
-    assert figures["eval_accuracy"] == np.mean(chosen > rejected)
+    assert figures["pairs"] == len(rows)
+    assert figures["accuracy"] == np.mean(chosen > rejected)
     expected = {"margin": np.mean(chosen - rejected), "score_min": both.min(), "score_max": both.max()}
     expected["score_mean"] = both.mean()
-    assert {name: figures[f"eval_{name}"] for name in expected} == pytest.approx(expected, abs=1e-6)
+    assert {name: figures[name] for name in expected} == pytest.approx(expected, abs=1e-6)
     assert np.ptp(both) > 0.1
 
 

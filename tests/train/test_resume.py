@@ -218,7 +218,7 @@ def stopped_run(tmp_path_factory, nano, nano_data):
         whole(self, feed),
     )[1]
     try:
-        keys = settings("train.max_steps=4", "train.pairs_per_step=16")
+        keys = settings("train.max_steps=4", "train.pairs_per_step=16", "train.best=eval_loss")
         result = run_cli("train", "-p", "tiny", "--data", folder / "data", "-o", folder / "run", *model, *keys)
     finally:
         Trainer.run_step = whole
@@ -233,11 +233,14 @@ def run(cli, stopped_run) -> Path:
     return Path("run")
 
 
-def test_what_changes_no_bit_may_change(run, cli):
+def test_what_changes_no_bit_may_change(run, cli, stopped_run):
     changed = {
         "data.num_proc": "2",
+        "eval.sets": f"[{{name='more',path='{stopped_run.parent / 'data'}'}}]",
         "train.async_checkpoint": "true",
         "train.check_memory": "false",
+        "train.early_stopping_patience": "9",
+        "train.early_stopping_threshold": "0.1",
         "train.eval_steps": "1",
         "train.log_every": "1",
         "train.max_skipped": "3",

@@ -159,18 +159,18 @@ def test_compiled_rows_have_one_shape_on_all_ranks(data):
 
 def evaluated(data: Path, kind: BatchKind, spread: Spread) -> dict[str, float]:
     config = Config.model_validate({"loss": {"loss_type": "ranking"}, "train": {"batch_size": 3}})
-    return evaluate(network_for(kind), PackedSplit(data, "eval"), config, 0, kind, spread)
+    return evaluate(network_for(kind), PackedSplit(data, "eval"), config, 0, kind, spread).figures
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_evaluate_as_one(data, kind):
     alone = evaluated(data, kind, Spread())
-    assert alone["eval_pairs"] == 60
+    assert alone["pairs"] == 60
     for sequence in (1, 2):
         first, second = on_ranks(2, evaluated, data, kind, Spread(TWO, sequence))
         assert first == second
         assert first.keys() == alone.keys()
-        for name in ("eval_pairs", "eval_accuracy"):
+        for name in ("pairs", "accuracy"):
             assert first[name] == alone[name]
         assert first == pytest.approx(alone, rel=1e-6, abs=1e-6)
 

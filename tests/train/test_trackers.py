@@ -85,7 +85,7 @@ def test_a_tracker_gets_the_lines_under_their_names_and_the_configuration(cli, d
     assert tracked(cli, data).code == 0
     assert [call[0] for call in recorder.seen] == ["made", "start", "config", "log", "log", "log", "finish"]
     logged = [{"step": step, **values} for _, step, values in recorder.seen[3:6]]
-    assert logged == lines()
+    assert logged == [{key: value for key, value in line.items() if value is not None} for line in lines()]
     assert {"loss", "lr", "accuracy", "grad_norm"} < logged[0].keys()
     assert {"eval_loss", "eval_accuracy"} < logged[2].keys()
     config = recorder.seen[2][1]

@@ -1,0 +1,171 @@
+"""`rmcli evaluate`."""
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rmcli import output
+from rmcli.cli.ending import one_line_for_everything
+from rmcli.cli.options import (
+    ConfigFiles,
+    DryRun,
+    Json,
+    Preset,
+    Quiet,
+    Settings,
+    Verbose,
+    reports,
+    say_next,
+    show_config,
+)
+from rmcli.errors import RmcliError
+
+if TYPE_CHECKING:
+    from rmcli.config.layers import Resolved
+    from rmcli.config.sections import Config
+    from rmcli.evaluate.folder import Place
+
+
+@reports
+def evaluate_command(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The model/ folder of a run.")],
+    sets: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[SET]...",
+            help="Preference sets: what score reads, with answers of which one is better, or prepared folders; or "
+            "path=NAME,name=CALLED,map_fn=F,split=S,max_rows=N.",
+        ),
+    ] = None,
+    map_fn: Annotated[
+        str | None,
+        typer.Option("--map-fn", metavar="NAME", help="Map function of the sets' rows; auto if none is given."),
+    ] = None,
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--suite",
+            metavar="NAME[=FILE]",
+            help="A public suite by its own rules: reward-bench, reward-bench-2, rm-bench, judge-bench; repeatable.",
+        ),
+    ] = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option("--by", metavar="COLUMN", help="Figures by this column of the rows; repeatable."),
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option("--against", metavar="MODEL", help="Another model on the same pairs, and the difference."),
+    ] = None,
+    min_accuracy: Annotated[
+        float | None,
+        typer.Option("--min-accuracy", metavar="X", min=0, max=1, help="Exit with 1 where a set or suite is below."),
+    ] = None,
+    format_bias: Annotated[
+        int | None,
+        typer.Option(
+            "--format-bias", metavar="N", min=0, help="Answers of each set to score in other forms, too (50)."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="DIR", help="For metrics.json and report.html; evaluations/NAME-N if none."
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier evaluation in -o.")] = False,
+    no_verify: Annotated[
+        bool, typer.Option("--no-verify", help="Score even if a model's files are not as they were exported.")
+    ] = False,
+    num_processes: Annotated[
+        int | None,
+        typer.Option(
+            "--num-processes",
+            metavar="N",
+            min=0,
+            help="Score on N processes of this machine, one per GPU; 0: all its GPUs.",
+        ),
+    ] = None,
+    preset: Preset = None,
+    config: ConfigFiles = None,
+    set_: Settings = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Say what scores are worth: accuracy, calibration, biases."""
+    from rmcli.evaluate.folder import place
+    from rmcli.evaluate.run import run
+    from rmcli.evaluate.wanted import wanted as asked_for
+    from rmcli.lines.inputs import files_read
+    from rmcli.model.device import find_device
+    from rmcli.parallel import parent, world
+    from rmcli.parallel.launch import run_together
+    from rmcli.parallel.processes import check_gpus, started_processes, wanted_processes
+    from rmcli.parallel.word import peers_explained
+    from rmcli.scorer.load import configuration_of
+
+    wanted, started = wanted_processes(num_processes, os.environ), started_processes(os.environ)
+    with world.joined(started), one_line_for_everything(), peers_explained():
+        is_shared = max(wanted, started) > 1
+        what = asked_for(sets or (), suite or (), map_fn, by or (), format_bias, against is not None, is_shared)
+        sources = [*what.sets, *(source for _, source in what.suites if source is not None)]
+        read = [file for source in sources for file in files_read(source)]
+        target = place(out, model, overwrite, read)
+        if world.is_first():
+            target.check()
+        with output.said_already(parent.is_there()):
+            resolved = configuration_of(model, preset, config or (), set_ or ())
+            other = None if against is None else configuration_of(against, preset, config or (), set_ or ())
+        if dry_run:
+            plan = {"model": str(model), "sets": [one.label for one in what.sets], "suites": suite or []}
+            other_model = None if against is None else str(against)
+            show_config(resolved, {**plan, "against": other_model, "output": str(target.folder)}, json)
+            return
+        if wanted > 1:
+            check_gpus(wanted, find_device(resolved.config.train.device, "train.device").type)
+            raise typer.Exit(run_together(["-m", "rmcli", *sys.argv[1:]], wanted))
+        ours = _ready(resolved, not no_verify)
+        theirs = None if other is None else _ready(other, not no_verify)
+        found = run(ours, what, theirs, is_verified=not no_verify)
+        if world.is_first():
+            _finish(found, target, json, min_accuracy)
+
+
+def _ready(resolved: "Resolved", verify: bool) -> "Config":
+    """The configuration of a model whose files are as they were exported."""
+    from rmcli.backbones.context import within_positions
+    from rmcli.model import hashes
+    from rmcli.parallel import world
+    from rmcli.parallel.agreement import on_each
+    from rmcli.tokens.tokenizer import load_model_config
+
+    folder = Path(str(resolved.config.model.pretrained_model_name_or_path))
+    if verify:
+        on_each(lambda: hashes.verify(folder) if world.local_rank() == 0 else None)
+    return within_positions(resolved, load_model_config(resolved.config.model)).config
+
+
+def _finish(found: Mapping[str, Any], target: "Place", as_json: bool, min_accuracy: float | None) -> None:
+    """Keep the figures and show them. Raises RmcliError where a set is below what is asked for."""
+    from rmcli.evaluate.screen import show
+
+    target.write_metrics(found)
+    if as_json:
+        output.answer_json(found)
+    else:
+        show(found)
+    output.say(f"figures in {target.metrics.path}")
+    say_next("serve", str(found["model"]))
+    measured = [(one["name"], one["figures"]["accuracy"]) for one in found["sets"]]
+    for name, value in [*measured, *((one["suite"], one["headline"]) for one in found["suites"])]:
+        if min_accuracy is not None and value < min_accuracy:
+            raise RmcliError(
+                f"accuracy {value:.4f} on {name} is below --min-accuracy {min_accuracy:g}",
+                f"its figures are in {target.metrics.path}",
+            )

@@ -1,0 +1,67 @@
+"""How scores move when an answer's form changes and its content does not."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from rmcli import output
+from rmcli.evaluate.edits import EDITS
+from rmcli.lines.team import scored
+from rmcli.records import Conversation, PreferenceGroup
+from rmcli.scorer.scorer import Score, Scorer
+from rmcli.scorer.tokens import encode_apart
+from rmcli.scorer.windows import characters_of, windows
+
+
+def format_bias(scorer: Scorer, answers: Sequence[PreferenceGroup]) -> list[dict[str, Any]]:
+    """Per edit that changed any answer: of how many, `mean_change` of the score with its 95 % interval, and `rises`,
+    the share of answers whose score rises. Answers whose edited text cannot be scored are left out of that edit.
+
+    All processes call it; the first one has the answers and the result.
+    """
+    groups = [_edited(answer) for answer in answers]
+
+    def score(window: list[PreferenceGroup]) -> list[list[Score]]:
+        return scorer.score_sides(encode_apart(scorer.encoder, window), progress.advance)
+
+    found: list[list[Score]] = []
+    with output.progress("edited answers", len(groups), "answers") as progress:
+        for _, scores in scored(windows(iter(groups), characters_of), score):
+            found += scores
+    return list(_figures(answers, found))
+
+
+def _edited(answer: PreferenceGroup) -> PreferenceGroup:
+    """The answer as it is, and after each edit."""
+    talk = answer.conversations[0]
+    return replace(answer, conversations=(talk, *(_changed(talk, edit) for edit in EDITS)))
+
+
+def _changed(talk: Conversation, edit: str) -> Conversation:
+    last = talk[-1]
+    changed = dict(last) | {"content": EDITS[edit](last["content"])}
+    return (*talk[:-1], changed)  # pyright: ignore[reportReturnType]  a message with another content
+
+
+def _figures(answers: Sequence[PreferenceGroup], found: Sequence[Sequence[Score]]) -> Iterator[dict[str, Any]]:
+    for place, edit in enumerate(EDITS, 1):
+        of_edit = zip(answers, found, strict=True)
+        both = [(scores[0].value, scores[place].value) for answer, scores in of_edit if _is_changed(answer, edit)]
+        changes = np.asarray([after - before for before, after in both if before is not None and after is not None])
+        if len(changes):
+            yield {"edit": edit, "answers": len(changes), **_of_changes(changes)}
+
+
+def _of_changes(changes: np.ndarray) -> dict[str, Any]:
+    """The interval is the normal one, mean +- 1.96 standard errors; None of one answer."""
+    mean = float(changes.mean())
+    half = 1.96 * float(changes.std(ddof=1)) / len(changes) ** 0.5 if len(changes) > 1 else None
+    interval = None if half is None else [mean - half, mean + half]
+    return {"mean_change": mean, "interval": interval, "rises": float((changes > 0).mean())}
+
+
+def _is_changed(answer: PreferenceGroup, edit: str) -> bool:
+    talk = answer.conversations[0]
+    return _changed(talk, edit)[-1]["content"] != talk[-1]["content"]
