@@ -49,7 +49,7 @@ def write_run(run: Run, target: OutputFile, audit: Mapping[str, Any] | None = No
         "run.html",
         {
             "title": f"{TITLE}{name_of(run)}",
-            "status": run.status,
+            "summary": _summary(run),
             "headline": _headline(run),
             "facts": _facts(run),
             "curves": run_curves(run),
@@ -97,12 +97,19 @@ def _headline(run: Run) -> dict[str, str] | None:
     return {"accuracy": decimal(accuracy), "about": about}
 
 
+def _summary(run: Run) -> str:
+    """What it is, how far it came, what it ran on, as one line."""
+    steps = f"{count(run.log[-1]['step']):,} steps" if run.log else None
+    parts = [run.told.get("preset"), steps, run.told.get("device")]
+    return f"This is {run.status}: {', '.join(text(part) for part in parts if part)}."
+
+
 def _facts(run: Run) -> list[list[str]]:
     told, base = run.told, run.told.get("base")
     rows = [
         ["folder", text(run.path)],
         ["preset", told.get("preset")],
-        ["base model", mapping(mapping(run.config).get("model")).get("pretrained_model_name_or_path")],
+        ["base model", mapping(run.config.get("model")).get("pretrained_model_name_or_path")],
         *([f"base: {name}", value] for name, value in flat(mapping(base)).items()),
         ["data", run.data.get("folder")],
         ["its manifest's sha256", run.data.get("manifest_sha256")],

@@ -29,7 +29,7 @@ def test_a_runs_page(cli, here):
     assert "the page says nothing of the data: no-data is not there" in shown.stderr
     text = Path("runs/first/report.html").read_text()
     assert "<title>Run first</title>" in text
-    assert "This is a run that finished." in text
+    assert "This is a run that finished: tiny, 8 steps, cpu." in text
     assert text.count("<figure>") == 14  # ten curves, four plots of the held-out set
     for caption in (
         "loss",
@@ -52,7 +52,7 @@ def test_a_run_of_before_has_a_page(cli, here):
     shown = cli("report", run, "-o", "old.html", "--no-audit")
     assert shown.code == 0, shown.stderr
     text = Path("old.html").read_text()
-    assert "This is a run that was interrupted." in text
+    assert "This is a run that was interrupted: tiny, 6 steps, cpu." in text
     assert 'aria-label="curve by step: loss"' in text
 
 
