@@ -332,7 +332,7 @@ class TrainSection(Section):
         if self.early_stopping_patience is not None and missing:
             raise ValueError(
                 f"early_stopping_patience = {self.early_stopping_patience} needs train.best, the figure that has to "
-                f"get better, and train.eval_steps: {' and '.join(f'train.{key}' for key in missing)} is not set"
+                f"get better, and train.eval_steps: {' and '.join(f'train.{key} is not set' for key in missing)}"
             )
         return self
 
