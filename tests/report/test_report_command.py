@@ -36,7 +36,7 @@ def test_a_runs_page(cli, here):
         "accuracy",
         "accuracy of other sets",
         "held-out accuracy by length",
-        "log-loss",
+        "held-out log-loss",
         "learning rate",
     ):
         assert f'aria-label="curve by step: {caption}"' in text
