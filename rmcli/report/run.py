@@ -6,7 +6,7 @@ from statistics import median
 from typing import Any
 
 from rmcli import output
-from rmcli.errors import RmcliError
+from rmcli.errors import RmcliError, explained
 from rmcli.metrics.intervals import wilson_interval
 from rmcli.output_files import OutputFile
 from rmcli.report.data import LENGTH_COLUMNS, SPLIT_COLUMNS, data_plots, length_rows, split_rows
@@ -26,11 +26,11 @@ def run_file(path: Path, overwrite: bool = False) -> OutputFile:
 
 
 def write_beside_run(run_folder: Path, audit: Mapping[str, Any] | None = None) -> Path | None:
-    """For the end of training: RUN/report.html, or one line that says why there is none. Never raises RmcliError."""
+    """For the end of training: RUN/report.html, or one line that says why there is none. No error gets out."""
     target = run_folder / PAGE
     try:
-        check_plots("a report")
-        write_run(collect(run_folder), run_file(target, overwrite=True), audit)
+        with explained("it cannot be made"):  # whatever is wrong, it costs no finished run
+            write_run(collect(run_folder), run_file(target, overwrite=True), audit)
     except RmcliError as error:
         output.say(f"no {PAGE}: {error.message}{f'; {error.hint}' if error.hint else ''}")
         return None

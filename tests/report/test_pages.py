@@ -236,7 +236,7 @@ def test_a_file_that_is_no_evaluation_is_refused(tmp_path):
 
 def test_a_users_own_file_is_never_lost(tmp_path):
     path, metrics = tmp_path / "mine.html", evaluation(sets=[])
-    for content in ("mine", "<!doctype html><title>Run of the mill</title>", "<!doctype html><title>Audit of x"):
+    for content in ("mine", "<!doctype html><title>Evaluation of my cat</title>", "<!doctype html><title>Audit of x"):
         path.write_text(content)
         with pytest.raises(ConfigError, match="exists and is left alone"):
             write_evaluation(metrics, evaluation_file(path))

@@ -228,3 +228,7 @@ def test_without_matplotlib_training_says_how_to_get_the_page_and_the_command_is
     (run / "report.html").write_text("mine")
     assert write_beside_run(run) is None
     assert (run / "report.html").read_text() == "mine"
+    assert (
+        "no report.html: it cannot be made: 'splits'"
+        in (write_beside_run(run, {"findings": []}), capsys.readouterr().err)[1]
+    )
