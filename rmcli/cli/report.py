@@ -101,8 +101,8 @@ def _audit(run: "Run") -> dict[str, Any] | None:
 def _show(runs: "Mapping[str, Run]", found: Mapping[str, Any]) -> None:
     from rmcli.report.comparison import paired_rows, run_rows
 
-    rows = [[letter, path, accuracy, span, pairs] for letter, path, _, _, accuracy, span, pairs in run_rows(runs)]
-    output.table(["", "run", "held-out accuracy", "95 %", "pairs"], rows, to_answer=False)
+    rows = [[letter, path, *figures] for letter, path, _, _, *figures in run_rows(runs)]
+    output.table(["", "run", "set", "accuracy", "95 %", "pairs"], rows, to_answer=False)
     if len(runs) > 1 and found["figures"]:
         output.table(["last figures", *runs], found["figures"], to_answer=False)
         paired, sentences = paired_rows(found["paired"])

@@ -1,11 +1,13 @@
 """The page of a run, from its folder: curves, evaluation, data, throughput, configuration, versions."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from rmcli import output
+from rmcli.config.sections_of_evaluation import HELD_OUT
 from rmcli.errors import RmcliError, explained
 from rmcli.metrics.intervals import wilson_interval
 from rmcli.output_files import OutputFile
@@ -78,23 +80,34 @@ _EVALUATION = {
 }
 
 
-def held_out(run: Run) -> tuple[Any, Any, Any]:
-    """Accuracy, its 95 % interval and pairs: of the first set evaluated at the end, else of the last evaluation."""
-    sets = mappings(mapping(run.metrics).get("sets"))
-    if sets and number((figures := mapping(sets[0].get("figures"))).get("accuracy")) is not None:
-        return figures["accuracy"], figures.get("interval"), figures.get("pairs")
+@dataclass(frozen=True)
+class Headline:
+    """Accuracy on the set by which a run or an evaluation is known, its 95 % interval, and of how many pairs."""
+
+    set: str = "-"
+    accuracy: Any = None
+    interval: Any = None
+    pairs: Any = None
+
+
+def headline(run: Run) -> Headline:
+    """Of the pairs held out, as evaluated at the end or last; of an evaluation its first set."""
+    for one in mappings(mapping(run.metrics).get("sets")):
+        figures = mapping(one.get("figures"))
+        if number(figures.get("accuracy")) is not None and (not run.is_run or one.get("name") == HELD_OUT):
+            return Headline(text(one.get("name")), figures["accuracy"], figures.get("interval"), figures.get("pairs"))
     accuracy, pairs = last(run, "eval_accuracy"), last(run, "eval_pairs")
-    if accuracy is None or not pairs or not 0 <= accuracy <= 1:
-        return accuracy, None, pairs
-    return accuracy, [*wilson_interval(accuracy, int(pairs))], int(pairs)
+    if accuracy is None or not 0 <= accuracy <= 1:
+        return Headline()
+    return Headline(HELD_OUT, accuracy, [*wilson_interval(accuracy, int(pairs))] if pairs else None, pairs)
 
 
 def _headline(run: Run) -> dict[str, str] | None:
-    accuracy, span, pairs = held_out(run)
-    if accuracy is None:
+    found = headline(run)
+    if found.accuracy is None:
         return None
-    about = f"held-out accuracy; 95 %: {interval(span)}; {text(count(pairs))} pairs"
-    return {"accuracy": decimal(accuracy), "about": about}
+    about = f"{found.set} accuracy; 95 %: {interval(found.interval)}; {count(found.pairs)} pairs"
+    return {"accuracy": decimal(found.accuracy), "about": about}
 
 
 def _summary(run: Run) -> str:
