@@ -21,7 +21,7 @@ def report_file(path: Path | None, overwrite: bool, inputs: Sequence[str | Path]
     if path is None:
         return None
     check_plots("--report")
-    file = page_file(path, "audit report", _TITLE, overwrite, inputs)
+    file = page_file(path, "audit report", _TITLE, overwrite, inputs, is_signed=False)
     file.check()
     return file
 

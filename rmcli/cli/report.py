@@ -82,8 +82,8 @@ def _one(run: "Run", out: Path | None, overwrite: bool, with_audit: bool) -> tup
 def _show(runs: "Mapping[str, Run]", found: Mapping[str, Any]) -> None:
     from rmcli.report.comparison import paired_rows, run_rows
 
-    rows = [[letter, path, accuracy, span, pairs] for letter, path, _, _, accuracy, span, pairs in run_rows(runs)]
-    output.table(["", "run", "held-out accuracy", "95 %", "pairs"], rows, to_answer=False)
+    rows = [[letter, path, *figures] for letter, path, _, _, *figures in run_rows(runs)]
+    output.table(["", "run", "set", "accuracy", "95 %", "pairs"], rows, to_answer=False)
     if len(runs) > 1 and found["figures"]:
         output.table(["last figures", *runs], found["figures"], to_answer=False)
         paired, sentences = paired_rows(found["paired"])

@@ -10,7 +10,7 @@ from rmcli.output_files import OutputFile
 from rmcli.report.judged import verdict
 from rmcli.report.page import check_plots, page_file, write_page
 from rmcli.report.paired import Difference, paired_differences
-from rmcli.report.run import held_out
+from rmcli.report.run import headline
 from rmcli.report.run_folder import Run
 from rmcli.report.training import last, overlaid_curves
 from rmcli.report.values import count, decimal, flat, interval, mapping, mappings, number, per_cent, signed, text
@@ -85,13 +85,13 @@ def write_comparison(runs: Mapping[str, Run], compared: Mapping[str, Any], targe
     )
 
 
-def run_rows(runs: Mapping[str, Run]) -> list[list[str]]:
-    """Letter, path, what it is, when it began, held-out accuracy and its interval."""
+def run_rows(runs: Mapping[str, Run]) -> list[list[Any]]:
+    """Letter, path, what it is, when it began, and by which set it is known: accuracy, interval, pairs."""
     rows = []
     for letter, run in runs.items():
-        accuracy, span, pairs = held_out(run)
-        cells = [text(run.path), run.status, text(run.told.get("started")), decimal(accuracy), interval(span)]
-        rows.append([letter, *cells, count(pairs)])
+        found = headline(run)
+        cells = [found.set, decimal(found.accuracy), interval(found.interval), count(found.pairs)]
+        rows.append([letter, text(run.path), run.status, text(run.told.get("started")), *cells])
     return rows
 
 

@@ -11,6 +11,7 @@ from rmcli.installed import install_command
 from rmcli.output_files import OutputFile
 
 _HERE = Path(__file__).parent
+_SIGNED = '<meta name="generator" content="rmcli">'
 _FIGURE = re.compile(r"-|[-+]?[\d.,]+(e[-+]?\d+)?%?(/[\d.,]+)?( to [-+]?[\d.,]+)?")
 _CONTROLS = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\t\n"}
 _CONTROLS |= {127: "\u2421"} | {code: f"\\x{code:02x}" for code in range(128, 160)}
@@ -26,14 +27,18 @@ def check_plots(what: str) -> None:
         )
 
 
-def page_file(path: Path, what: str, title: str, overwrite: bool, inputs: Sequence[str | Path]) -> OutputFile:
+def page_file(
+    path: Path, what: str, title: str, overwrite: bool, inputs: Sequence[str | Path], is_signed: bool = True
+) -> OutputFile:
     """Where a page goes. An earlier one, which `overwrite` may replace, is told by how its title begins.
 
-    `what` it is called in errors. Nothing is checked yet.
+    `what` it is called in errors. `is_signed`: it names rmcli, too, as all pages do but audits of before. Nothing is
+    checked yet.
     """
+    marks = [f"<title>{title}", *([_SIGNED] if is_signed else [])]
 
     def is_such(beginning: str) -> bool:
-        return beginning.lstrip().startswith("<!doctype html>") and f"<title>{title}" in beginning
+        return beginning.lstrip().startswith("<!doctype html>") and all(mark in beginning for mark in marks)
 
     return OutputFile(path, what, is_such, overwrite, inputs)
 

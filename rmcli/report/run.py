@@ -1,12 +1,14 @@
 """The page of a run, from its folder: curves, evaluation, data, throughput, configuration, versions."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from rmcli import output
-from rmcli.errors import RmcliError
+from rmcli.config.sections_of_evaluation import HELD_OUT
+from rmcli.errors import RmcliError, explained
 from rmcli.metrics.intervals import wilson_interval
 from rmcli.output_files import OutputFile
 from rmcli.report.data import LENGTH_COLUMNS, SPLIT_COLUMNS, data_plots, length_rows, split_rows
@@ -26,11 +28,11 @@ def run_file(path: Path, overwrite: bool = False) -> OutputFile:
 
 
 def write_beside_run(run_folder: Path, audit: Mapping[str, Any] | None = None) -> Path | None:
-    """For the end of training: RUN/report.html, or one line that says why there is none. Never raises RmcliError."""
+    """For the end of training: RUN/report.html, or one line that says why there is none. No error gets out."""
     target = run_folder / PAGE
     try:
-        check_plots("a report")
-        write_run(collect(run_folder), run_file(target, overwrite=True), audit)
+        with explained("it cannot be made"):  # whatever is wrong, it costs no finished run
+            write_run(collect(run_folder), run_file(target, overwrite=True), audit)
     except RmcliError as error:
         output.say(f"no {PAGE}: {error.message}{f'; {error.hint}' if error.hint else ''}")
         return None
@@ -49,7 +51,7 @@ def write_run(run: Run, target: OutputFile, audit: Mapping[str, Any] | None = No
         "run.html",
         {
             "title": f"{TITLE}{name_of(run)}",
-            "status": run.status,
+            "summary": _summary(run),
             "headline": _headline(run),
             "facts": _facts(run),
             "curves": run_curves(run),
@@ -78,23 +80,41 @@ _EVALUATION = {
 }
 
 
-def held_out(run: Run) -> tuple[Any, Any, Any]:
-    """Accuracy, its 95 % interval and pairs: of the first set evaluated at the end, else of the last evaluation."""
-    sets = mappings(mapping(run.metrics).get("sets"))
-    if sets and number((figures := mapping(sets[0].get("figures"))).get("accuracy")) is not None:
-        return figures["accuracy"], figures.get("interval"), figures.get("pairs")
+@dataclass(frozen=True)
+class Headline:
+    """Accuracy on the set by which a run or an evaluation is known, its 95 % interval, and of how many pairs."""
+
+    set: str = "-"
+    accuracy: Any = None
+    interval: Any = None
+    pairs: Any = None
+
+
+def headline(run: Run) -> Headline:
+    """Of the pairs held out, as evaluated at the end or last; of an evaluation its first set."""
+    for one in mappings(mapping(run.metrics).get("sets")):
+        figures = mapping(one.get("figures"))
+        if number(figures.get("accuracy")) is not None and (not run.is_run or one.get("name") == HELD_OUT):
+            return Headline(text(one.get("name")), figures["accuracy"], figures.get("interval"), figures.get("pairs"))
     accuracy, pairs = last(run, "eval_accuracy"), last(run, "eval_pairs")
-    if accuracy is None or not pairs or not 0 <= accuracy <= 1:
-        return accuracy, None, pairs
-    return accuracy, [*wilson_interval(accuracy, int(pairs))], int(pairs)
+    if accuracy is None or not 0 <= accuracy <= 1:
+        return Headline()
+    return Headline(HELD_OUT, accuracy, [*wilson_interval(accuracy, int(pairs))] if pairs else None, pairs)
 
 
 def _headline(run: Run) -> dict[str, str] | None:
-    accuracy, span, pairs = held_out(run)
-    if accuracy is None:
+    found = headline(run)
+    if found.accuracy is None:
         return None
-    about = f"held-out accuracy; 95 %: {interval(span)}; {text(count(pairs))} pairs"
-    return {"accuracy": decimal(accuracy), "about": about}
+    about = f"{found.set} accuracy; 95 %: {interval(found.interval)}; {count(found.pairs)} pairs"
+    return {"accuracy": decimal(found.accuracy), "about": about}
+
+
+def _summary(run: Run) -> str:
+    """What it is, how far it came, what it ran on, as one line."""
+    steps = f"{count(run.log[-1]['step']):,} steps" if run.log else None
+    parts = [run.told.get("preset"), steps, run.told.get("device")]
+    return f"This is {run.status}: {', '.join(text(part) for part in parts if part)}."
 
 
 def _facts(run: Run) -> list[list[str]]:
@@ -102,7 +122,7 @@ def _facts(run: Run) -> list[list[str]]:
     rows = [
         ["folder", text(run.path)],
         ["preset", told.get("preset")],
-        ["base model", mapping(mapping(run.config).get("model")).get("pretrained_model_name_or_path")],
+        ["base model", mapping(run.config.get("model")).get("pretrained_model_name_or_path")],
         *([f"base: {name}", value] for name, value in flat(mapping(base)).items()),
         ["data", run.data.get("folder")],
         ["its manifest's sha256", run.data.get("manifest_sha256")],

@@ -25,10 +25,10 @@ def run_curves(run: Run) -> list[Plot]:
         _by_set(run, "accuracy of other sets", "accuracy", "At each evaluation.", with_held_out=False),
         _parts(run),
         _beside_evaluation(run, "margin", *_SHARED[1][1:]),
+        _by_set(run, "held-out log-loss", "log_loss", "Of sigmoid(margin); a coin: 0.693.", with_held_out=True),
         _by_set(
-            run, "log-loss", "log_loss", "Of the labels under sigmoid(margin); a coin: 0.693.", with_held_out=True
+            run, "held-out calibration error", "ece", "The mean gap of confidence and accuracy.", with_held_out=True
         ),
-        _by_set(run, "calibration error", "ece", "The mean gap of confidence and accuracy.", with_held_out=True),
         _scores(run),
         *(curves({title: Curve(run.points(name), 0)}, title, title, caption) for title, name, caption in _SHARED[2:]),
     ]

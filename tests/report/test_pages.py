@@ -142,6 +142,17 @@ def test_texts_of_the_worst_pairs_are_whole_and_long_ones_are_folded(tmp_path):
     assert "(501 characters)" in text
 
 
+def test_more_than_five_pairs_are_folded(tmp_path):
+    metrics = evaluation(sets=[one_set() | {"figures": {}, "by": {}}], suites=[])
+    metrics["sets"][0]["worst"] = [{"margin": -float(one), "prompt": f"prompt {one}"} for one in range(8, 0, -1)]
+    text = written(tmp_path, metrics)
+    Structure(text)
+    first, folded = text.split("<summary>the next 3</summary>")
+    assert (first.count('<div class="pair">'), folded.count('<div class="pair">')) == (5, 3)
+    assert "prompt 4" in first
+    assert "prompt 3" in folded
+
+
 def test_the_same_figures_give_the_same_bytes(tmp_path):
     metrics = evaluation(sets=[one_set()])
     read = json.loads(json.dumps(metrics))
@@ -236,7 +247,7 @@ def test_a_file_that_is_no_evaluation_is_refused(tmp_path):
 
 def test_a_users_own_file_is_never_lost(tmp_path):
     path, metrics = tmp_path / "mine.html", evaluation(sets=[])
-    for content in ("mine", "<!doctype html><title>Run of the mill</title>", "<!doctype html><title>Audit of x"):
+    for content in ("mine", "<!doctype html><title>Evaluation of my cat</title>", "<!doctype html><title>Audit of x"):
         path.write_text(content)
         with pytest.raises(ConfigError, match="exists and is left alone"):
             write_evaluation(metrics, evaluation_file(path))

@@ -10,16 +10,30 @@ import pytest
 from rmcli.installed import install_command
 from rmcli.metrics.intervals import paired_bootstrap
 from rmcli.report.paired import paired_differences
-from rmcli.report.run import write_beside_run
+from rmcli.report.run import headline, write_beside_run
 from rmcli.report.run_folder import collect
 from support.places import REPOSITORY, write_lines
-from support.reports import evaluation, write_run
+from support.reports import evaluation, one_set, write_run
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def test_a_run_is_known_by_the_pairs_held_out_and_an_evaluation_by_its_first_set(here):
+    run = write_run(here / "run")
+    found = headline(collect(run))
+    assert (found.set, found.pairs) == ("held-out", 60)
+    assert found.accuracy == one_set()["figures"]["accuracy"]
+    (run / "metrics.json").write_text(json.dumps(evaluation(sets=[one_set("gsm8k")])))  # none held out at the end
+    found = headline(collect(run))
+    assert (found.set, found.accuracy, found.pairs) == ("held-out", pytest.approx(0.9), 60)  # the last evaluation
+    assert found.interval == pytest.approx([0.7985, 0.9534], abs=1e-4)  # Wilson's of 54 of 60
+    assert headline(collect(write_run(here / "bare", steps=0))).accuracy is None
+    (here / "metrics.json").write_text(json.dumps(evaluation()))
+    assert headline(collect(here / "metrics.json")).set == "hh_rlhf_harmless"
 
 
 def test_a_runs_page(cli, here):
@@ -29,14 +43,14 @@ def test_a_runs_page(cli, here):
     assert "the page says nothing of the data: no-data is not there" in shown.stderr
     text = Path("runs/first/report.html").read_text()
     assert "<title>Run first</title>" in text
-    assert "This is a run that finished." in text
+    assert "This is a run that finished: tiny, 8 steps, cpu." in text
     assert text.count("<figure>") == 14  # ten curves, four plots of the held-out set
     for caption in (
         "loss",
         "accuracy",
         "accuracy of other sets",
         "held-out accuracy by length",
-        "log-loss",
+        "held-out log-loss",
         "learning rate",
     ):
         assert f'aria-label="curve by step: {caption}"' in text
@@ -52,7 +66,7 @@ def test_a_run_of_before_has_a_page(cli, here):
     shown = cli("report", run, "-o", "old.html", "--no-audit")
     assert shown.code == 0, shown.stderr
     text = Path("old.html").read_text()
-    assert "This is a run that was interrupted." in text
+    assert "This is a run that was interrupted: tiny, 6 steps, cpu." in text
     assert 'aria-label="curve by step: loss"' in text
 
 
@@ -92,14 +106,14 @@ def test_runs_side_by_side(cli, here):
     assert ["train.lr", "0.001", "0.002", "-"] in answer["configuration"]
     paired = answer["paired"][0]
     # margins of n/15 - 1: 14 below 0 and one 0 of 60; with 0.3 more 10 below
-    assert (paired["first"], paired["second"], paired["set"], paired["pairs"]) == ("A", "B", "eval", 60)
+    assert (paired["first"], paired["second"], paired["set"], paired["pairs"]) == ("A", "B", "held-out", 60)
     assert (paired["ours"], paired["theirs"]) == ((45 - 0.5 + 0) / 60, 49 / 60)
     assert paired["found"]["difference"] == pytest.approx(44.5 / 60 - 49 / 60, abs=1e-12)
     assert "keeps no margins of single pairs" in answer["paired"][1]["why_not"]
     text = Path("report.html").read_text()
     assert "<title>Comparison of 3 runs</title>" in text
     assert text.count("<figure>") == 9
-    assert "A and B on eval: the interval does not hold 0: B is better on these pairs." in text
+    assert "A and B on held-out: the interval does not hold 0: B is better on these pairs." in text
     shown = cli("report", "one", "two", "--overwrite")
     assert "on the same held-out pairs" in shown.stderr
     assert shown.stdout == "report.html\n"
@@ -228,3 +242,7 @@ def test_without_matplotlib_training_says_how_to_get_the_page_and_the_command_is
     (run / "report.html").write_text("mine")
     assert write_beside_run(run) is None
     assert (run / "report.html").read_text() == "mine"
+    assert (
+        "no report.html: it cannot be made: 'splits'"
+        in (write_beside_run(run, {"findings": []}), capsys.readouterr().err)[1]
+    )
