@@ -114,6 +114,8 @@ def test_the_run_folder(tiny_run):
     assert sorted(path.name for path in tiny_run.run.iterdir()) == [
         "backbone",
         "checkpoints",
+        "eval_margins.jsonl",
+        "metrics.json",
         "metrics.jsonl",
         "model",
         "resolved.toml",
