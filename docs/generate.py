@@ -25,6 +25,7 @@ COMMANDS = (
     "audit",
     "train",
     "score",
+    "evaluate",
     "report",
     "export",
     "verify",

@@ -4,6 +4,9 @@ import io
 from collections.abc import Sequence
 from typing import Any, TextIO
 
+CONTROLS = {code: chr(0x2400 + code) for code in range(32) if code != 10}
+CONTROLS |= {127: "\u2421"} | {code: f"\\x{code:02x}" for code in range(128, 160)}
+
 
 class Styled(str):
     """A cell in a colour, as rich names it; without one where the stream has none, or NO_COLOR is set."""
@@ -47,7 +50,7 @@ def draw(
     from rich.table import Table
     from rich.text import Text
 
-    cells = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
+    cells = [[f"{cell:,}" if isinstance(cell, int) else visible(str(cell)) for cell in row] for row in rows]
     widths = [max(cell_len(text) for text in column) for column in zip(columns, *cells, strict=True)]
     needed = sum(widths) + 3 * len(widths)
     shown = range(len(columns))
@@ -55,15 +58,23 @@ def draw(
         shown = [index for index, column in enumerate(columns) if column in keep]
     paper = _Paper(stream)
     console = Console(file=paper, width=max(width, needed if wide else 0), soft_wrap=False, highlight=False)
-    grid = Table(box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    heading = None if title is None else Text(visible(title), "table.title")
+    grid = Table(box=SIMPLE_HEAD, title=heading, title_justify="left", pad_edge=False)
     for index in shown:
         numeric = all(isinstance(row[index], int | float) for row in rows)
-        grid.add_column(columns[index], justify="right" if numeric else "left", overflow="fold")
+        grid.add_column(
+            Text(visible(columns[index]), "table.header"), justify="right" if numeric else "left", overflow="fold"
+        )
     for row, texts in zip(rows, cells, strict=True):
         grid.add_row(*(Text(texts[index], _style_of(row[index])) for index in shown))
     console.print(grid)
     drawn = "\n".join(line.rstrip() for line in paper.getvalue().strip("\n").splitlines()) + "\n"
     return drawn, [column for at, column in enumerate(columns) if at not in shown]
+
+
+def visible(text: str) -> str:
+    """Control characters as their pictures: a terminal would obey them."""
+    return text.translate(CONTROLS)
 
 
 def _style_of(cell: Any) -> str:

@@ -152,7 +152,7 @@ def _ready(resolved: "Resolved", verify: bool) -> "Config":
 
 
 def _finish(found: Mapping[str, Any], target: "Place", as_json: bool, min_accuracy: float | None) -> None:
-    """Keep the figures and show them. Raises RmcliError where a set is below what is asked for."""
+    """Keep the figures and show them. Raises RmcliError where a set or suite is below what is asked for."""
     from rmcli.evaluate.screen import show
 
     target.write_metrics(found)
@@ -163,10 +163,21 @@ def _finish(found: Mapping[str, Any], target: "Place", as_json: bool, min_accura
     pages = [target.metrics.path, *([target.report.path] if target.write_report(found) else [])]
     output.say(f"figures in {' and '.join(map(str, pages))}")
     say_next("serve", str(found["model"]))
+    if min_accuracy is not None:
+        _check_accuracy(found, min_accuracy, target)
+
+
+def _check_accuracy(found: Mapping[str, Any], least: float, target: "Place") -> None:
+    """Raises RmcliError that names all sets and suites below, and those of which nothing was measured."""
     measured = [(one["name"], one["figures"]["accuracy"]) for one in found["sets"]]
-    for name, value in [*measured, *((one["suite"], one["headline"]) for one in found["suites"])]:
-        if min_accuracy is not None and value < min_accuracy:
-            raise RmcliError(
-                f"accuracy {value:.4f} on {name} is below --min-accuracy {min_accuracy:g}",
-                f"its figures are in {target.metrics.path}",
-            )
+    measured += [(one["suite"], one["headline"]) for one in found["suites"]]
+    below = [
+        f"{name} {'not measured' if value is None else f'{value:.4f}'}"
+        for name, value in measured
+        if value is None or value < least
+    ]
+    if below:
+        raise RmcliError(
+            f"accuracy below --min-accuracy {least:g}: {', '.join(below)}",
+            f"the figures are in {target.metrics.path}",
+        )

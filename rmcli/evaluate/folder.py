@@ -49,8 +49,17 @@ class Place:
 
 
 def place(folder: Path | None, model: Path, overwrite: bool, inputs: Sequence[str]) -> Place:
-    """The folder asked for, or the next free one under evaluations/."""
+    """The folder asked for, or the next free one under evaluations/.
+
+    Raises ConfigError for a file, and for a folder that is read: what lies there is the model's or the set's own.
+    """
     folder = folder or _next(model)
+    if folder.is_file():
+        raise ConfigError(f"-o {folder} is a file", "name a folder: metrics.json and report.html go there")
+    for read in (model, *inputs):
+        if folder.is_dir() and Path(read).is_dir() and folder.samefile(read):
+            what = "model" if read == model else "input"
+            raise ConfigError(f"-o {folder} is read: it is the {what}", "name another")
     return Place(
         OutputFile(folder / EVALUATION_FILE, "metrics of an evaluation", _are_metrics, overwrite, inputs),
         evaluation_file(folder / PAGE, overwrite, inputs),

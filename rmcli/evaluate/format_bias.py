@@ -16,8 +16,9 @@ from rmcli.scorer.windows import characters_of, windows
 
 
 def format_bias(scorer: Scorer, answers: Sequence[PreferenceGroup]) -> list[dict[str, Any]]:
-    """Per edit that changed any answer: of how many, `mean_change` of the score with its 95 % interval, and `rises`,
-    the share of answers whose score rises. Answers whose edited text cannot be scored are left out of that edit.
+    """Per edit: of how many answers, `mean_change` of the score with its 95 % interval, and `rises`, the share of
+    answers whose score rises. Left out, and counted, are answers that the edit leaves as they are (`unchanged`), and
+    those that were cut or have no score before or after it (`cut_or_unscored`). Empty without any answers.
 
     All processes call it; the first one has the answers and the result.
     """
@@ -30,7 +31,7 @@ def format_bias(scorer: Scorer, answers: Sequence[PreferenceGroup]) -> list[dict
     with output.progress("edited answers", len(groups), "answers") as progress:
         for _, scores in scored(windows(iter(groups), characters_of), score):
             found += scores
-    return list(_figures(answers, found))
+    return list(_figures(answers, found)) if answers else []
 
 
 def _edited(answer: PreferenceGroup) -> PreferenceGroup:
@@ -47,15 +48,30 @@ def _changed(talk: Conversation, edit: str) -> Conversation:
 
 def _figures(answers: Sequence[PreferenceGroup], found: Sequence[Sequence[Score]]) -> Iterator[dict[str, Any]]:
     for place, edit in enumerate(EDITS, 1):
-        of_edit = zip(answers, found, strict=True)
-        both = [(scores[0].value, scores[place].value) for answer, scores in of_edit if _is_changed(answer, edit)]
-        changes = np.asarray([after - before for before, after in both if before is not None and after is not None])
-        if len(changes):
-            yield {"edit": edit, "answers": len(changes), **_of_changes(changes)}
+        both = [
+            (scores[0], scores[place])
+            for answer, scores in zip(answers, found, strict=True)
+            if _is_changed(answer, edit)
+        ]
+        # A cut conversation has lost other tokens of its prompt than the edited one.
+        changes = [
+            after.value - before.value
+            for before, after in both
+            if before.value is not None and after.value is not None and not before.truncated and not after.truncated
+        ]
+        yield {
+            "edit": edit,
+            "answers": len(changes),
+            "unchanged": len(answers) - len(both),
+            "cut_or_unscored": len(both) - len(changes),
+            **_of_changes(np.asarray(changes)),
+        }
 
 
 def _of_changes(changes: np.ndarray) -> dict[str, Any]:
-    """The interval is the normal one, mean +- 1.96 standard errors; None of one answer."""
+    """The interval is the normal one, mean +- 1.96 standard errors; None of one answer, as all is of none."""
+    if not len(changes):
+        return {"mean_change": None, "interval": None, "rises": None}
     mean = float(changes.mean())
     half = 1.96 * float(changes.std(ddof=1)) / len(changes) ** 0.5 if len(changes) > 1 else None
     interval = None if half is None else [mean - half, mean + half]

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from rmcli.evaluate.sample import Sample
 from rmcli.evaluate.worst import Worst
 from rmcli.lines.read import Line
@@ -13,13 +15,15 @@ from rmcli.records import PreferenceGroup
 from rmcli.scorer.scorer import Scored
 
 NONE = "(none)"  # in place of a column's value
+LARGEST = 1e300  # of a number that is binned; others are names
 
 
 @dataclass
 class Gathered:
     """Of one set: `judged` window by window, and a value of each name in `values` for each of its comparisons.
 
-    `keys`: (line, first, second) of each comparison, by which another model's is found. `source_of`: what a line is
+    `keys`: (line, better, worse) of each comparison, by which another model's is found. `cut_apart`: whether its
+    answers' lengths cannot be told, as each lost tokens of its own. `source_of`: what a line is
     counted under. `by`: the columns asked for.
     """
 
@@ -35,6 +39,7 @@ class Gathered:
     first_error: str | None = None
     parts: list[Judged] = field(default_factory=list)
     keys: list[tuple[int, int, int]] = field(default_factory=list)
+    cut_apart: list[bool] = field(default_factory=list)
     values: dict[str, list[Any]] = field(default_factory=dict)
 
     def add(self, window: Sequence[Line], found: Sequence[Scored | str]) -> None:
@@ -47,20 +52,23 @@ class Gathered:
                 self.errors[one] += 1
                 self.first_error = self.first_error or f"{one} at {line.where}"
                 continue
-            self._add_scored(number, line, one)
+            self._add_scored(number, line, one, decided(one))
             usable.append((line, one))
         self.lines += len(window)
         self._add_comparisons(usable)
 
-    def _add_scored(self, number: int, line: Line, scored: Scored) -> None:
+    def _add_scored(self, number: int, line: Line, scored: Scored, pairs: Sequence[tuple[int, int]]) -> None:
         self.conversations += len(scored.scores)
         self.truncated += scored.tokens.truncated
         self.noted.update(scored.tokens.noted)
-        for first, second in decided(scored):
-            self.keys.append((number, first, second))
-            self.worst.offer(line, scored, first, second)
-        if decided(scored):
-            self.sample.offer(line, decided(scored)[0][0])
+        # Pairs of a prepared set are cut together: what is left of them differs as the answers do.
+        cut_apart = scored.tokens.truncated and isinstance(line.group, PreferenceGroup)
+        self.cut_apart += [cut_apart] * len(pairs)
+        for better, worse in pairs:
+            self.keys.append((number, better, worse))
+            self.worst.offer(line, scored, better, worse)
+        if pairs:
+            self.sample.offer(line, pairs[0][0])
 
     def _add_comparisons(self, usable: Sequence[tuple[Line, Scored]]) -> None:
         judged = Judged.of((scored.tokens, scored.scores) for _, scored in usable)
@@ -82,11 +90,15 @@ class Gathered:
     def judged(self) -> Judged:
         return Judged.joined(self.parts)
 
+    def of_length(self, judged: Judged) -> Judged:
+        """Those whose answers' lengths can be told apart."""
+        return judged.only(~np.asarray(self.cut_apart, dtype=bool))
+
 
 def decided(scored: Scored) -> list[tuple[int, int]]:
     """(better, worse) of each comparison that says so, in the order of `Judged.of`."""
-    judged = Judged.of([(scored.tokens, scored.scores)])
-    return list(zip(judged.better.tolist(), judged.worse.tolist(), strict=True))
+    told = (one for one in scored.tokens.comparisons if not one.is_tie)
+    return [(one.first, one.second) if one.label > 0.5 else (one.second, one.first) for one in told]
 
 
 def _turns(line: Line) -> int | None:
@@ -97,7 +109,8 @@ def _turns(line: Line) -> int | None:
 
 
 def _plain(value: Any) -> Any:
-    """A number or a text that few other values are."""
-    if value is None:
+    """A number or a text; None, NaN and an empty cell are no value."""
+    if value is None or value == "" or value != value:
         return NONE
-    return value if isinstance(value, bool | int | float | str) else str(value)
+    is_number = isinstance(value, int | float) and abs(value) < LARGEST
+    return value if isinstance(value, bool | str) or is_number else str(value)

@@ -15,8 +15,8 @@ from rmcli.evaluate.against import compared
 from rmcli.evaluate.by import by
 from rmcli.evaluate.format_bias import format_bias
 from rmcli.evaluate.gathered import Gathered
-from rmcli.evaluate.sets import gather, open_set
-from rmcli.evaluate.suites.run import evaluate_suite
+from rmcli.evaluate.sets import check_compared, gather, open_set
+from rmcli.evaluate.suites.run import count_rows, evaluate_suite
 from rmcli.evaluate.wanted import Wanted, name_of
 from rmcli.metrics.figures import figures
 from rmcli.metrics.names import KIND
@@ -38,15 +38,20 @@ def run(config: Config, wanted: Wanted, against: Config | None = None, is_verifi
         check_same({"wanted": wanted.as_options(), "model": config.model.model_dump(), **versions()})
     encoder = load_encoder(config)
     opened = [open_set(config, encoder, source, wanted) for source in wanted.sets]
+    for suite, source in wanted.suites:
+        count_rows(suite, source)  # what cannot be had is said before anything is scored
     scorer = load_scorer(config, encoder)
     started = time.monotonic()
     gathered = [gather(scorer, one, wanted) for one in opened]
+    if world.is_first():
+        for one, source in zip(gathered, wanted.sets, strict=True):
+            check_compared(one, source)
     seconds = time.monotonic() - started
     entries = [_entry(scorer, source, wanted, one) for source, one in zip(wanted.sets, gathered, strict=True)]
     suites = [evaluate_suite(config, encoder, scorer, suite, source) for suite, source in wanted.suites]
     del scorer
     if against is not None:
-        _compare(against, wanted, gathered, entries)
+        _compare(against, wanted, gathered, entries, suites)
     scored = sum(one.conversations for one in gathered)
     return {
         "kind": KIND,
@@ -70,6 +75,7 @@ def _entry(scorer: Scorer, source: SourceSection, wanted: Wanted, gathered: Gath
     if not world.is_first():
         return {}
     judged = gathered.judged()
+    of_length = gathered.of_length(judged)
     return {
         "name": name_of(source),
         "input": source.path,
@@ -78,16 +84,22 @@ def _entry(scorer: Scorer, source: SourceSection, wanted: Wanted, gathered: Gath
         "errors": dict(gathered.errors),
         "truncated": gathered.truncated,
         "noted": dict(gathered.noted),
-        "figures": figures(judged),
-        "by": by(judged, gathered.values),
+        "figures": figures(judged, of_length),
+        "by": by(judged, of_length, gathered.values),
         "against": None,
         "format_bias": bias,
         "worst": gathered.worst.texts(scorer.encoder.reward.tokenizer),
     }
 
 
-def _compare(against: Config, wanted: Wanted, gathered: Sequence[Gathered], entries: list[dict[str, Any]]) -> None:
-    """Score all sets again with the other model. Both models are never held at once."""
+def _compare(
+    against: Config,
+    wanted: Wanted,
+    gathered: Sequence[Gathered],
+    entries: list[dict[str, Any]],
+    suites: list[dict[str, Any]],
+) -> None:
+    """Score all sets and suites again with the other model. Both models are never held at once."""
     gc.collect()  # networks refer to themselves
     output.say(f"the same with {against.model.pretrained_model_name_or_path}")
     numbers_alone = replace(wanted, edited=0, worst=0, by=())
@@ -98,6 +110,9 @@ def _compare(against: Config, wanted: Wanted, gathered: Sequence[Gathered], entr
         theirs = gather(other, one, numbers_alone)
         if world.is_first():
             entry["against"] = compared(ours, theirs)
+    for (suite, source), entry in zip(wanted.suites, suites, strict=True):
+        theirs = evaluate_suite(against, encoder, other, suite, source)
+        entry["against"] = {name: theirs[name] for name in ("headline", "figures")}
 
 
 def _of_model(role: str, config: Config | None, is_verified: bool) -> dict[str, str | None]:

@@ -3,6 +3,7 @@
 Colours say what the words say too: green is better than a coin for sure, red worse, yellow neither.
 """
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -41,7 +42,8 @@ def show(found: Mapping[str, Any]) -> None:
         _show_set(one)
     for suite in found["suites"]:
         table = suite["table"]
-        title = f"{suite['suite']}: {_number(suite['headline'])}"
+        other = "" if suite["against"] is None else f" (the other model: {_number(suite['against']['headline'])})"
+        title = f"{suite['suite']}: {_number(suite['headline'])}{other}"
         output.table(table["columns"], table["rows"], to_answer=True, title=title)
 
 
@@ -99,17 +101,8 @@ def _show_set(one: Mapping[str, Any]) -> None:
             output.table(columns, cells, to_answer=True, title=f"{one['name']} by {words}")
     if one["format_bias"]:
         output.table(
-            ["edit", "answers", "change of score", "95 %", "rises"],
-            [
-                [
-                    bias["edit"],
-                    bias["answers"],
-                    _change(bias),
-                    interval_text(bias["interval"]),
-                    f"{bias['rises']:.1%}",
-                ]
-                for bias in one["format_bias"]
-            ],
+            ["edit", "answers", "change of score", "95 %", "rises", "unchanged", "cut or unscored"],
+            [_bias_row(bias) for bias in one["format_bias"]],
             to_answer=True,
             title=f"{one['name']}: the same answers, changed in form",
         )
@@ -123,15 +116,17 @@ def _value(value: Any) -> Any:
 
 def _show_margins(one: Mapping[str, Any]) -> None:
     """Bars of the pairs by margin, those that are wrong in red."""
-    histogram = one["figures"]["margins"]["histogram"]
-    rows = coarser(histogram["edges"], histogram["counts"])
+    histogram, tied = one["figures"]["margins"]["histogram"], one["figures"]["tied_scores"]
+    rows = with_ties_apart(coarser(histogram["edges"], histogram["counts"]), tied)
     most = max(count for _, _, count in rows)
+    digits = max(2, 1 - math.floor(math.log10(max(high - low for low, high, _ in rows))))
     block = "\u2588" if _can_print("\u2588") else "#"
     cells = []
     for low, high, count in rows:
         bar = block * round(WIDTH * count / most)
-        colour = "red" if high <= 0 else "green" if low >= 0 else "yellow"
-        cells.append([f"{low:.2f} to {high:.2f}", count, Styled(bar, colour)])
+        colour = "yellow" if low == high or low < 0 < high else "red" if high <= 0 else "green"
+        span = "0, tied" if low == high else f"{low:.{digits}f} to {high:.{digits}f}"
+        cells.append([span, count, Styled(bar, colour)])
     output.table(["margin", "pairs", ""], cells, to_answer=True, title=f"{one['name']}: margins, right above 0")
 
 
@@ -143,6 +138,17 @@ def coarser(edges: Sequence[float], counts: Sequence[int]) -> list[tuple[float, 
     return [(edges[start], edges[end], sum(counts[start:end])) for start, end in pairwise([*starts, len(counts)])]
 
 
+def with_ties_apart(rows: Sequence[tuple[float, float, int]], tied: int) -> list[tuple[float, float, int]]:
+    """Pairs of one score, which lie in the bin that begins at 0, in a row of their own."""
+    if not tied:
+        return list(rows)
+    found = []
+    for low, high, count in rows:
+        holds = low <= 0 < high
+        found += [(0.0, 0.0, tied), (low, high, count - tied)] if holds else [(low, high, count)]
+    return found
+
+
 def _can_print(character: str) -> bool:
     try:
         character.encode(sys.stdout.encoding or "ascii")
@@ -151,8 +157,16 @@ def _can_print(character: str) -> bool:
     return True
 
 
+def _bias_row(bias: Mapping[str, Any]) -> list[Any]:
+    rises = "-" if bias["rises"] is None else f"{bias['rises']:.1%}"
+    told = [bias["edit"], bias["answers"], _change(bias), interval_text(bias["interval"]), rises]
+    return [*told, bias["unchanged"], bias["cut_or_unscored"]]
+
+
 def _change(bias: Mapping[str, Any]) -> str:
     """Coloured where the score moves for sure: form alone should move it little."""
+    if bias["mean_change"] is None:
+        return "-"
     text, interval = f"{bias['mean_change']:+.3f}", bias["interval"]
     return text if interval is None or interval[0] <= 0 <= interval[1] else Styled(text, "yellow")
 

@@ -19,7 +19,7 @@ from rmcli.lines.scoring import score_lines
 from rmcli.lines.team import scored
 from rmcli.packs.manifest import read_manifest
 from rmcli.parallel import world
-from rmcli.records import PreferenceGroup, TokenGroup
+from rmcli.records import TokenGroup
 from rmcli.rows.map_fns.contract import Contract
 from rmcli.scorer.scorer import Scored, Scorer
 from rmcli.scorer.windows import WINDOW, characters_of, windows
@@ -55,7 +55,7 @@ def open_set(config: Config, encoder: Encoder, source: SourceSection, wanted: Wa
 def gather(scorer: Scorer, opened: Opened, wanted: Wanted) -> Gathered:
     """All comparisons of a set, scored. All processes call it; the first one has the result.
 
-    Raises RmcliError where nothing of the set can be compared, ConfigError for a column that no row has.
+    Raises ConfigError for a column that none of the first rows has.
     """
     source = opened.source
     gathered = Gathered(_source_of(source), wanted.by, Worst(wanted.worst), Sample(wanted.edited))
@@ -65,10 +65,15 @@ def gather(scorer: Scorer, opened: Opened, wanted: Wanted) -> Gathered:
             return score_lines(scorer, window, progress.advance)
 
         for window, found in scored(windows(opened.lines, _characters, WINDOW), score):
-            _check_columns(window, wanted, source)
+            if not gathered.keys:
+                _check_columns(window, wanted, source)
             gathered.add(window, found)
     if world.is_first():
-        _report(gathered, opened.contract, source)
+        opened.contract.report_keys(source.path)
+        for reason, count in gathered.errors.most_common():
+            output.warn(f"{name_of(source)}: {count:,} of {gathered.lines:,} lines have no figure: {reason}")
+        if not gathered.sample.held and is_prepared(source.path) and wanted.edited:
+            output.say(f"{name_of(source)} is tokens alone: turns and format bias are not measured")
     return gathered
 
 
@@ -86,25 +91,25 @@ def _source_of(source: SourceSection) -> Callable[[Line], str]:
 
 def _check_columns(window: list[Line], wanted: Wanted, source: SourceSection) -> None:
     """Before much is scored: a column that none of the first rows has is mistyped."""
+    good = [line for line in window if line.group is not None]
     for column in wanted.by:
-        if window and not any(column in line.columns for line in window):
-            there = dict.fromkeys(name for line in window for name in line.kept)
+        if good and not any(column in line.columns for line in good):
+            there = dict.fromkeys(name for line in good for name in line.kept)
             raise ConfigError(
-                f"--by {column}: none of {len(window):,} rows of {source.label} has such a column",
+                f"--by {column}: none of the first {len(good):,} rows of {source.label} has such a column",
                 f"columns that are not read are {', '.join(there)}" if there else None,
             )
 
 
-def _report(gathered: Gathered, contract: Contract, source: SourceSection) -> None:
-    contract.report_keys(source.path)
-    for reason, count in gathered.errors.most_common():
-        output.warn(f"{name_of(source)}: {count:,} of {gathered.lines:,} lines have no figure: {reason}")
-    if not gathered.keys:
-        first = f"; the first is {gathered.first_error}" if gathered.first_error else ""
-        raise RmcliError(
-            f"{source.label}: none of {gathered.lines:,} lines says which answer is better{first}",
-            "rows of {prompt, chosen, rejected}, or a --map-fn that makes them: rmcli map-fns",
-        )
-    if any(isinstance(one, PreferenceGroup) for one in gathered.sample.held) or not is_prepared(source.path):
+def check_compared(gathered: Gathered, source: SourceSection) -> None:
+    """Raises RmcliError where a set says of no two answers which one is better, with the cause."""
+    if gathered.keys:
         return
-    output.say(f"{name_of(source)} is tokens alone: turns and format bias are not measured")
+    first = f"; the first is {gathered.first_error}" if gathered.first_error else ""
+    if not gathered.errors:
+        raise RmcliError(f"{source.label}: all {gathered.lines:,} lines call their answers equally good")
+    reason, count = gathered.errors.most_common(1)[0]
+    raise RmcliError(
+        f"{source.label}: nothing to compare in {gathered.lines:,} lines: {count:,} {reason}{first}",
+        "docs/format.md says what the reasons mean; rmcli map-fns has the map functions",
+    )

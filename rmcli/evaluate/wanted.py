@@ -10,6 +10,7 @@ from rmcli.errors import ConfigError
 from rmcli.evaluate.suites.known import parse_suite
 from rmcli.evaluate.suites.suite import Suite
 from rmcli.lines.inputs import STDIN, is_prepared, parse_input
+from rmcli.metrics.names import WORST
 from rmcli.rows.map_fns.known import AUTO
 
 OWN = ("source", "turns", "length_difference", "truncated")  # by what pairs are told apart without being asked
@@ -29,7 +30,7 @@ class Wanted:
     map_fn: str = AUTO
     by: tuple[str, ...] = ()
     edited: int = 50
-    worst: int = 20
+    worst: int = WORST
 
     def as_options(self) -> dict[str, Any]:
         """As plain values: what several processes must agree on."""
@@ -82,8 +83,10 @@ def wanted(
         if column in OWN:
             raise ConfigError(f"--by {column}: pairs are told apart by {column} without being asked", "leave it out")
     for source in sources:
-        if source.path == STDIN and (len(sources) > 1 or is_compared or is_shared):
+        if source.path == STDIN and (len(sources) > 1 or is_shared):
             raise ConfigError("stdin is read once, and by one process", "give a file")
+        if is_compared and _is_read_once(source.path):
+            raise ConfigError(f"--against reads {source.path} twice, and it can be read once", "give a file")
         if by and is_prepared(source.path):
             raise ConfigError(
                 f"--by {by[0]}: {source.path} is prepared and has no columns", "give what it was prepared from"
@@ -92,3 +95,9 @@ def wanted(
             raise ConfigError(f"--map-fn {map_fn}: {source.path} is prepared, its rows are mapped", "leave it out")
     asked = Wanted(sources, tuple(map(parse_suite, dict.fromkeys(suites))), map_fn or AUTO, tuple(dict.fromkeys(by)))
     return asked if edited is None else replace(asked, edited=edited)
+
+
+def _is_read_once(path: str) -> bool:
+    """stdin, or a pipe."""
+    there = Path(path)
+    return path == STDIN or (there.exists() and not there.is_file() and not there.is_dir())

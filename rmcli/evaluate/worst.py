@@ -7,7 +7,7 @@ from typing import Any
 from rmcli.lines.read import Line
 from rmcli.records import Conversation, Message, TokenGroup
 from rmcli.scorer.scorer import Scored
-from rmcli.tokens.tokenizer import decoded
+from rmcli.tokens.pair_texts import texts_of
 
 
 @dataclass
@@ -46,7 +46,7 @@ def _texts(line: Line, better: int, worse: int, tokenizer: Any) -> dict[str, str
     group = line.group
     assert group is not None  # it was scored
     if isinstance(group, TokenGroup):
-        return texts_of_tokens(group, better, worse, tokenizer)
+        return texts_of(tokenizer, group, better, worse)
     chosen, rejected = group.conversations[better], group.conversations[worse]
     shared = 0
     while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
@@ -55,15 +55,6 @@ def _texts(line: Line, better: int, worse: int, tokenizer: Any) -> dict[str, str
         "prompt": _as_text(chosen[:shared]),
         "chosen": _as_text(chosen[shared:]),
         "rejected": _as_text(rejected[shared:]),
-    }
-
-
-def texts_of_tokens(group: TokenGroup, better: int, worse: int, tokenizer: Any) -> dict[str, str]:
-    """The prompt is what all answers of the group begin with, as tokens have it."""
-    return {
-        "prompt": decoded(tokenizer, group.prefix),
-        "chosen": decoded(tokenizer, group.responses[better]),
-        "rejected": decoded(tokenizer, group.responses[worse]),
     }
 
 

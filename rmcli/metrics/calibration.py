@@ -10,22 +10,23 @@ import numpy as np
 from rmcli.metrics.judged import Floats, Judged, right
 
 BINS = 10  # of the reliability curve, equally wide from 1/2 to 1
-_FLATTEST, _STEEPEST = 1e-3, 1e3  # margins are multiplied by 1 / temperature
+_FLATTEST, _STEEPEST = 1e-4, 1e4  # what a margin of the usual size is multiplied by to find a temperature
 
 
 def calibration(judged: Judged) -> dict[str, Any]:
     """Figures of sigmoid(margin); empty without any pair.
 
     `ece`: expected calibration error, the mean gap of confidence and accuracy over the bins, weighted by their pairs
-    (Naeini 2015). A pair's confidence is sigmoid(|margin|), at least 1/2. `curve`: per bin that has pairs its
-    borders, `pairs`, mean `confidence`, `accuracy`. `brier`, `log_loss`: of the labels, the latter in nats (ln 2 of a
+    (Naeini 2015). A pair's confidence is sigmoid(|margin|), at least 1/2; its accuracy is the label's probability of
+    the answer that the score prefers. `curve`: per bin that has pairs its borders, `pairs`, mean `confidence`,
+    `accuracy`. `brier`, `log_loss`: of the labels, the latter in nats (ln 2 of a
     coin). `temperature`: what margins are to be divided by for the smallest log-loss (Guo 2017), None where there is
     no such number: all pairs are right, or no scale is better than a coin. `log_loss_at_temperature` goes with it.
     """
     margins, labels = judged.margins, judged.labels
     if not len(margins):
         return {}
-    curve = _curve(margins)
+    curve = _curve(margins, labels)
     temperature = fitted_temperature(margins, labels)
     at_best = None if temperature is None else log_loss(margins / temperature, labels)
     return {
@@ -50,11 +51,14 @@ def log_loss(margins: Floats, labels: Floats) -> float:
 
 def fitted_temperature(margins: Floats, labels: Floats) -> float | None:
     """The minimum of a convex function of 1 / temperature, where its slope changes sign."""
+    usual = float(np.abs(margins).mean())
 
     def slope(scale: float) -> float:
         return float(np.mean(margins * (sigmoid(scale * margins) - labels)))
 
-    low, high = _FLATTEST, _STEEPEST
+    if not usual:
+        return None
+    low, high = _FLATTEST / usual, _STEEPEST / usual
     if slope(low) >= 0 or slope(high) <= 0:
         return None
     while high / low > 1 + 1e-9:
@@ -63,8 +67,9 @@ def fitted_temperature(margins: Floats, labels: Floats) -> float | None:
     return float(1 / (low * high) ** 0.5)
 
 
-def _curve(margins: Floats) -> list[dict[str, Any]]:
+def _curve(margins: Floats, labels: Floats) -> list[dict[str, Any]]:
     confidence = sigmoid(np.abs(margins))
+    correct = labels * right(margins) + (1 - labels) * right(-margins)
     bins = np.minimum(((confidence - 0.5) * 2 * BINS).astype(np.int64), BINS - 1)
     return [
         {
@@ -72,7 +77,7 @@ def _curve(margins: Floats) -> list[dict[str, Any]]:
             "high": 0.5 + (number + 1) / (2 * BINS),
             "pairs": int(within.sum()),
             "confidence": float(confidence[within].mean()),
-            "accuracy": float(right(margins[within]).mean()),
+            "accuracy": float(correct[within].mean()),
         }
         for number in range(BINS)
         if (within := bins == number).any()

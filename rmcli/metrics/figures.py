@@ -14,24 +14,26 @@ BOUND = 5.0  # of raw scores: penalty_bound's default
 BINS = 30
 
 
-def figures(judged: Judged) -> dict[str, Any]:
+def figures(judged: Judged, of_length: Judged | None = None) -> dict[str, Any]:
     """As plain numbers, in JSON's types; sections are empty without any pair.
 
-    `pairs`, `accuracy`, `interval`; `mean_margin`; `prompts` with a comparison; `tied_scores`: pairs whose answers
+    `of_length`: the comparisons whose answers' lengths can be told apart, where that is not all of them.
+
+    `pairs`, `accuracy`, `interval`; `mean_margin`; `groups` with a comparison; `tied_scores`: pairs whose answers
     have one score; `tied_labels`: comparisons that call neither better, which count nowhere. `margins`, `scores`:
     histograms and range; `beyond_bound`: share of answers outside +-5. `calibration`, `length`: see there.
     """
     margins = judged.margins
     return {
         **accuracy(judged),
-        "prompts": len(np.unique(judged.groups)),
+        "groups": len(np.unique(judged.groups)),
         "mean_margin": float(margins.mean()) if len(margins) else None,
         "tied_scores": int((margins == 0).sum()),
         "tied_labels": judged.num_ties,
         "margins": spread(margins),
         "scores": spread(judged.scores) | _beyond(judged.scores),
         "calibration": calibration(judged),
-        "length": length(judged),
+        "length": length(judged if of_length is None else of_length),
     }
 
 

@@ -21,18 +21,18 @@ def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, f
 def accuracy(judged: Judged) -> dict[str, float | int | list[float] | None]:
     """`pairs`, and of them `accuracy` (a tie of scores counts 1/2) and its 95 % `interval`; None without any pair.
 
-    The interval counts prompts, not pairs: several comparisons of one prompt are not independent.
+    The interval counts groups, not pairs: several comparisons of one group are not independent.
     """
     if not judged.num_pairs:
         return {"pairs": 0, "accuracy": None, "interval": None}
-    share, prompts = float(judged.right.mean()), len(np.unique(judged.groups))
-    return {"pairs": judged.num_pairs, "accuracy": share, "interval": [*wilson_interval(share, prompts)]}
+    share, groups = float(judged.right.mean()), len(np.unique(judged.groups))
+    return {"pairs": judged.num_pairs, "accuracy": share, "interval": [*wilson_interval(share, groups)]}
 
 
 def paired_bootstrap(ours: Floats, theirs: Floats, groups: Whole, rounds: int = ROUNDS, seed: int = 0) -> dict:
     """Two models' (M,) values on the same pairs: mean `difference`, ours less theirs, and its 95 % `interval`.
 
-    Whole prompts are drawn, with replacement (Efron 1979, the percentile interval). `favours_ours`: the share of
+    Whole groups are drawn, with replacement (Efron 1979, the percentile interval). `favours_ours`: the share of
     resamples in which ours is ahead, half of those without a difference among them. The same seed, the same result.
     """
     numbers, places = np.unique(groups, return_inverse=True)

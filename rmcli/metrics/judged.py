@@ -22,7 +22,7 @@ class Judged:
 
     `scores`, `tokens`: (S,) the raw score, and tokens of the answer after what the answers to its prompt share.
     `better`, `worse`: (M,) places among the answers. `labels`: (M,) the probability that `better` is better, above
-    1/2. `groups`: (M,) which prompt a comparison is of, counted from 0: those of one prompt are not independent.
+    1/2. `groups`: (M,) which group a comparison is of, counted from 0: those of one group are not independent.
     `num_ties`: comparisons beside these that call both answers equally good.
     """
 
@@ -62,7 +62,7 @@ class Judged:
 
     @classmethod
     def joined(cls, parts: Sequence["Judged"]) -> "Judged":
-        """All parts in order, each with prompts of its own."""
+        """All parts in order, each with groups of its own."""
         parts = [cls.of([]), *parts]  # nothing has a type, too
         answers = np.cumsum([0, *(len(part.scores) for part in parts)])
         prompts = np.cumsum([0, *(part.num_groups for part in parts)])
@@ -80,7 +80,7 @@ class Judged:
 
     @property
     def num_groups(self) -> int:
-        """One more than the largest number of a prompt: prompts without a comparison after it do not count."""
+        """One more than the largest number of a group: groups without a comparison after it do not count."""
         return int(self.groups.max()) + 1 if len(self.groups) else 0
 
     @property

@@ -13,15 +13,16 @@ EQUAL = 0.1  # answers whose lengths differ by at most this share of the longer 
 def length(judged: Judged) -> dict[str, Any]:
     """Figures of score and length; empty without any pair.
 
-    `spearman`: rank correlation of score and tokens over all answers, None where one of them never changes.
+    `spearman`: rank correlation of score and tokens over the answers compared, None where one of them never changes.
     `longer_wins`: accuracy of who always takes the longer answer (1/2 where both are as long). `equal_length`,
     `better_is_longer`, `better_is_shorter`: accuracy among those pairs.
     """
     if not judged.num_pairs:
         return {}
+    answers = np.union1d(judged.better, judged.worse)
     by, longest = judged.longer_by, np.maximum(judged.tokens[judged.better], judged.tokens[judged.worse])
     return {
-        "spearman": spearman(judged.scores, judged.tokens),
+        "spearman": spearman(judged.scores[answers], judged.tokens[answers]),
         "longer_wins": float(right(by.astype(np.float64)).mean()),
         "equal_length": accuracy(judged.only(np.abs(by) <= EQUAL * longest)),
         "better_is_longer": accuracy(judged.only(by > 0)),

@@ -46,6 +46,8 @@ def set_view(one: Mapping[str, Any], key: str, against: str = "another model") -
                 signed(edit.get("mean_change")),
                 interval(edit.get("interval")),
                 per_cent(edit.get("rises")),
+                count(edit.get("unchanged")),
+                count(edit.get("cut_or_unscored")),
             ]
             for edit in mappings(one.get("format_bias"))
         ],
@@ -73,10 +75,11 @@ def suite_view(one: Mapping[str, Any]) -> dict[str, Any]:
     table = mapping(one.get("table"))
     columns = [text(column) for column in sequence(table.get("columns"))]
     rows = [[_cell(cell) for cell in row] for row in sequence(table.get("rows")) if isinstance(row, list)]
-    figures = mapping(one.get("figures"))
+    figures, against = mapping(one.get("figures")), mapping(one.get("against"))
+    other = decimal(against.get("headline")) if against else ""
     return {
         "name": text(one.get("suite")),
-        "headline": decimal(one.get("headline")),
+        "headline": decimal(one.get("headline")) + (f" (the other model: {other})" if other else ""),
         "note": text(figures["not_official"]) if figures.get("not_official") else "",
         "columns": columns,
         "rows": [row for row in rows if len(row) == len(columns)],
@@ -94,7 +97,7 @@ def _cell(value: Any) -> Any:
 def _about(figures: Mapping[str, Any]) -> str:
     if not number(figures.get("pairs")):
         return "no pair was judged"
-    prompts = f" of {count(figures['prompts']):,} prompts" if number(figures.get("prompts")) else ""
+    prompts = f" of {count(figures['groups']):,} rows" if number(figures.get("groups")) else ""
     return f"accuracy; 95 %: {interval(figures.get('interval'))}; {count(figures['pairs']):,} pairs{prompts}"
 
 

@@ -5,12 +5,11 @@ from typing import Any
 import numpy as np
 
 from rmcli.metrics.judged import Judged
+from rmcli.metrics.names import WORST
 from rmcli.packs.reader import PackedSplit
 from rmcli.records import TokenGroup
-from rmcli.tokens.tokenizer import decoded
+from rmcli.tokens.pair_texts import texts_of
 from rmcli.train.evaluated import EvaluatedSet
-
-WORST = 20
 
 
 def worst_of(one: EvaluatedSet, its: Judged, tokenizer: Any) -> list[dict[str, Any]]:
@@ -27,9 +26,7 @@ def worst_of(one: EvaluatedSet, its: Judged, tokenizer: Any) -> list[dict[str, A
                 "chosen_score": float(its.scores[better]),
                 "rejected_score": float(its.scores[worse]),
                 "where": f"{one.of.folder}, row {scored.row_id}",
-                "prompt": decoded(tokenizer, group.prefix),
-                "chosen": decoded(tokenizer, group.responses[better - start]),
-                "rejected": decoded(tokenizer, group.responses[worse - start]),
+                **texts_of(tokenizer, group, better - start, worse - start),
             }
         )
     return found

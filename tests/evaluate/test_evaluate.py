@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from rmcli.evaluate.edits import EDITS, OPENING
+from rmcli.evaluate.edits import EDITS
 from rmcli.evaluate.sample import Sample
-from rmcli.evaluate.screen import coarser
+from rmcli.evaluate.screen import coarser, with_ties_apart
 from rmcli.lines.read import Line
 from rmcli.records import PreferenceGroup
 from support.cli import run_cli
@@ -64,7 +64,7 @@ def test_figures_are_those_of_the_scores_that_score_writes(evaluated, cli):
     found = figures(evaluated())
     scored = [json.loads(line) for line in cli("score", MODEL, "tasks.jsonl", "-q").stdout.splitlines()]
     margins = np.array([line["chosen_score"] - line["rejected_score"] for line in scored])
-    assert found["pairs"] == found["prompts"] == 40
+    assert found["pairs"] == found["groups"] == 40
     assert found["accuracy"] == float(((margins > 0) + 0.5 * (margins == 0)).mean())
     assert found["mean_margin"] == pytest.approx(margins.mean(), abs=1e-7)
     assert found["calibration"]["log_loss"] == pytest.approx(np.log1p(np.exp(-margins)).mean(), abs=1e-7)
@@ -157,7 +157,7 @@ def test_nothing_to_compare_is_an_error(cli, tmp_path):
     write_lines(tmp_path / "rows.jsonl", [{"prompt": "a", "responses": ["b", "c"], "ranks": [1, 1]}])
     result = cli("evaluate", MODEL, "rows.jsonl", "-o", "out")
     assert result.code == 1
-    assert "rows.jsonl: none of 1 lines says which answer is better" in result.stderr
+    assert "rows.jsonl: all 1 lines call their answers equally good" in result.stderr
     assert not Path("out").exists()
 
 
@@ -166,7 +166,7 @@ def test_a_set_below_min_accuracy_ends_with_1_and_keeps_its_figures(evaluated, c
     assert 0 < accuracy < 1
     evaluated("--min-accuracy", accuracy)
     said = evaluated("--min-accuracy", accuracy + 0.001, code=1)["said"]
-    assert f"error: accuracy {accuracy:.4f} on tasks is below --min-accuracy {accuracy + 0.001:g}" in said
+    assert f"error: accuracy below --min-accuracy {accuracy + 0.001:g}: tasks {accuracy:.4f}" in said
     assert Path("out/metrics.json").is_file()
 
 
@@ -186,7 +186,7 @@ def test_suites_stand_beside_sets_and_below_min_accuracy_too(evaluated, tmp_path
     found = evaluated("--suite", "reward-bench=rb.jsonl", "--min-accuracy", 0.51, "--format-bias", 0, code=1)
     assert [(one["suite"], one["headline"]) for one in found["suites"]] == [("reward-bench", 0.5)]
     assert len(found["sets"]) == 1
-    assert "is below --min-accuracy 0.51" in found["said"]
+    assert "error: accuracy below --min-accuracy 0.51: reward-bench 0.5000" in found["said"]
     shown = evaluated_on_screen("--suite", "reward-bench=rb.jsonl")
     assert "reward-bench: 0.500" in shown
 
@@ -197,85 +197,37 @@ def evaluated_on_screen(*arguments: object) -> str:
     return result.stdout
 
 
-def test_stdin_is_a_set(cli):
-    rows = "\n".join(map(json.dumps, TASKS[:4]))
-    found = json.loads(cli("evaluate", MODEL, "-", "--json", stdin=rows).stdout)
-    assert (found["sets"][0]["name"], figures(found)["pairs"]) == ("stdin", 4)
+def test_a_pair_that_is_cut_tells_nothing_of_length(cli, tmp_path):
+    """Each conversation is cut for itself: they begin and are as long as the cut left them."""
+    row = {"prompt": "Sort: " + "9 1 " * 20, "chosen": "1 " * 15, "rejected": "1 1"}
+    write_lines(tmp_path / "rows.jsonl", [row, {**row, "prompt": "Sort: 9 1"}])
+    cut = ("-s", "data.max_length=64")
+    one = json.loads(cli("evaluate", MODEL, "rows.jsonl", "--json", *cut).stdout)["sets"][0]
+    assert (one["truncated"], one["figures"]["pairs"]) == (1, 2)
+    assert one["figures"]["length"]["better_is_longer"]["pairs"] == 1
+    assert one["figures"]["length"]["equal_length"]["pairs"] == 0
+    assert [row["pairs"] for row in one["by"]["length_difference"]] == [1]
+    assert [(row["value"], row["pairs"]) for row in one["by"]["truncated"]] == [(False, 1), (True, 1)]
+    bold = one["format_bias"][0]
+    assert (bold["edit"], bold["answers"], bold["cut_or_unscored"]) == ("bold", 1, 1)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        ((), "nothing to evaluate on"),
-        (("tasks.jsonl", "tasks.jsonl"), "two sets are called tasks"),
-        (("tasks.jsonl", "--by", "turns"), "--by turns: pairs are told apart by turns without being asked"),
-        (("tasks.jsonl", "--by", "topik"), "--by topik: none of 40 rows of tasks.jsonl has such a column"),
-        (("--suite", "reward-bench-3"), "unknown suite 'reward-bench-3'"),
-        (("-", "tasks.jsonl"), "stdin is read once"),
-        (("-", "--against", MODEL), "stdin is read once"),
-        (("path=tasks.jsonl,weight=2",), "weight is for prepare"),
-        (("tasks.jsonl", "--map-fn", "hh"), "hh"),
-        (("tasks.jsonl", "--against", "nowhere"), "model nowhere: no such folder"),
-    ],
-)
-def test_what_cannot_be_evaluated_is_one_line(cli, tmp_path, arguments, says):
-    write_lines(tmp_path / "tasks.jsonl", TASKS)
-    result = cli("evaluate", MODEL, *arguments, stdin="")
-    assert result.code == 2
-    assert says in next(line for line in result.stderr.splitlines() if line.startswith("error: "))
-    assert not Path("evaluations").exists()
-
-
-def test_a_set_that_is_not_there_is_told_before_a_model_is_loaded(cli, tmp_path):
-    write_lines(tmp_path / "tasks.jsonl", TASKS)
-    result = cli("evaluate", MODEL, "tasks.jsonl", "no.jsonl")
-    assert (result.code, "self-test" in result.stderr) == (1, False)
-    assert "no.jsonl" in next(line for line in result.stderr.splitlines() if line.startswith("error: "))
-
-
-def test_a_prepared_set_has_no_columns_and_no_map_function(cli, tiny_run):
-    columns = cli("evaluate", tiny_run.model, tiny_run.data, "--by", "topic")
-    assert (columns.code, "is prepared and has no columns" in columns.stderr) == (2, True)
-    mapped = cli("evaluate", tiny_run.model, tiny_run.data, "--map-fn", "canonical")
-    assert (mapped.code, "its rows are mapped" in mapped.stderr) == (2, True)
-
-
-def test_each_evaluation_has_a_folder_of_its_own_and_nothing_is_replaced_unasked(cli, tmp_path):
-    write_lines(tmp_path / "tasks.jsonl", TASKS[:4])
-    for number in (1, 2):
-        result = cli("evaluate", MODEL, "tasks.jsonl")
-        assert f"figures in evaluations/written_before-{number}/metrics.json" in result.stderr
-    kept = cli("evaluate", MODEL, "tasks.jsonl", "-o", "evaluations/written_before-1")
-    assert (kept.code, "exists and is left alone" in kept.stderr) == (2, True)
-    Path("mine").mkdir()
-    Path("mine/metrics.json").write_text('{"my": "own"}')
-    own = cli("evaluate", MODEL, "tasks.jsonl", "-o", "mine", "--overwrite")
-    assert (own.code, Path("mine/metrics.json").read_text()) == (2, '{"my": "own"}')
-
-
-def test_a_dry_run_scores_nothing(cli, tmp_path):
-    write_lines(tmp_path / "tasks.jsonl", TASKS[:4])
-    result = cli("evaluate", MODEL, "tasks.jsonl", "-n")
-    assert result.code == 0
-    assert "# sets = tasks.jsonl" in result.stdout
-    assert not Path("evaluations").exists()
-
-
-def test_edits_change_the_form_and_nothing_else():
-    answer = "Two is even. Three is odd."
-    assert {name: edit(answer) for name, edit in EDITS.items()} == {
-        "bold": "**Two is even.** Three is odd.",
-        "list": "- Two is even.\n- Three is odd.",
-        "polite opening": OPENING + answer,
-        "doubled text": "Two is even. Three is odd.\n\nTwo is even. Three is odd.",
-    }
+def test_odd_values_of_a_column_are_told_apart(cli, tmp_path):
+    odd = [None, float("nan"), "", True, [1], {"a": 1}, 10**400, float("inf"), "\x1b]0;t\x07", "[red]"]
+    write_lines(tmp_path / "rows.jsonl", [{**TASKS[1], "odd[/x]": value} for value in odd])
+    found = json.loads(cli("evaluate", MODEL, "rows.jsonl", "--by", "odd[/x]", "--json", "-o", "out").stdout)
+    values = [row["value"] for row in found["sets"][0]["by"]["odd[/x]"]]
+    expected = (True, "(none)", "[1]", "[red]", "\x1b]0;t\x07", "inf", str(10**400), "{'a': 1}")
+    assert len(values) == 8
+    assert set(values) == set(expected)
     assert EDITS["list"]("One sentence.") == "One sentence."
     assert EDITS["list"]("1. a b. c\n2. d. e") == "1. a b. c\n2. d. e"
 
 
 def test_the_change_of_an_edit_is_that_of_the_scores(evaluated, cli, tmp_path):
     bias = {one["edit"]: one for one in evaluated("--format-bias", 1000)["sets"][0]["format_bias"]}
-    assert "list" not in bias  # no answer has two sentences
+    assert (bias["list"]["answers"], bias["list"]["unchanged"]) == (0, 40)  # no answer has two sentences
+    assert (bias["list"]["mean_change"], bias["list"]["rises"]) == (None, None)
     edited = [{"prompt": row["prompt"], "responses": [row["chosen"], EDITS["bold"](row["chosen"])]} for row in TASKS]
     write_lines(tmp_path / "bold.jsonl", edited)
     scores = [json.loads(line)["scores"] for line in cli("score", MODEL, "bold.jsonl", "-q").stdout.splitlines()]
@@ -306,6 +258,12 @@ def test_bars_stand_on_either_side_of_zero():
     rows = coarser(edges, [1] * 30)
     assert sum(count for _, _, count in rows) == 30
     assert [low for low, _, _ in rows][:3] == [-0.4, -0.3, 0.0]
+
+
+def test_pairs_of_one_score_are_neither_right_nor_wrong():
+    rows = [(-1.0, 0.0, 2), (0.0, 1.0, 5)]
+    assert with_ties_apart(rows, 3) == [(-1.0, 0.0, 2), (0.0, 0.0, 3), (0.0, 1.0, 2)]
+    assert with_ties_apart(rows, 0) == rows
 
 
 def test_colours_are_for_terminals_and_not_for_no_color(cli, tmp_path):

@@ -110,6 +110,21 @@ def test_the_reliability_curve_by_hand():
     assert sure["ece"] == pytest.approx(0.4, abs=1e-12)
 
 
+def test_the_curve_counts_soft_labels_as_they_are():
+    """sigmoid(ln 3) = 0.75 with labels of 0.75: nothing is wrong; where the worse one is preferred, 0.25 is right."""
+    found = calibration(judged([math.log(3)] * 4, labels=[0.75] * 4))
+    assert found["ece"] == pytest.approx(0.0, abs=1e-12)
+    (bin,) = calibration(judged([-math.log(3) - 1e-9] * 4, labels=[0.75] * 4))["curve"]
+    assert bin["accuracy"] == pytest.approx(0.25, abs=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
+def test_a_temperature_is_found_at_any_scale(scale):
+    margins = np.array([1.0, 1.0, 1.0, -1.0]) * scale
+    expected = scale / math.log(3)  # three of four are right: sigmoid is 0.75 there
+    assert fitted_temperature(margins, np.ones(4)) == pytest.approx(expected, rel=1e-6)
+
+
 def test_spearman_is_scipys(drawn):
     expected = stats.spearmanr(drawn.scores, drawn.tokens).statistic
     assert spearman(drawn.scores, drawn.tokens) == pytest.approx(expected, abs=1e-12)

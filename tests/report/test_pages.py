@@ -78,7 +78,7 @@ def test_an_evaluation_says_its_figures(text):
     )
     assert ["log-loss", decimal(figures["calibration"]["log_loss"]), "a coin: 0.693"] in rows
     assert ["-49 to 0", "20", "0.720", "0.620 to 0.770", "0.400"] in rows
-    assert ["bold", "100", "+0.120", "0.100 to 0.140", "71.0%"] in rows
+    assert ["bold", "100", "+0.120", "0.100 to 0.140", "71.0%", "3", "2"] in rows
     assert ["errors: overlong", "2", ""] in rows
     assert ["Chat Hard", "0.525", "456"] in rows
     assert "12 rows are missing" in page.text

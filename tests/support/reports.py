@@ -56,7 +56,15 @@ def one_set(name: str = "hh_rlhf_harmless", shift: float = 0.0) -> dict[str, Any
             },
         },
         "format_bias": [
-            {"edit": "bold", "answers": 100, "mean_change": 0.12, "interval": [0.1, 0.14], "rises": 0.71}
+            {
+                "edit": "bold",
+                "answers": 100,
+                "mean_change": 0.12,
+                "interval": [0.1, 0.14],
+                "rises": 0.71,
+                "unchanged": 3,
+                "cut_or_unscored": 2,
+            }
         ],
         "worst": [
             worst | {"prompt": "Which is right?", "chosen": HOSTILE, "rejected": LONG},

@@ -36,9 +36,10 @@ class Coverage:
 def figures(suite: Suite, covered: Coverage) -> Figures:
     """The suite's own figures, and before them how complete they are.
 
-    `complete`: each official row was scored, once, whole. `rows`: `official`, `read`, `scored`, `missing` (fewer than
-    the official count; those left out are among them), `extra` (more), `left_out` by reason, with `first_left_out`,
-    `truncated` (scored, but an answer's conversation was cut), and the `conversations` of all scored rows.
+    `complete`: as many rows as the suite has, by part, were scored whole; repeated ones are not looked for. `rows`:
+    `official`, `read`, `scored`, `missing` (fewer than the official count; those left out are among them), `extra`
+    (more), `left_out` by reason, with `first_left_out`, `truncated` (scored, but an answer's conversation was cut),
+    and the `conversations` of all scored rows.
     `not_official`: what differs, in words, or None.
     """
     scored = Counter(asked.counted for asked, _ in covered.judged)

@@ -16,6 +16,7 @@ from rmcli.lines.team import scored
 from rmcli.parallel import world
 from rmcli.parallel.collectives import on_first
 from rmcli.records import PreferenceGroup, RawRow
+from rmcli.rows.files import LONGEST_ROW
 from rmcli.scorer.scorer import Score, Scorer
 from rmcli.scorer.tokens import encode_apart, written_alike
 from rmcli.scorer.windows import characters_of, windows
@@ -44,7 +45,7 @@ def evaluate_suite(
     nothing to read or no row is of the suite, ConfigError for a prepared folder.
     """
     sources = suite.hub if source is None else (source,)
-    total = on_first(lambda: _count_from_hub(suite) if source is None else _count(suite, source))
+    total = count_rows(suite, source)
     rows = _rows(suite, sources, config.data.max_row_bytes) if world.is_first() else iter(())
     covered, noted = Coverage(), Counter[str]()
     with output.progress(f"scoring {suite.name}", total, "rows") as progress:
@@ -55,6 +56,14 @@ def evaluate_suite(
             noted.update(odd)
             shown.reach(len(covered.judged) + covered.left_out.total())
     return on_first(lambda: _entry(suite, sources, covered, noted))
+
+
+def count_rows(suite: Suite, source: SourceSection | None) -> int | None:
+    """How many rows it will be, where that is known, on all processes; a data set of the Hub is fetched here.
+
+    Raises RmcliError where there is nothing to read, ConfigError for a prepared folder.
+    """
+    return on_first(lambda: _count_from_hub(suite) if source is None else _count(suite, source))
 
 
 def _entry(suite: Suite, sources: Sequence[SourceSection], covered: Coverage, noted: Counter[str]) -> dict[str, Any]:
@@ -74,6 +83,7 @@ def _entry(suite: Suite, sources: Sequence[SourceSection], covered: Coverage, no
         "suite": suite.name,
         "headline": found["headline"],
         "figures": found,
+        "against": None,
         "table": {"columns": table.columns, "rows": table.rows},
     }
 
@@ -84,11 +94,11 @@ def _count(suite: Suite, source: SourceSection) -> int | None:
             f"suite {suite.name}: {source.path} is prepared, and a suite is read as its authors publish it",
             f"--suite {suite.name}=FILE",
         )
+    inputs.read_rows(source, LONGEST_ROW)  # raises at once
     return inputs.count_rows(source)
 
 
 def _count_from_hub(suite: Suite) -> int:
-    """The data sets are fetched here: what cannot be had is said before anything is scored."""
     try:
         return sum(inputs.count_rows(source) or 0 for source in suite.hub)
     except RmcliError as error:
