@@ -47,6 +47,19 @@ def asking() -> Iterator[None]:
         hub_log.setLevel(level)
 
 
+@contextmanager
+def only_cached() -> Iterator[None]:
+    """Inside, Hub names come from the cache alone."""
+    from huggingface_hub import constants
+
+    was_offline = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = was_offline
+
+
 # Not fetched: weights in forms that are not read here, code that is not run.
 _OTHER_FORMATS = ("*.py", "*.h5", "*.msgpack", "*.ot", "*.onnx*", "*.gguf", "*.pt", "*.pth", "*.tflite", "*.mlmodel")
 _PICKLED = ("pytorch_model*.bin", "pytorch_model*.json")
