@@ -80,12 +80,18 @@ def _one(run: "Run", out: Path | None, overwrite: bool, with_audit: bool) -> tup
 
 
 def _show(runs: "Mapping[str, Run]", found: Mapping[str, Any]) -> None:
-    from rmcli.report.comparison import paired_rows, run_rows
+    from rmcli.report.comparison import figure_rows, notes, paired_rows, run_rows
+    from rmcli.report.paired import not_all_compared
 
     rows = [[letter, path, *figures] for letter, path, _, _, *figures in run_rows(runs)]
-    output.table(["", "run", "set", "accuracy", "95 %", "pairs"], rows, to_answer=False)
-    if len(runs) > 1 and found["figures"]:
-        output.table(["last figures", *runs], found["figures"], to_answer=False)
+    output.table(["", "run", "set", "accuracy", "95 %", "pairs", "at step"], rows, to_answer=False)
+    for line in notes(runs):
+        output.say(line)
+    if len(runs) > 1:
+        if last := figure_rows(runs):
+            output.table(["last figures", *runs], last, to_answer=False)
+        if said := not_all_compared([*runs]):
+            output.say(said)
         paired, sentences = paired_rows(found["paired"])
         if paired:
             columns = ["set", "runs", "pairs", "first", "second", "difference", "95 %", "first ahead in"]

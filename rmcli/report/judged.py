@@ -34,7 +34,7 @@ def set_view(one: Mapping[str, Any], key: str, against: str = "another model") -
     return {
         "name": text(one.get("name")),
         "accuracy": decimal(figures.get("accuracy")),
-        "about": _about(figures),
+        "about": "scores were not finite: no figures" if one.get("figures") == {} else _about(figures),
         "against": _against(mapping(one.get("against")), against),
         "facts": _facts(one, figures),
         "plots": _plots(one, figures, key),

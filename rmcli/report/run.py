@@ -9,13 +9,12 @@ from typing import Any
 from rmcli import output
 from rmcli.config.sections_of_evaluation import HELD_OUT
 from rmcli.errors import RmcliError, explained
-from rmcli.metrics.intervals import wilson_interval
 from rmcli.output_files import OutputFile
 from rmcli.report.data import LENGTH_COLUMNS, SPLIT_COLUMNS, data_plots, length_rows, split_rows
 from rmcli.report.evaluation import sets_and_suites
 from rmcli.report.page import check_plots, page_file, write_page
 from rmcli.report.run_folder import Run, collect, name_of
-from rmcli.report.training import last, run_curves
+from rmcli.report.training import run_curves
 from rmcli.report.values import count, decimal, flat, interval, mapping, mappings, number, per_cent, text
 
 PAGE = "report.html"
@@ -82,12 +81,16 @@ _EVALUATION = {
 
 @dataclass(frozen=True)
 class Headline:
-    """Accuracy on the set by which a run or an evaluation is known, its 95 % interval, and of how many pairs."""
+    """Accuracy on the set by which a run or an evaluation is known, its 95 % interval, of how many pairs, at which step.
+
+    Without metrics.json there is no interval: how many groups the pairs are of is told there alone.
+    """
 
     set: str = "-"
     accuracy: Any = None
     interval: Any = None
     pairs: Any = None
+    step: Any = None
 
 
 def headline(run: Run) -> Headline:
@@ -95,26 +98,44 @@ def headline(run: Run) -> Headline:
     for one in mappings(mapping(run.metrics).get("sets")):
         figures = mapping(one.get("figures"))
         if number(figures.get("accuracy")) is not None and (not run.is_run or one.get("name") == HELD_OUT):
-            return Headline(text(one.get("name")), figures["accuracy"], figures.get("interval"), figures.get("pairs"))
-    accuracy, pairs = last(run, "eval_accuracy"), last(run, "eval_pairs")
+            return Headline(text(one.get("name")), figures["accuracy"], figures.get("interval"), figures.get("pairs"), run.evaluated_at)
+    line = run.evaluations[-1] if run.evaluations else {}
+    accuracy = number(line.get("eval_accuracy"))
     if accuracy is None or not 0 <= accuracy <= 1:
         return Headline()
-    return Headline(HELD_OUT, accuracy, [*wilson_interval(accuracy, int(pairs))] if pairs else None, pairs)
+    return Headline(HELD_OUT, accuracy, None, number(line.get("eval_pairs")), run.evaluated_at)
 
 
 def _headline(run: Run) -> dict[str, str] | None:
     found = headline(run)
     if found.accuracy is None:
         return None
-    about = f"{found.set} accuracy; 95 %: {interval(found.interval)}; {count(found.pairs)} pairs"
+    sure = "no interval without metrics.json" if found.interval is None else f"95 %: {interval(found.interval)}"
+    about = f"{found.set} accuracy, evaluated at step {count(found.step)}; {sure}; {count(found.pairs)} pairs"
     return {"accuracy": decimal(found.accuracy), "about": about}
 
 
-def _summary(run: Run) -> str:
-    """What it is, how far it came, what it ran on, as one line."""
-    steps = f"{count(run.log[-1]['step']):,} steps" if run.log else None
-    parts = [run.told.get("preset"), steps, run.told.get("device")]
-    return f"This is {run.status}: {', '.join(text(part) for part in parts if part)}."
+def _summary(run: Run) -> list[str]:
+    """What it is, how far it came, what it ran on; how it stopped and which evaluation was best; what is left out."""
+    step = None if run.last_step is None else f"last step in metrics.jsonl: {count(run.last_step):,}"
+    at = None if run.evaluated_at is None else f"evaluated at step {count(run.evaluated_at):,}"
+    parts = [run.told.get("preset"), run.told.get("device"), step, at]
+    said = f"This is {run.status}: {', '.join(text(part) for part in parts if part)}."
+    return [said, *how_it_stopped(run), *run.notes]
+
+
+def how_it_stopped(run: Run) -> list[str]:
+    """That it stopped early and why, and which evaluation was best: sentences, none where run.json does not say."""
+    result = mapping(run.told.get("result"))
+    early, best = result.get("stopped_early"), mapping(result.get("best"))
+    said = []
+    if early:  # a run of before says only that it did
+        why = early.removeprefix("stopped early").removeprefix(":").strip() if isinstance(early, str) else ""
+        said.append(f"It stopped early{' ' if why.startswith('at ') else ': ' if why else ''}{why.rstrip('.')}.")
+    if number(best.get("step")) is not None:
+        value = f"{text(best.get('figure') or 'its figure')} {decimal(best.get('value'), 4)}"
+        said.append(f"The best evaluation was that of step {count(best['step'])}: {value}.")
+    return said
 
 
 def _facts(run: Run) -> list[list[str]]:

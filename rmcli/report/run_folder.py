@@ -4,7 +4,7 @@ import json
 import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from rmcli.runs import record
 from rmcli.runs.folder import CONFIG_FILE
 from rmcli.runs.metrics_file import METRICS_FILE
 
+MARGINS_FILE = "eval_margins.jsonl"
 _EVAL, _MARGIN = "eval_", "_margin"
+_FILES = (record.FILE, CONFIG_FILE, METRICS_FILE, EVALUATION_FILE, MARGINS_FILE)
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class Run:
     """A run, or with `told` empty an evaluation alone.
 
     `told` is run.json, `toml` the resolved configuration, `log` the lines of metrics.jsonl between evaluations and
-    `evaluations` those of evaluations, both in order of steps; `metrics` is metrics.json, None where there is none.
+    `evaluations` those of evaluations, both in order of steps; `metrics` is metrics.json, None where there is none or
+    it is not of the last evaluation. `notes`: what of the folder is left out, and why, in sentences.
     """
 
     path: Path
@@ -33,6 +36,22 @@ class Run:
     log: tuple[Mapping[str, Any], ...] = ()
     evaluations: tuple[Mapping[str, Any], ...] = ()
     metrics: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> list[Path]:
+        """All that is read of it."""
+        return [self.path / name for name in _FILES] if self.path.is_dir() else [self.path]
+
+    @property
+    def last_step(self) -> Any:
+        """The last one that metrics.jsonl tells of; None without any."""
+        return max((line["step"] for line in (*self.log, *self.evaluations)), default=None)
+
+    @property
+    def evaluated_at(self) -> Any:
+        """The step of the last evaluation; None without any, and of an evaluation alone."""
+        return self.evaluations[-1]["step"] if self.evaluations else _step_of(self.metrics)
 
     @property
     def is_run(self) -> bool:
@@ -87,8 +106,36 @@ def collect(path: Path) -> Run:
             f"{path} {what}", f"name what rmcli train has written, or an evaluation's {EVALUATION_FILE}"
         )
     log, evaluations = _lines(path / METRICS_FILE)
-    metrics = read_evaluation(path / EVALUATION_FILE) if (path / EVALUATION_FILE).is_file() else None
-    return Run(path, told, _text(path / CONFIG_FILE), log, evaluations, metrics)
+    run = Run(path, told, _text(path / CONFIG_FILE), log, evaluations)
+    metrics, notes = _last_evaluation(run)
+    return replace(run, metrics=metrics, notes=notes)
+
+
+def _last_evaluation(run: Run) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
+    """metrics.json, where it is of the run's last evaluation; else what is wrong with it.
+
+    A run that went on after it was written, or from a checkpoint before it, has an earlier or a later one there.
+    """
+    path = run.path / EVALUATION_FILE
+    if not path.is_file():
+        return None, ()
+    try:
+        metrics = read_evaluation(path)
+    except ConfigError as error:
+        return None, (f"{error.message}: {_LEFT_OUT}.",)
+    step, expected = _step_of(metrics), run.last_step if run.evaluated_at is None else run.evaluated_at
+    if expected is None or step == expected:
+        return metrics, ()
+    of = "no step that it names" if step is None else f"step {text(step)}"
+    last = "evaluation" if run.evaluations else "line"
+    return None, (f"{path} is of {of}, the last {last} of {METRICS_FILE} of step {text(expected)}: {_LEFT_OUT}.",)
+
+
+_LEFT_OUT = f"it is left out here, and so is {MARGINS_FILE}"
+
+
+def _step_of(metrics: Mapping[str, Any] | None) -> Any:
+    return number(mapping(mapping(metrics).get("run")).get("step"))
 
 
 def _lines(path: Path) -> tuple[tuple[Mapping[str, Any], ...], tuple[Mapping[str, Any], ...]]:

@@ -167,6 +167,8 @@ def test_what_was_not_measured_is_left_out(tmp_path):
     assert "svg" not in page.found
     for heading in ("The worst pairs", "Format bias", "By ", "Against", "Suite"):
         assert heading not in page.text
+    page = Structure(written(tmp_path, evaluation(sets=[bare | empty | {"figures": {}}], suites=[], against=None)))
+    assert "scores were not finite: no figures" in page.text
     page = Structure(written(tmp_path, evaluation(sets=[], suites=[])))
     assert "No set was evaluated." in page.text
 

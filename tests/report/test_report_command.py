@@ -11,8 +11,10 @@ from rmcli.cli.run_report import data_audit, write_at_end
 from rmcli.errors import RmcliError
 from rmcli.installed import install_command
 from rmcli.metrics.intervals import paired_bootstrap
+from rmcli.report import paired
+from rmcli.report.comparison import by_letter, compare
 from rmcli.report.paired import paired_differences
-from rmcli.report.run import headline, write_beside_run
+from rmcli.report.run import headline, how_it_stopped, write_beside_run
 from rmcli.report.run_folder import collect
 from support.places import REPOSITORY, write_lines
 from support.reports import evaluation, one_set, write_run
@@ -29,10 +31,12 @@ def test_a_run_is_known_by_the_pairs_held_out_and_an_evaluation_by_its_first_set
     found = headline(collect(run))
     assert (found.set, found.pairs) == ("held-out", 60)
     assert found.accuracy == one_set()["figures"]["accuracy"]
-    (run / "metrics.json").write_text(json.dumps(evaluation(sets=[one_set("gsm8k")])))  # none held out at the end
+    assert (found.step, len(found.interval)) == (8, 2)
+    last = {"step": 8}
+    (run / "metrics.json").write_text(json.dumps(evaluation(run=last, sets=[one_set("gsm8k")])))  # none held out
     found = headline(collect(run))
     assert (found.set, found.accuracy, found.pairs) == ("held-out", pytest.approx(0.9), 60)  # the last evaluation
-    assert found.interval == pytest.approx([0.7985, 0.9534], abs=1e-4)  # Wilson's of 54 of 60
+    assert found.interval is None  # which would count groups: of them only metrics.json knows
     assert headline(collect(write_run(here / "bare", steps=0))).accuracy is None
     (here / "metrics.json").write_text(json.dumps(evaluation()))
     assert headline(collect(here / "metrics.json")).set == "hh_rlhf_harmless"
@@ -45,7 +49,7 @@ def test_a_runs_page(cli, here):
     assert "the page says nothing of the data: no-data is not there" in shown.stderr
     text = Path("runs/first/report.html").read_text()
     assert "<title>Run first</title>" in text
-    assert "This is a run that finished: tiny, 8 steps, cpu." in text
+    assert "This is a run that finished: tiny, cpu, last step in metrics.jsonl: 8, evaluated at step 8." in text
     assert text.count("<figure>") == 14  # ten curves, four plots of the held-out set
     for caption in (
         "loss",
@@ -68,7 +72,7 @@ def test_a_run_of_before_has_a_page(cli, here):
     shown = cli("report", run, "-o", "old.html", "--no-audit")
     assert shown.code == 0, shown.stderr
     text = Path("old.html").read_text()
-    assert "This is a run that was interrupted: tiny, 6 steps, cpu." in text
+    assert "This is a run that was interrupted: tiny, cpu, last step in metrics.jsonl: 6" in text
     assert 'aria-label="curve by step: loss"' in text
 
 
@@ -103,10 +107,22 @@ def test_runs_side_by_side(cli, here):
     Path("metrics.json").write_text(json.dumps(evaluation()))
     answer = json.loads(cli("report", "one", "two", "metrics.json", "--json").stdout)
     assert answer["report"] == "report.html"
-    assert answer["runs"]["B"] == {"path": "two", "status": "a run that finished"}
-    assert ["loss", "0.230", "0.530", "-"] in answer["figures"]
+    known = one_set(shift=0.3)["figures"]
+    assert answer["runs"]["B"] == {
+        "path": "two",
+        "status": "a run that finished",
+        "headline": {name: known[name] for name in ("accuracy", "interval", "pairs")} | {"set": "held-out", "step": 8},
+        "notes": [],
+    }
+    assert answer["runs"]["C"]["headline"]["step"] is None
+    figures = answer["figures"]
+    assert [figures[letter]["loss"] for letter in "ABC"] == [pytest.approx(0.23), pytest.approx(0.53), None]
+    assert [figures[letter]["step"] for letter in "ABC"] == [8, 8, None]
+    (its,) = figures["B"]["sets"]
+    assert (its["name"], its["figures"]["accuracy"]) == ("held-out", known["accuracy"])
+    assert its["figures"]["calibration"]["log_loss"] == known["calibration"]["log_loss"]
     assert ["train.lr", "0.001", "0.002", "-"] in answer["configuration"]
-    paired = answer["paired"][0]
+    difference = answer["paired"][0]
     # margins of n/15 - 1: 14 below 0 and one 0 of 60; with 0.3 more 10 below
     assert (paired["first"], paired["second"], paired["set"], paired["pairs"]) == ("A", "B", "held-out", 60)
     assert (paired["ours"], paired["theirs"]) == ((45 - 0.5 + 0) / 60, 49 / 60)
@@ -139,6 +155,7 @@ def test_pairs_are_paired_by_row_and_answers(here):
     write_lines(two / "eval_margins.jsonl", other)
     (found,) = paired_differences(collect(one), collect(two))
     assert (found.set, found.pairs, found.ours, found.theirs) == ("eval", 3, 0.5, 1.0)
+    assert (found.not_compared, found.unread) == (3, 1)  # 9, 3 of other answers, 8; the line without answers
     import numpy as np
 
     expected = paired_bootstrap(np.array([0, 0.5, 1]), np.array([1.0, 1, 1]), np.array([3, 5, 7]))
@@ -159,8 +176,142 @@ def test_why_there_is_nothing_to_pair(here):
     assert found.why_not == "they judged no set of the same name"
 
 
+def test_pairs_without_a_margin_are_counted(cli, here):
+    one, two = write_run(here / "one"), write_run(here / "two")
+    lines = [{"set": "held-out", "row_id": row, "first": 0, "second": 1, "margin": None} for row in range(4)]
+    write_lines(one / "eval_margins.jsonl", lines)
+    (found,) = paired_differences(collect(one), collect(two))
+    assert (found.why_not, found.not_compared) == ("scores were not finite: of no pair do both have a margin", 60)
+    write_lines(one / "eval_margins.jsonl", [*lines[1:], lines[0] | {"margin": 1.0}])
+    with (one / "eval_margins.jsonl").open("a") as file:
+        file.write('{"set": "held-out", "row')
+    (found,) = paired_differences(collect(one), collect(two))
+    assert (found.pairs, found.not_compared, found.unread) == (1, 59, 1)
+    shown = cli("report", "one", "two")
+    for text in (" ".join(shown.stderr.split()), Path("report.html").read_text()):
+        assert "Pairs left out, as not both have a finite margin of them: 59." in text
+        assert "Lines of eval_margins.jsonl that hold no pair: 1." in text
+
+
+def test_of_many_runs_each_is_compared_with_the_first_and_each_file_is_read_once(here, monkeypatch):
+    runs = [write_run(here / f"run-{number}") for number in range(7)]
+    read = []
+    real = paired._margins
+    monkeypatch.setattr(paired, "_margins", lambda run: (read.append(run.path), real(run))[1])
+    for many, expected in ((6, 15), (7, 6)):
+        read.clear()
+        found = compare(by_letter([collect(run) for run in runs[:many]]))
+        assert len(found["paired"]) == expected
+        assert read == runs[:many]
+    assert {one["first"] for one in found["paired"]} == {"A"}
+
+
+def test_that_not_all_are_compared_is_said(cli, here):
+    names = [write_run(here / f"run-{number}").name for number in range(7)]
+    shown = cli("report", *names)
+    said = "Of more than 6 runs each is compared with the first alone: A."
+    assert said in shown.stderr
+    assert said in Path("report.html").read_text()
+    assert said not in cli("report", *names[:6], "--overwrite").stderr
+
+
+@pytest.mark.parametrize(("step", "of"), [(4, "step 4"), (12, "step 12"), (None, "no step that it names")])
+def test_an_evaluation_of_another_step_than_the_last_is_left_out(cli, here, step, of):
+    run, other = write_run(here / "one"), write_run(here / "two")
+    (run / "metrics.json").write_text(json.dumps(evaluation(run={"step": step}, sets=[one_set("held-out")])))
+    found = headline(collect(run))
+    assert (found.accuracy, found.interval, found.step) == (pytest.approx(0.9), None, 8)
+    said = (
+        f"one/metrics.json is of {of}, the last evaluation of metrics.jsonl of step 8: "
+        "it is left out here, and so is eval_margins.jsonl."
+    )
+    shown = cli("report", "one")
+    text = Path("one/report.html").read_text()
+    assert said in " ".join(shown.stderr.split())
+    assert said in text
+    assert "held-out accuracy, evaluated at step 8; no interval without metrics.json; 60 pairs" in text
+    assert "Evaluation: <bdi>" not in text
+    (not_paired,) = paired_differences(collect(run), collect(other))
+    assert not_paired.why_not.endswith(
+        "one has no metrics.json of its last evaluation, without which eval_margins.jsonl is left out"
+    )
+
+
+def test_a_run_that_went_on_and_was_not_evaluated_since(here):
+    run = write_run(here / "one")
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(line for line in lines[:3] if "eval_" not in line))  # from step 3 on
+    assert collect(run).metrics is None
+    (run / "metrics.jsonl").unlink()
+    assert collect(run).metrics is not None  # nothing says otherwise
+
+
+def test_a_damaged_evaluation_costs_the_page_no_more_than_itself(cli, here):
+    run = write_run(here / "one")
+    for content in ("{", "", '{"kind": "another"}', "[" * 100_000):
+        (run / "metrics.json").write_text(content)
+        shown = cli("report", "one", "--overwrite")
+        assert shown.code == 0
+        assert "it is left out here, and so is eval_margins.jsonl." in " ".join(shown.stderr.split())
+        assert "evaluated at step 8" in Path("one/report.html").read_text()
+    refused = cli("report", "one/metrics.json")
+    assert (refused.code, refused.stderr.splitlines()[0]) == (
+        2,
+        "error: one/metrics.json cannot be read: no JSON",
+    )
+
+
+def test_how_far_a_run_came_is_told_by_whatever_was_written_last(here):
+    run = write_run(here / "one")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 11, "eval_accuracy": 0.5}\n')
+    found = collect(run)
+    assert (found.last_step, found.evaluated_at) == (11, 11)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 12, "loss": 0.5}\n')
+    assert (collect(run).last_step, collect(run).evaluated_at) == (12, 11)
+
+
+def test_an_evaluation_without_a_number_is_not_replaced_by_an_earlier_one(here):
+    run = write_run(here / "one")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "eval_accuracy": null}\n')
+    assert headline(collect(run)).accuracy is None
+
+
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        ({"stopped_early": True}, ["It stopped early."]),
+        (
+            {
+                "stopped_early": "stopped early at step 4 of 9: eval_accuracy has not risen for 2 evaluations",
+                "best": {"step": 2, "value": 0.91234, "figure": "eval_accuracy"},
+            },
+            [
+                "It stopped early at step 4 of 9: eval_accuracy has not risen for 2 evaluations.",
+                "The best evaluation was that of step 2: eval_accuracy 0.9123.",
+            ],
+        ),
+        ({"stopped_early": "enough"}, ["It stopped early: enough."]),
+        ({"best": {"step": 2}}, ["The best evaluation was that of step 2: its figure -."]),
+        ({"best": 4, "stopped_early": None}, []),
+    ],
+)
+def test_how_a_run_stopped_and_which_evaluation_was_best(cli, here, result, said):
+    run = write_run(here / "one", steps=0)
+    told = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(told | {"result": told["result"] | result}))
+    assert how_it_stopped(collect(run)) == said
+    shown = cli("report", "one")
+    assert shown.code == 0
+    for one in said:
+        assert f"<p>{one}</p>" in (run / "report.html").read_text()
+        assert f"A: {one}" in shown.stderr.replace("\n", " ")
+
+
 def test_a_set_with_a_name_is_paired_where_it_is_the_same_whatever_was_trained_on(here):
-    one, two = write_run(here / "one", steps=0), write_run(here / "two", steps=0, manifest="34" * 32)
+    one, two = write_run(here / "one"), write_run(here / "two", manifest="34" * 32)
     line = {"row_id": 1, "first": 0, "second": 1, "margin": 1.0}
     for run in (one, two):
         write_lines(run / "eval_margins.jsonl", [line | {"set": "eval"}, line | {"set": "gsm8k"}])

@@ -160,7 +160,8 @@ def write_run(
                 {"step": step, "eval_loss": 0.5 - share / 4, "eval_margin": share, "eval_pairs": 60, **shares}
             )
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "metrics.json").write_text(json.dumps(evaluation(sets=[one_set("held-out", shift)], suites=[])))
+    told = evaluation(run={"path": str(folder), "step": steps}, sets=[one_set("held-out", shift)], suites=[])
+    (folder / "metrics.json").write_text(json.dumps(told))
     margins = [
         {"set": "held-out", "row_id": row, "first": 0, "second": 1, "margin": row / 60 * 4 - 1 + shift}
         for row in range(60)
