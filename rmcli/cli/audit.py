@@ -1,6 +1,7 @@
 """`rmcli audit`."""
 
 import shlex
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -42,9 +43,9 @@ def audit_command(
     from rmcli.config.presets import preset_names
     from rmcli.config.resolve import resolve
     from rmcli.packs import remote
-    from rmcli.packs.manifest import read_manifest
+    from rmcli.packs.manifest import files_of, read_manifest
 
-    page = report_file(report, overwrite, [place])
+    page = report_file(report, overwrite, [place, *files_of(Path(place))])
     folder = remote.local(place)
     manifest = read_manifest(folder)
     own = Layer(f"{place}/manifest.json", {"model": manifest["config"]["model"]}, explicit=False)

@@ -114,6 +114,7 @@ def prepare_command(
     """Map, tokenize and pack preference data to Arrow on disk."""
     from rmcli.audit.page import report_file
     from rmcli.config.resolve import parse_source, resolve
+    from rmcli.packs.manifest import files_of
     from rmcli.prepare.job import build_job
     from rmcli.prepare.run import folder_for, run
     from rmcli.prepare.show import report_account
@@ -126,7 +127,8 @@ def prepare_command(
             raise ConfigError(
                 "--merge goes with folders, -o, --overwrite and --report alone: parts carry their configuration"
             )
-        _merge(source or [], out, overwrite, json, with_audit, report_file(report, overwrite, source or []))
+        read = [*(source or ()), *(file for part in source or () for file in files_of(Path(part)))]
+        _merge(source or [], out, overwrite, json, with_audit, report_file(report, overwrite, read))
         return
     limit = int(max_rejects) if max_rejects is not None and max_rejects.isdecimal() else max_rejects
     options = [

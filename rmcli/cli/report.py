@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @reports
 def report_command(
     run: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(metavar="RUN...", help="What rmcli train has written, or an evaluation's metrics.json."),
     ],
     out: Annotated[
@@ -35,10 +35,11 @@ def report_command(
     """One page of a run or an evaluation, or several side by side, with curves and paired differences."""
     from rmcli.report.comparison import by_letter
     from rmcli.report.page import check_plots
-    from rmcli.report.run_folder import collect
+    from rmcli.report.run_folder import check_local, collect
 
     check_plots("a report")
-    runs = by_letter([collect(path) for path in run])
+    check_local(run)
+    runs = by_letter([collect(Path(path)) for path in run])
     if len(runs) > 1:
         target, found = _several(runs, out or Path("report.html"), overwrite)
     else:
@@ -56,7 +57,7 @@ def report_command(
 def _several(runs: "Mapping[str, Run]", path: Path, overwrite: bool) -> tuple[Path, dict[str, Any]]:
     from rmcli.report.comparison import compare, comparison_file, write_comparison
 
-    target = comparison_file(path, overwrite, [run.path for run in runs.values()])
+    target = comparison_file(path, overwrite, [file for run in runs.values() for file in run.files])
     target.check()
     found = compare(runs)
     write_comparison(runs, found, target)
@@ -65,12 +66,15 @@ def _several(runs: "Mapping[str, Run]", path: Path, overwrite: bool) -> tuple[Pa
 
 def _one(run: "Run", out: Path | None, overwrite: bool, with_audit: bool) -> tuple[Path, dict[str, Any]]:
     from rmcli.cli.run_report import data_audit
+    from rmcli.packs.manifest import files_of
     from rmcli.report.comparison import compare
     from rmcli.report.evaluation import evaluation_file, write_evaluation
     from rmcli.report.run import PAGE, run_file, write_run
 
     path = out or (run.path / PAGE if run.path.is_dir() else run.path.with_name(PAGE))
-    target: OutputFile = run_file(path, overwrite) if run.is_run else evaluation_file(path, overwrite, [run.path])
+    data = run.data.get("folder")
+    read = [*run.files, *(files_of(Path(data)) if isinstance(data, str) else ())]
+    target: OutputFile = (run_file if run.is_run else evaluation_file)(path, overwrite, read)
     target.check()
     if run.is_run:
         write_run(run, target, data_audit(run) if with_audit else None)

@@ -15,7 +15,7 @@ def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, f
     shrink = 1 + z * z / count
     center = (share + z * z / (2 * count)) / shrink
     half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / shrink
-    return center - half, center + half
+    return max(0.0, center - half), min(1.0, center + half)  # rounding leads past the ends
 
 
 def accuracy(judged: Judged) -> dict[str, float | int | list[float] | None]:

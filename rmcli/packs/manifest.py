@@ -16,8 +16,14 @@ from rmcli.packs.staging import put_back, put_back_all
 MANIFEST = "manifest.json"
 REJECTS = "rejects.jsonl"
 TEXTS = ("eval.jsonl", REJECTS)
+DATASET = "dataset_dict.json"  # by which `datasets` knows it
 TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace"}  # file names may hold any bytes
 REQUIRED_KEYS = {"format_version", "splits", "shards", "manifest_sha256"}
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The files of a prepared folder beside its splits, for what must not be written over them."""
+    return [folder / name for name in (MANIFEST, *TEXTS, DATASET)]
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

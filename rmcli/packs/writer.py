@@ -18,7 +18,17 @@ import pyarrow as pa
 
 from rmcli import output
 from rmcli.errors import RmcliError
-from rmcli.packs.manifest import MANIFEST, REJECTS, TEXT, TEXTS, file_sha256, write_json, write_manifest, writing
+from rmcli.packs.manifest import (
+    DATASET,
+    MANIFEST,
+    REJECTS,
+    TEXT,
+    TEXTS,
+    file_sha256,
+    write_json,
+    write_manifest,
+    writing,
+)
 from rmcli.packs.schema import FEATURES, FORMAT_VERSION, SCHEMA, SPLITS
 from rmcli.packs.staging import StagedFolder, check_writable, put_back, refuse_own_folder
 from rmcli.records import Pack, Reject
@@ -233,8 +243,8 @@ def write_metadata(
         write_json(folder / split / "dataset_info.json", {"features": FEATURES})
         for name, num_rows in named.items():
             proofs[f"{split}/{name}"] = {"num_rows": num_rows, "sha256": file_sha256(folder / split / name)}
-    write_json(folder / "dataset_dict.json", {"splits": list(SPLITS)})
-    others = [*TEXTS, "dataset_dict.json"]
+    write_json(folder / DATASET, {"splits": list(SPLITS)})
+    others = [*TEXTS, DATASET]
     others += [f"{split}/{name}" for split in shards for name in ("state.json", "dataset_info.json")]
     files = {name: file_sha256(folder / name) for name in others}
     return write_manifest(folder, {"format_version": FORMAT_VERSION, **manifest, "shards": proofs, "files": files})

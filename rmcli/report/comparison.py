@@ -12,7 +12,19 @@ from rmcli.report.paired import Difference, all_differences, not_all_compared
 from rmcli.report.run import headline, how_it_stopped
 from rmcli.report.run_folder import MARGINS_FILE, Run
 from rmcli.report.training import last, overlaid_curves
-from rmcli.report.values import count, decimal, ends, flat, interval, mapping, mappings, number, per_cent, signed, text
+from rmcli.report.values import (
+    count,
+    decimal,
+    ends,
+    flat,
+    interval,
+    mapping,
+    mappings,
+    number,
+    per_cent,
+    signed,
+    text,
+)
 
 TITLE = "Comparison of "
 _LAST = {
@@ -44,9 +56,7 @@ def compare(runs: Mapping[str, Run]) -> dict[str, Any]:
         "figures": figures(runs),
         "configuration": differing({letter: run.config for letter, run in runs.items()}),
         "versions": differing({letter: run.versions for letter, run in runs.items()}),
-        "paired": [
-            {"first": one, "second": other, **vars(found)} for one, other, found in all_differences(runs)
-        ],
+        "paired": [{"first": one, "second": other, **vars(found)} for one, other, found in all_differences(runs)],
     }
 
 
@@ -60,7 +70,7 @@ def _told(run: Run) -> dict[str, Any]:
 
 
 def figures(runs: Mapping[str, Run]) -> dict[str, dict[str, Any]]:
-    """By letter the last figures as numbers, by their names in metrics.jsonl, and those of `sets` as in metrics.json."""
+    """By letter the last figures as numbers, named as in metrics.jsonl, and those of `sets` as in metrics.json."""
     return {
         letter: {
             "step": run.last_step,
@@ -121,7 +131,7 @@ def notes(runs: Mapping[str, Run]) -> list[str]:
 
 
 def run_rows(runs: Mapping[str, Run]) -> list[list[Any]]:
-    """Letter, path, what it is, when it began, and by which set it is known: accuracy, interval, pairs, at which step."""
+    """Letter, path, what it is, when it began, and by which set it is known: accuracy, interval, pairs, step."""
     rows = []
     for letter, run in runs.items():
         found = headline(run)

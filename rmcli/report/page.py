@@ -1,12 +1,13 @@
 """One HTML file that needs nothing else, in one style: templates by jinja2, plots as SVG inside."""
 
+import importlib
 import importlib.util
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rmcli.errors import ConfigError
+from rmcli.errors import ConfigError, explained_by
 from rmcli.installed import install_command
 from rmcli.output_files import OutputFile
 
@@ -20,11 +21,21 @@ _CONTROLS |= {code: f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range
 
 
 def check_plots(what: str) -> None:
-    """Raise ConfigError, before any work, when the package that `what` draws with is missing."""
+    """Raise ConfigError, before any work, when the package that `what` draws with is missing or broken."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigError(
             f"{what} draws with matplotlib, which is not installed", f"run: {install_command('report')}"
         )
+    with explained_by(lambda error: _broken(what, error)):
+        importlib.import_module("matplotlib.figure")
+
+
+def _broken(what: str, error: Exception) -> ConfigError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return ConfigError(
+        f"{what} draws with matplotlib, which cannot be imported: {reason}",
+        f"install it anew: {install_command('report')}",
+    )
 
 
 def page_file(

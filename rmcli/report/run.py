@@ -1,6 +1,6 @@
 """The page of a run, from its folder: curves, evaluation, data, throughput, configuration, versions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -21,9 +21,9 @@ PAGE = "report.html"
 TITLE = "Run "
 
 
-def run_file(path: Path, overwrite: bool = False) -> OutputFile:
+def run_file(path: Path, overwrite: bool = False, inputs: Sequence[str | Path] = ()) -> OutputFile:
     """Where the page goes; an earlier run's page may be replaced."""
-    return page_file(path, "run report", TITLE, overwrite, [])
+    return page_file(path, "run report", TITLE, overwrite, inputs)
 
 
 def write_beside_run(run_folder: Path, audit: Mapping[str, Any] | None = None) -> Path | None:
@@ -31,7 +31,8 @@ def write_beside_run(run_folder: Path, audit: Mapping[str, Any] | None = None) -
     target = run_folder / PAGE
     try:
         with explained("it cannot be made"):  # whatever is wrong, it costs no finished run
-            write_run(collect(run_folder), run_file(target, overwrite=True), audit)
+            run = collect(run_folder)
+            write_run(run, run_file(target, overwrite=True, inputs=run.files), audit)
     except RmcliError as error:
         output.say(f"no {PAGE}: {error.message}{f'; {error.hint}' if error.hint else ''}")
         return None
@@ -81,7 +82,7 @@ _EVALUATION = {
 
 @dataclass(frozen=True)
 class Headline:
-    """Accuracy on the set by which a run or an evaluation is known, its 95 % interval, of how many pairs, at which step.
+    """Accuracy on the set by which a run or an evaluation is known, its 95 % interval, how many pairs, the step.
 
     Without metrics.json there is no interval: how many groups the pairs are of is told there alone.
     """
@@ -98,7 +99,13 @@ def headline(run: Run) -> Headline:
     for one in mappings(mapping(run.metrics).get("sets")):
         figures = mapping(one.get("figures"))
         if number(figures.get("accuracy")) is not None and (not run.is_run or one.get("name") == HELD_OUT):
-            return Headline(text(one.get("name")), figures["accuracy"], figures.get("interval"), figures.get("pairs"), run.evaluated_at)
+            return Headline(
+                text(one.get("name")),
+                figures["accuracy"],
+                figures.get("interval"),
+                figures.get("pairs"),
+                run.evaluated_at,
+            )
     line = run.evaluations[-1] if run.evaluations else {}
     accuracy = number(line.get("eval_accuracy"))
     if accuracy is None or not 0 <= accuracy <= 1:

@@ -2,7 +2,7 @@
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from rmcli.errors import ConfigError
 from rmcli.metrics.names import EVALUATION_FILE
 from rmcli.report.evaluation import read_evaluation
 from rmcli.report.values import mapping, number, text
+from rmcli.rows.files import is_url
 from rmcli.runs import record
 from rmcli.runs.folder import CONFIG_FILE
 from rmcli.runs.metrics_file import METRICS_FILE
@@ -91,6 +92,16 @@ class Run:
         keys = {key: None for line in self.evaluations for key in line}
         names = [key[len(_EVAL) : -len(_MARGIN)] for key in keys if key.startswith(_EVAL) and key.endswith(_MARGIN)]
         return [name for name in names if name]
+
+
+def check_local(names: Iterable[str]) -> None:
+    """Raises ConfigError for a URL."""
+    for name in names:
+        if is_url(name):
+            raise ConfigError(
+                f"{name} is a URL, and a report is made of what lies on this machine",
+                f"fetch it, and name the run's folder or an evaluation's {EVALUATION_FILE}",
+            )
 
 
 def collect(path: Path) -> Run:

@@ -85,3 +85,9 @@ def test_the_interval_counts_prompts():
 
 def test_nothing_has_no_slice():
     assert by_length_difference(Judged.of([])) == by_value(Judged.of([]), []) == []
+
+
+def test_an_interval_of_a_share_has_no_end_outside_0_and_1():
+    for count in range(1, 2000):
+        assert wilson_interval(0.0, count)[0] >= 0, count
+        assert wilson_interval(1.0, count)[1] <= 1, count

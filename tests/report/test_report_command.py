@@ -111,7 +111,8 @@ def test_runs_side_by_side(cli, here):
     assert answer["runs"]["B"] == {
         "path": "two",
         "status": "a run that finished",
-        "headline": {name: known[name] for name in ("accuracy", "interval", "pairs")} | {"set": "held-out", "step": 8},
+        "headline": {name: known[name] for name in ("accuracy", "interval", "pairs")}
+        | {"set": "held-out", "step": 8},
         "notes": [],
     }
     assert answer["runs"]["C"]["headline"]["step"] is None
@@ -124,9 +125,14 @@ def test_runs_side_by_side(cli, here):
     assert ["train.lr", "0.001", "0.002", "-"] in answer["configuration"]
     difference = answer["paired"][0]
     # margins of n/15 - 1: 14 below 0 and one 0 of 60; with 0.3 more 10 below
-    assert (paired["first"], paired["second"], paired["set"], paired["pairs"]) == ("A", "B", "held-out", 60)
-    assert (paired["ours"], paired["theirs"]) == ((45 - 0.5 + 0) / 60, 49 / 60)
-    assert paired["found"]["difference"] == pytest.approx(44.5 / 60 - 49 / 60, abs=1e-12)
+    assert (difference["first"], difference["second"], difference["set"], difference["pairs"]) == (
+        "A",
+        "B",
+        "held-out",
+        60,
+    )
+    assert (difference["ours"], difference["theirs"]) == ((45 - 0.5 + 0) / 60, 49 / 60)
+    assert difference["found"]["difference"] == pytest.approx(44.5 / 60 - 49 / 60, abs=1e-12)
     assert "keeps no margins of single pairs" in answer["paired"][1]["why_not"]
     text = Path("report.html").read_text()
     assert "<title>Comparison of 3 runs</title>" in text
@@ -331,6 +337,11 @@ def test_what_is_no_run_is_refused_before_anything_is_written(cli, here):
     for name, said in (
         ("empty", "error: empty holds no run: no whole run.json"),
         ("gone", "error: gone is not there"),
+        ("https://x/y", "error: https://x/y is a URL, and a report is made of what lies on this machine"),
+        (
+            "s3://x/metrics.json",
+            "error: s3://x/metrics.json is a URL, and a report is made of what lies on this machine",
+        ),
         ("file.json", "error: file.json is no metrics.json of an evaluation"),
     ):
         shown = cli("report", "one", name)
@@ -354,6 +365,29 @@ def test_an_earlier_page_is_replaced_only_when_told_to_and_nothing_else_is(cli, 
     kept = cli("report", "one", "--overwrite")
     assert "one/report.html holds no run report and is left alone" in kept.stderr
     assert (run / "report.html").read_text() == "mine"
+
+
+@pytest.mark.parametrize("others", [(), ("two",)])
+@pytest.mark.parametrize("name", ["run.json", "resolved.toml", "metrics.jsonl", "metrics.json", "eval_margins.jsonl"])
+def test_no_file_that_is_read_is_replaced_even_where_it_is_empty(cli, here, name, others):
+    run = write_run(here / "one", steps=0)
+    write_run(here / "two", steps=0)
+    if name != "run.json":
+        (run / name).write_text("")
+    before = (run / name).read_bytes()
+    shown = cli("report", "one", *others, "-o", f"one/{name}", "--overwrite")
+    assert (shown.code, (run / name).read_bytes()) == (2, before)
+    assert f"error: one/{name} is the input one/{name}: it would be replaced" in shown.stderr
+
+
+def test_nor_is_one_of_the_data(with_data, cli):
+    files = [Path("data", name) for name in ("manifest.json", "rejects.jsonl", "eval.jsonl", "dataset_dict.json")]
+    for path in files:
+        if path.name != "manifest.json":
+            path.write_text("")
+        for command in (("report", "one", "-o", path), ("audit", "data", "--report", path)):
+            shown = cli(*command, "--overwrite")
+            assert (shown.code, "is the input" in shown.stderr) == (2, True), (command, shown.stderr)
 
 
 def test_the_data_of_a_run_is_audited_where_it_is_still_the_same(cli, here):
@@ -382,7 +416,9 @@ def with_data(cli, here):
     return write_run(here / "one", steps=0, manifest=sha256, data=here / "data")
 
 
-@pytest.mark.parametrize("error", [ValueError("two\nlines"), KeyError("splits"), RmcliError("damaged"), MemoryError()])
+@pytest.mark.parametrize(
+    "error", [ValueError("two\nlines"), KeyError("splits"), RmcliError("damaged"), MemoryError()]
+)
 def test_whatever_goes_wrong_in_the_audit_costs_neither_the_run_nor_its_page(with_data, monkeypatch, capsys, error):
     def audit(*_):
         raise error
@@ -456,3 +492,22 @@ def test_without_matplotlib_training_says_how_to_get_the_page_and_the_command_is
         "no report.html: it cannot be made: 'splits'"
         in (write_beside_run(run, {"findings": []}), capsys.readouterr().err)[1]
     )
+
+
+def test_a_matplotlib_that_cannot_be_imported_is_said_in_one_line(cli, here, monkeypatch, capsys):
+    run = write_run(here / "one", steps=0)
+    real = importlib.import_module
+
+    def broken(name, *rest):
+        if name.startswith("matplotlib"):
+            raise AttributeError("_ARRAY_API not found\nA module that was compiled with NumPy 1")
+        return real(name, *rest)
+
+    monkeypatch.setattr(importlib, "import_module", broken)
+    said = "a report draws with matplotlib, which cannot be imported: _ARRAY_API not found A module that was compiled"
+    shown = cli("report", "one")
+    assert (shown.code, shown.stdout) == (2, "")
+    assert said in shown.stderr.splitlines()[0]
+    assert shown.stderr.splitlines()[1] == f"hint: install it anew: {install_command('report')}"
+    write_at_end(run)
+    assert f"no report.html: {said}" in capsys.readouterr().err
