@@ -75,6 +75,7 @@ def train_command(
     from rmcli.parallel.processes import check_gpus, started_processes, wanted_processes
     from rmcli.parallel.word import peers_explained
     from rmcli.parallel.world import is_first, joined
+    from rmcli.report.run import PAGE
     from rmcli.train.describe import describe
     from rmcli.train.resume import finished
     from rmcli.train.same import agreed, check_same_options
@@ -92,9 +93,9 @@ def train_command(
         summary = finished(job.run_folder) if job.is_done else None
         if summary is None and wanted > 1:
             raise typer.Exit(run_together(["-m", "rmcli", *sys.argv[1:]], wanted))
-        is_finished = summary is not None
+        is_written = summary is not None and (job.run_folder / PAGE).exists()
         summary = _run(job, profile) if summary is None else _say_finished(job, summary)
-        if report and not is_finished and is_first():
+        if report and not is_written and is_first():
             write_at_end(job.run_folder)
         if json:
             output.answer_json(summary)

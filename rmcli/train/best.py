@@ -59,6 +59,11 @@ class Best:
         )
         return self.stopped_early
 
+    def told(self) -> dict[str, Any]:
+        """What a run's result says of it: why it stopped early, and the best evaluation."""
+        early = {} if self.stopped_early is None else {"stopped_early": self.stopped_early}
+        return early | ({} if self.found is None else {"best": {**self.found, "figure": self.figure}})
+
     def facts(self) -> dict[str, Any]:
         """What a checkpoint holds of it."""
         return {"best": self.found, "stale": self.stale, "stopped_early": self.stopped_early}

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -15,12 +15,16 @@ from rmcli.train.scored import Scored, are_finite
 
 @dataclass(frozen=True)
 class EvaluatedSet:
-    """Figures by name, and the scored groups on the first process; `seconds` that it took."""
+    """Figures by name, and the scored groups on the first process, by source and row; `seconds` that it took.
+
+    `num_repeated`: groups left out of `scored`, as they repeat a row's.
+    """
 
     of: EvalSet
     figures: dict[str, Any]
     scored: Sequence[Scored]
     seconds: float
+    num_repeated: int = 0
 
     @property
     def named(self) -> dict[str, Any]:
@@ -39,6 +43,13 @@ class EvaluatedSet:
             f"{self.of.title} accuracy {figures['accuracy']:.3f}, loss {figures['loss']:.4f}, "
             f"margin {figures['margin']:.3f}, {figures['pairs']} pairs"
         )
+
+
+def each_row_once(one: EvaluatedSet) -> EvaluatedSet:
+    """Without what a weight above 1 repeats: a train split holds such a row several times, which tells no more."""
+    kept = {(scored.source_id, scored.row_id): scored for scored in reversed(one.scored)}
+    scored = list(reversed(kept.values()))
+    return replace(one, scored=scored, num_repeated=len(one.scored) - len(scored))
 
 
 def evaluate_all(network: Any, job: Job, kind: BatchKind) -> list[EvaluatedSet]:

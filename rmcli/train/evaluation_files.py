@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from rmcli import output
+from rmcli.errors import RmcliError, explained
 from rmcli.metrics.figures import figures
 from rmcli.metrics.judged import Judged
 from rmcli.metrics.names import EVALUATION_FILE, KIND
@@ -22,7 +23,7 @@ from rmcli.parallel.collectives import on_first
 from rmcli.runs import record
 from rmcli.runs.folder import MODEL
 from rmcli.runs.whole_file import write_whole
-from rmcli.train.evaluated import EvaluatedSet
+from rmcli.train.evaluated import EvaluatedSet, each_row_once
 from rmcli.train.job import Job
 from rmcli.train.scored import are_finite, judged
 from rmcli.train.worst import worst_of
@@ -31,21 +32,20 @@ MARGINS = "eval_margins.jsonl"
 
 
 def write_evaluation(job: Job, step: int, evaluated: Sequence[EvaluatedSet]) -> None:
-    """Both files, by the first process. Where they cannot be written that is said, and the run goes on."""
+    """Both files, by the first process. Where they cannot be written that is said, and the run goes on: whatever goes
+    wrong here costs no checkpoint and no model."""
     if evaluated:
-        on_first(lambda: _write(job, step, evaluated))
+        on_first(lambda: _write(job, step, [each_row_once(one) for one in evaluated]))
 
 
 def _write(job: Job, step: int, evaluated: Sequence[EvaluatedSet]) -> None:
-    judged_sets = [judged(one.scored) for one in evaluated]
     try:
-        write_whole(job.run_folder / MARGINS, "".join(_margins(evaluated, judged_sets)))
-        write_whole(job.run_folder / EVALUATION_FILE, _as_json(_told(job, step, evaluated, judged_sets)))
-    except OSError as error:
-        output.warn(
-            f"{job.run_folder / EVALUATION_FILE} and {MARGINS} are not written: {error.strerror or error}; the "
-            "figures are in metrics.jsonl, and the run goes on"
-        )
+        with explained(f"{job.run_folder / EVALUATION_FILE} and {MARGINS} are not written"):
+            judged_sets = [judged(one.scored) for one in evaluated]
+            write_whole(job.run_folder / MARGINS, "".join(_margins(evaluated, judged_sets)))
+            write_whole(job.run_folder / EVALUATION_FILE, _as_json(_told(job, step, evaluated, judged_sets)))
+    except RmcliError as error:
+        output.warn(f"{error.message}; the figures are in metrics.jsonl, and the run goes on")
 
 
 def name_model(run_folder: Path, model: Path, step: int) -> None:
@@ -92,7 +92,7 @@ def _set(job: Job, one: EvaluatedSet, its: Judged) -> dict[str, Any]:
         "lines": sum(one.of.split.groups_per_pack),
         "errors": {"not_of_the_loss": one.of.left_out} if one.of.left_out else {},
         "truncated": None,
-        "noted": {},
+        "noted": {"repeated_rows": one.num_repeated} if one.num_repeated else {},
         "figures": figures(its) if finite else {},
         "by": _by(one, its) if finite else {},
         "against": None,

@@ -122,7 +122,7 @@ class Trainer:
             self._wait_for_the_last()
             if stop.agreed():  # since the last step
                 raise stopped(self.job, stop, self.step)
-        return self.summary if self.best.stopped_early is None else {**self.summary, "stopped_early": True}
+        return self.summary | self.best.told()
 
     def _do_what_is_due(
         self, step: Step, share: float, skipped: Skipped, metrics_file: TextIO | None, stop: Stop
@@ -290,7 +290,8 @@ class Trainer:
         result = {name: value for one in self.evaluations for name, value in one.named.items()}
         if not result:
             return
-        self.summary |= result
+        earlier = {name: value for name, value in self.summary.items() if not name.startswith("eval_")}
+        self.summary = earlier | result  # a set may have been left out since
         add_metrics(metrics_file, {"step": step, **result})
         self.trackers.log({"step": step, **result})
         if (said := not_finite(self.evaluations)) is not None and not self._has_warned:

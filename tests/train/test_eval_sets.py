@@ -15,8 +15,11 @@ from rmcli.config.resolve import resolve
 from rmcli.config.sections_of_evaluation import FIGURES
 from rmcli.errors import ConfigError
 from rmcli.packs.manifest import read_manifest
+from rmcli.records import Comparison
 from rmcli.train import evaluate as evaluation
 from rmcli.train import evaluation_files
+from rmcli.train.evaluated import EvaluatedSet, each_row_once
+from rmcli.train.scored import Scored
 from support.cli import Result, run_cli
 from support.places import write_lines
 
@@ -238,12 +241,37 @@ def test_a_full_disk_costs_the_file_and_not_the_model(train, monkeypatch):
     monkeypatch.setattr(evaluation_files, "write_whole", full)
     result = train("run")
     assert result.code == 0, result.stderr
-    assert "note: run/metrics.json and eval_margins.jsonl are not written: No space left on device" in result.stderr
+    assert (
+        "note: run/metrics.json and eval_margins.jsonl are not written: [Errno 28] No space left on device"
+        in result.stderr
+    )
     assert Path("run/model/model.safetensors").is_file()
     assert not Path("run/metrics.json").exists()
 
 
 @pytest.mark.slow
+def test_whatever_goes_wrong_with_the_files_costs_no_model(train, monkeypatch):
+    monkeypatch.setattr(evaluation_files, "worst_of", lambda *_: 1 / 0)
+    result = train("other")
+    assert result.code == 0, result.stderr
+    assert "note: other/metrics.json and eval_margins.jsonl are not written: division by zero" in result.stderr
+    assert Path("other/model/model.safetensors").is_file()
+
+
+def test_a_row_that_a_split_holds_several_times_counts_once():
+    def scored(source: int, row: int, score: float) -> Scored:
+        return Scored(source, row, (score, 0.0), (2, 2), (Comparison(0, 1),))
+
+    held = [scored(0, 1, 1.0), scored(0, 1, 1.5), scored(0, 2, 2.0), scored(1, 2, 3.0)]
+    once = each_row_once(EvaluatedSet(None, {}, held, 1.0))  # type: ignore[arg-type]
+    assert [(one.source_id, one.row_id, one.scores[0]) for one in once.scored] == [
+        (0, 1, 1.0),
+        (0, 2, 2.0),
+        (1, 2, 3.0),
+    ]
+    assert once.num_repeated == 1
+
+
 def test_without_pairs_there_is_no_file(nano, train, cli):
     prepared(nano, Path("none"), "tasks:40", keys=("data.eval_fraction=0.0",))
     none = ("train", "-p", "tiny", "--data", "none", *of_run(nano, "train.max_steps=1"))
@@ -454,6 +482,8 @@ def test_other_content_under_the_same_name_is_refused(half, cli, nano):
     )
     other = cli(*LONGER, "-s", "eval.sets=[{name='new',path='more'}]")
     assert other.code == 0, other.stderr
+    result = json.loads((half / "run.json").read_text())["result"]
+    assert ("eval_new_loss" in result, "eval_more_loss" in result) == (True, False)  # of step 2
     assert [("eval_more_loss" in line, "eval_new_loss" in line) for line in evaluations(half)] == [
         *((True, False), (False, True))
     ]
