@@ -7,14 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from rmcli.cli.run_report import data_audit, write_at_end
-from rmcli.errors import RmcliError
 from rmcli.installed import install_command
 from rmcli.metrics.intervals import paired_bootstrap
 from rmcli.report import paired
 from rmcli.report.comparison import by_letter, compare
 from rmcli.report.paired import paired_differences
-from rmcli.report.run import headline, how_it_stopped, write_beside_run
+from rmcli.report.run import headline, write_beside_run
 from rmcli.report.run_folder import collect
 from support.places import REPOSITORY, write_lines
 from support.reports import evaluation, one_set, write_run
@@ -221,101 +219,6 @@ def test_that_not_all_are_compared_is_said(cli, here):
     assert said not in cli("report", *names[:6], "--overwrite").stderr
 
 
-@pytest.mark.parametrize(("step", "of"), [(4, "step 4"), (12, "step 12"), (None, "no step that it names")])
-def test_an_evaluation_of_another_step_than_the_last_is_left_out(cli, here, step, of):
-    run, other = write_run(here / "one"), write_run(here / "two")
-    (run / "metrics.json").write_text(json.dumps(evaluation(run={"step": step}, sets=[one_set("held-out")])))
-    found = headline(collect(run))
-    assert (found.accuracy, found.interval, found.step) == (pytest.approx(0.9), None, 8)
-    said = (
-        f"one/metrics.json is of {of}, the last evaluation of metrics.jsonl of step 8: "
-        "it is left out here, and so is eval_margins.jsonl."
-    )
-    shown = cli("report", "one")
-    text = Path("one/report.html").read_text()
-    assert said in " ".join(shown.stderr.split())
-    assert said in text
-    assert "held-out accuracy, evaluated at step 8; no interval without metrics.json; 60 pairs" in text
-    assert "Evaluation: <bdi>" not in text
-    (not_paired,) = paired_differences(collect(run), collect(other))
-    assert not_paired.why_not.endswith(
-        "one has no metrics.json of its last evaluation, without which eval_margins.jsonl is left out"
-    )
-
-
-def test_a_run_that_went_on_and_was_not_evaluated_since(here):
-    run = write_run(here / "one")
-    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (run / "metrics.jsonl").write_text("".join(line for line in lines[:3] if "eval_" not in line))  # from step 3 on
-    assert collect(run).metrics is None
-    (run / "metrics.jsonl").unlink()
-    assert collect(run).metrics is not None  # nothing says otherwise
-
-
-def test_a_damaged_evaluation_costs_the_page_no_more_than_itself(cli, here):
-    run = write_run(here / "one")
-    for content in ("{", "", '{"kind": "another"}', "[" * 100_000):
-        (run / "metrics.json").write_text(content)
-        shown = cli("report", "one", "--overwrite")
-        assert shown.code == 0
-        assert "it is left out here, and so is eval_margins.jsonl." in " ".join(shown.stderr.split())
-        assert "evaluated at step 8" in Path("one/report.html").read_text()
-    refused = cli("report", "one/metrics.json")
-    assert (refused.code, refused.stderr.splitlines()[0]) == (
-        2,
-        "error: one/metrics.json cannot be read: no JSON",
-    )
-
-
-def test_how_far_a_run_came_is_told_by_whatever_was_written_last(here):
-    run = write_run(here / "one")
-    with (run / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 11, "eval_accuracy": 0.5}\n')
-    found = collect(run)
-    assert (found.last_step, found.evaluated_at) == (11, 11)
-    with (run / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 12, "loss": 0.5}\n')
-    assert (collect(run).last_step, collect(run).evaluated_at) == (12, 11)
-
-
-def test_an_evaluation_without_a_number_is_not_replaced_by_an_earlier_one(here):
-    run = write_run(here / "one")
-    with (run / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 9, "eval_accuracy": null}\n')
-    assert headline(collect(run)).accuracy is None
-
-
-@pytest.mark.parametrize(
-    ("result", "said"),
-    [
-        ({"stopped_early": True}, ["It stopped early."]),
-        (
-            {
-                "stopped_early": "stopped early at step 4 of 9: eval_accuracy has not risen for 2 evaluations",
-                "best": {"step": 2, "value": 0.91234, "figure": "eval_accuracy"},
-            },
-            [
-                "It stopped early at step 4 of 9: eval_accuracy has not risen for 2 evaluations.",
-                "The best evaluation was that of step 2: eval_accuracy 0.9123.",
-            ],
-        ),
-        ({"stopped_early": "enough"}, ["It stopped early: enough."]),
-        ({"best": {"step": 2}}, ["The best evaluation was that of step 2: its figure -."]),
-        ({"best": 4, "stopped_early": None}, []),
-    ],
-)
-def test_how_a_run_stopped_and_which_evaluation_was_best(cli, here, result, said):
-    run = write_run(here / "one", steps=0)
-    told = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps(told | {"result": told["result"] | result}))
-    assert how_it_stopped(collect(run)) == said
-    shown = cli("report", "one")
-    assert shown.code == 0
-    for one in said:
-        assert f"<p>{one}</p>" in (run / "report.html").read_text()
-        assert f"A: {one}" in shown.stderr.replace("\n", " ")
-
-
 def test_a_set_with_a_name_is_paired_where_it_is_the_same_whatever_was_trained_on(here):
     one, two = write_run(here / "one"), write_run(here / "two", manifest="34" * 32)
     line = {"row_id": 1, "first": 0, "second": 1, "margin": 1.0}
@@ -380,91 +283,6 @@ def test_no_file_that_is_read_is_replaced_even_where_it_is_empty(cli, here, name
     assert f"error: one/{name} is the input one/{name}: it would be replaced" in shown.stderr
 
 
-def test_nor_is_one_of_the_data(with_data, cli):
-    files = [Path("data", name) for name in ("manifest.json", "rejects.jsonl", "eval.jsonl", "dataset_dict.json")]
-    for path in files:
-        if path.name != "manifest.json":
-            path.write_text("")
-        for command in (("report", "one", "-o", path), ("audit", "data", "--report", path)):
-            shown = cli(*command, "--overwrite")
-            assert (shown.code, "is the input" in shown.stderr) == (2, True), (command, shown.stderr)
-
-
-def test_the_data_of_a_run_is_audited_where_it_is_still_the_same(cli, here):
-    rows = [{"prompt": f"q {n}", "chosen": "yes " * (1 + n % 3), "rejected": "no"} for n in range(40)]
-    write_lines(here / "rows.jsonl", rows)
-    assert cli("prepare", "rows.jsonl", "--map-fn", "canonical", "-p", "tiny", "-o", "data", "-q").code == 0
-    sha256 = json.loads(Path("data/manifest.json").read_text())["manifest_sha256"]
-    write_run(here / "one", steps=0, manifest=sha256, data=here / "data")
-    assert cli("report", "one").code == 0
-    text = Path("one/report.html").read_text()
-    assert "The audit of" in text
-    assert 'aria-label="histogram: prompt length"' in text
-    assert cli("report", "one", "--overwrite", "--no-audit").code == 0
-    assert "The audit of" not in Path("one/report.html").read_text()
-    write_run(here / "two", steps=0, data=here / "data")
-    assert "holds other data now" in cli("report", "two").stderr
-
-
-@pytest.fixture
-def with_data(cli, here):
-    """A run folder and the data it was trained on."""
-    rows = [{"prompt": f"q {n}", "chosen": "yes " * (1 + n % 3), "rejected": "no"} for n in range(40)]
-    write_lines(here / "rows.jsonl", rows)
-    assert cli("prepare", "rows.jsonl", "--map-fn", "canonical", "-p", "tiny", "-o", "data", "-q").code == 0
-    sha256 = json.loads(Path("data/manifest.json").read_text())["manifest_sha256"]
-    return write_run(here / "one", steps=0, manifest=sha256, data=here / "data")
-
-
-@pytest.mark.parametrize(
-    "error", [ValueError("two\nlines"), KeyError("splits"), RmcliError("damaged"), MemoryError()]
-)
-def test_whatever_goes_wrong_in_the_audit_costs_neither_the_run_nor_its_page(with_data, monkeypatch, capsys, error):
-    def audit(*_):
-        raise error
-
-    monkeypatch.setattr("rmcli.audit.run.run", audit)
-    write_at_end(with_data)
-    said = capsys.readouterr().err.splitlines()
-    assert said[-2].startswith("the page says nothing of the data: ")
-    assert said[-1] == f"report in {with_data}/report.html"
-    assert len(said) == 2
-    assert "The prepared data was not looked at" in (with_data / "report.html").read_text()
-
-
-def test_data_that_a_newer_rmcli_prepared_is_said_in_one_line(with_data, monkeypatch, capsys):
-    manifest = json.loads(Path("data/manifest.json").read_text())
-    manifest["config"]["model"]["from_tomorrow"] = 1
-    monkeypatch.setattr("rmcli.packs.manifest.read_manifest", lambda _: manifest)
-    assert data_audit(collect(with_data)) is None
-    (said,) = capsys.readouterr().err.splitlines()
-    assert said.startswith("the page says nothing of the data: ")
-    assert "from_tomorrow" in said
-
-
-def test_whatever_else_goes_wrong_costs_no_run(with_data, monkeypatch, capsys):
-    monkeypatch.setattr("rmcli.report.run_folder._text", lambda path: 1 / 0)
-    write_at_end(with_data)
-    assert capsys.readouterr().err == "no report.html: it cannot be made: division by zero\n"
-
-
-def test_the_audit_takes_the_tokenizer_that_the_run_keeps_and_never_asks_the_hub(with_data, monkeypatch):
-    from huggingface_hub import constants
-
-    asked = []
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(
-        "rmcli.audit.run.run",
-        lambda _, model: asked.append((model.pretrained_model_name_or_path, constants.HF_HUB_OFFLINE)),
-    )
-    data_audit(collect(with_data))
-    (with_data / "backbone").mkdir()
-    data_audit(collect(with_data))
-    assert [Path(name).name for name, _ in asked] == ["tiny", "backbone"]
-    assert [is_offline for _, is_offline in asked] == [True, True]
-    assert constants.HF_HUB_OFFLINE is False
-
-
 def test_without_matplotlib_training_says_how_to_get_the_page_and_the_command_is_refused(
     cli, here, monkeypatch, capsys
 ):
@@ -492,22 +310,3 @@ def test_without_matplotlib_training_says_how_to_get_the_page_and_the_command_is
         "no report.html: it cannot be made: 'splits'"
         in (write_beside_run(run, {"findings": []}), capsys.readouterr().err)[1]
     )
-
-
-def test_a_matplotlib_that_cannot_be_imported_is_said_in_one_line(cli, here, monkeypatch, capsys):
-    run = write_run(here / "one", steps=0)
-    real = importlib.import_module
-
-    def broken(name, *rest):
-        if name.startswith("matplotlib"):
-            raise AttributeError("_ARRAY_API not found\nA module that was compiled with NumPy 1")
-        return real(name, *rest)
-
-    monkeypatch.setattr(importlib, "import_module", broken)
-    said = "a report draws with matplotlib, which cannot be imported: _ARRAY_API not found A module that was compiled"
-    shown = cli("report", "one")
-    assert (shown.code, shown.stdout) == (2, "")
-    assert said in shown.stderr.splitlines()[0]
-    assert shown.stderr.splitlines()[1] == f"hint: install it anew: {install_command('report')}"
-    write_at_end(run)
-    assert f"no report.html: {said}" in capsys.readouterr().err
