@@ -15,7 +15,7 @@ of the first three steps must be equal, but for `fused`, which rounds otherwise.
 import argparse
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from statistics import median
@@ -59,9 +59,16 @@ class DefaultAdamW(torch.optim.AdamW):
 
 
 _clip_and_step = optim.clip_and_step
+
+
+def one_by_one(build: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """A generator, as `ahead` is: the loop closes it."""
+    yield from map(build, items)
+
+
 WITHOUT: dict[str, Callable[[], Any]] = {
     "fused": lambda: mock.patch.object(torch.optim, "AdamW", DefaultAdamW),
-    "ahead": lambda: mock.patch.object(loop, "ahead", map),
+    "ahead": lambda: mock.patch.object(loop, "ahead", one_by_one),
     "no_gc": lambda: mock.patch.object(loop, "_no_garbage_collection", nullcontext),
     "no_sync": lambda: mock.patch.object(optim, "clip_and_step", read_each_step),
 }

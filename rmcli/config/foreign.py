@@ -148,8 +148,7 @@ ANSWERS = {
 }
 
 COMMANDS = {
-    "evaluate": "not built yet: rmcli score MODEL PAIRS.jsonl ends with accuracy and mean margin",
-    "eval": "not built yet: rmcli score MODEL PAIRS.jsonl ends with accuracy and mean margin",
+    "eval": "rmcli evaluate MODEL PAIRS.jsonl",
     "resume": _RESUME,
     "merge": "prepared parts: rmcli prepare --merge DIR... -o DIR; adapters: rmcli export RUN",
     "list-presets": "rmcli presets",

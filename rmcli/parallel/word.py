@@ -106,14 +106,16 @@ def peers_explained() -> Iterator[None]:
     """What fails because another process has ended raises FailedElsewhere; who knows more gets a moment to say it."""
     try:
         yield
-    except RmcliError:
-        raise
-    except RuntimeError as error:
-        if _store is None:
+    except (RmcliError, RuntimeError) as error:
+        # A file that several write may be said to fail where it was another process that did.
+        failed = error.__cause__ if isinstance(error, RmcliError) else error
+        if _store is None or not isinstance(failed, RuntimeError):
+            raise
+        if isinstance(error, RmcliError) and not _says_that_a_peer_is_gone(failed):
             raise
         if (word := _wait_for_word()) is not None:
             raise FailedElsewhere(f"process {word.rank}: {word.message}", word.exit_code) from error
-        if _says_that_a_peer_is_gone(error):
+        if _says_that_a_peer_is_gone(failed):
             raise FailedElsewhere from error
         raise
 

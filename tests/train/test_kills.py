@@ -67,6 +67,8 @@ def test_starts_killed_while_they_clear_what_an_earlier_one_left_end_as_a_run(
     assert sorted(path.name for path in Path("run").iterdir()) == [
         "backbone",
         "checkpoints",
+        "eval_margins.jsonl",
+        "metrics.json",
         "metrics.jsonl",
         "model",
         "resolved.toml",
