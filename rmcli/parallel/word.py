@@ -106,6 +106,8 @@ def peers_explained() -> Iterator[None]:
     """What fails because another process has ended raises FailedElsewhere; who knows more gets a moment to say it."""
     try:
         yield
+    except FailedElsewhere:
+        raise
     except (RmcliError, RuntimeError) as error:
         # A file that several write may be said to fail where it was another process that did.
         failed = error.__cause__ if isinstance(error, RmcliError) else error
