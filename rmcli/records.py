@@ -66,6 +66,11 @@ class Comparison(NamedTuple):
     def is_tie(self) -> bool:
         return self.label == 0.5
 
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The better and the worse one; of a tie, which has none, (second, first)."""
+        return (self.first, self.second) if self.label > 0.5 else (self.second, self.first)
+
 
 PAIR = (Comparison(0, 1),)  # the first of two is better
 

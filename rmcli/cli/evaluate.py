@@ -25,8 +25,6 @@ from rmcli.cli.options import (
 from rmcli.errors import RmcliError
 
 if TYPE_CHECKING:
-    from rmcli.config.layers import Resolved
-    from rmcli.config.sections import Config
     from rmcli.evaluate.folder import Place
 
 
@@ -108,7 +106,7 @@ def evaluate_command(
     from rmcli.parallel.launch import run_together
     from rmcli.parallel.processes import check_gpus, started_processes, wanted_processes
     from rmcli.parallel.word import peers_explained
-    from rmcli.scorer.load import configuration_of
+    from rmcli.scorer.load import checked, configuration_of
 
     wanted, started = wanted_processes(num_processes, os.environ), started_processes(os.environ)
     with world.joined(started), one_line_for_everything(), peers_explained():
@@ -130,25 +128,11 @@ def evaluate_command(
         if wanted > 1:
             check_gpus(wanted, find_device(resolved.config.train.device, "train.device").type)
             raise typer.Exit(run_together(["-m", "rmcli", *sys.argv[1:]], wanted))
-        ours = _ready(resolved, not no_verify)
-        theirs = None if other is None else _ready(other, not no_verify)
+        ours = checked(resolved, not no_verify).config
+        theirs = None if other is None else checked(other, not no_verify).config
         found = run(ours, what, theirs, is_verified=not no_verify)
         if world.is_first():
             _finish(found, target, json, min_accuracy)
-
-
-def _ready(resolved: "Resolved", verify: bool) -> "Config":
-    """The configuration of a model whose files are as they were exported."""
-    from rmcli.backbones.context import within_positions
-    from rmcli.model import hashes
-    from rmcli.parallel import world
-    from rmcli.parallel.agreement import on_each
-    from rmcli.tokens.tokenizer import load_model_config
-
-    folder = Path(str(resolved.config.model.pretrained_model_name_or_path))
-    if verify:
-        on_each(lambda: hashes.verify(folder) if world.local_rank() == 0 else None)
-    return within_positions(resolved, load_model_config(resolved.config.model)).config
 
 
 def _finish(found: Mapping[str, Any], target: "Place", as_json: bool, min_accuracy: float | None) -> None:

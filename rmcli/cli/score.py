@@ -25,9 +25,6 @@ from rmcli.cli.options import (
 from rmcli.errors import ConfigError, RmcliError
 
 if TYPE_CHECKING:
-    from rmcli.config.layers import Resolved
-    from rmcli.config.sections import SourceSection
-    from rmcli.score.choice import Choice
     from rmcli.score.results import Summary
 
 
@@ -107,7 +104,8 @@ def score_command(
     from rmcli.parallel.word import peers_explained
     from rmcli.score.choice import asked_for
     from rmcli.score.results import output_file
-    from rmcli.scorer.load import configuration_of
+    from rmcli.score.run import run
+    from rmcli.scorer.load import checked, configuration_of
 
     wanted, started = wanted_processes(num_processes, os.environ), started_processes(os.environ)
     with world.joined(started), one_line_for_everything(), peers_explained():
@@ -125,35 +123,13 @@ def score_command(
                 raise ConfigError(f"--num-processes {wanted} reads no stdin", "give a file")
             check_gpus(wanted, find_device(resolved.config.train.device, "train.device").type)
             raise typer.Exit(run_together(["-m", "rmcli", *sys.argv[1:]], wanted))
-        summary = _run(resolved, model, source, out, map_fn, overwrite, choice, not no_verify)
+        ready = checked(resolved, not no_verify).config
+        summary = run(ready, source, out, map_fn, overwrite, choice, is_verified=not no_verify)
         if not world.is_first():
             return
         _report(summary, out, json)
         if out != "-" and mine_pairs is not None:
             say_next("prepare", out, "--map-fn", "canonical", *same_configuration(preset, config, None))
-
-
-def _run(
-    resolved: "Resolved",
-    model: Path,
-    source: "SourceSection",
-    out: str,
-    map_fn: str | None,
-    overwrite: bool,
-    choice: "Choice",
-    verify: bool,
-) -> "Summary":
-    from rmcli.backbones.context import within_positions
-    from rmcli.model import hashes
-    from rmcli.parallel import world
-    from rmcli.parallel.agreement import on_each
-    from rmcli.score.run import run
-    from rmcli.tokens.tokenizer import load_model_config
-
-    if verify:
-        on_each(lambda: hashes.verify(model) if world.local_rank() == 0 else None)
-    resolved = within_positions(resolved, load_model_config(resolved.config.model))
-    return run(resolved.config, source, out, map_fn, overwrite, choice, is_verified=verify)
 
 
 def _report(summary: "Summary", out: str, as_json: bool) -> None:

@@ -50,13 +50,10 @@ def serve_command(
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise ConfigError(f"rmcli serve: {error}", f"install it: {install_command('serve')}") from None
-    from rmcli.backbones.context import within_positions
-    from rmcli.model import hashes
-    from rmcli.scorer.load import configuration_of
+    from rmcli.scorer.load import checked, configuration_of
     from rmcli.serve.limits import MIB, Limits
     from rmcli.serve.run import Place, run
     from rmcli.serve.token import check_host, read_token
-    from rmcli.tokens.tokenizer import load_model_config
 
     token = read_token(token_file)
     check_host(host, token, no_token)
@@ -66,9 +63,7 @@ def serve_command(
         plan = {"model": str(model), "address": f"{host}:{port}", "token": token is not None, "limits": str(limits)}
         show_config(resolved, plan, json)
         return
-    if not no_verify:
-        hashes.verify(model)
-    resolved = within_positions(resolved, load_model_config(resolved.config.model))
+    resolved = checked(resolved, not no_verify)
     announce = _announce_json if json else output.answer
     run(resolved, model, Place(host, port, token), limits, announce=announce)
 

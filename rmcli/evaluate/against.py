@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from rmcli.evaluate.gathered import Gathered
-from rmcli.metrics.intervals import paired_bootstrap, wilson_interval
+from rmcli.metrics.intervals import accuracy, paired_bootstrap
 
 
 def compared(ours: Gathered, theirs: Gathered) -> dict[str, Any]:
@@ -13,21 +13,10 @@ def compared(ours: Gathered, theirs: Gathered) -> dict[str, Any]:
 
     `not_compared`: comparisons that one of them has no score of, such as conversations too long for it.
     """
-    places = {key: place for place, key in enumerate(theirs.keys)}
-    both = [key for key in ours.keys if key in places]
-    mine = {key: place for place, key in enumerate(ours.keys)}
-    first, second = ours.judged(), theirs.judged()
-    at = np.asarray([mine[key] for key in both], dtype=np.int64)
-    there = np.asarray([places[key] for key in both], dtype=np.int64)
-    left_out = len(mine.keys() ^ places.keys())
-    if not both:
-        return {"pairs": 0, "accuracy": None, "interval": None, "difference": None, "not_compared": left_out}
-    our_right, their_right, prompts = first.right[at], second.right[there], first.groups[at]
-    share = float(their_right.mean())
+    both = set(ours.keys) & set(theirs.keys)  # in either list in one order: by line, then as the row has them
+    mine, other = (one.judged().only(np.asarray([key in both for key in one.keys], bool)) for one in (ours, theirs))
     return {
-        "pairs": len(both),
-        "accuracy": share,
-        "interval": [*wilson_interval(share, len(np.unique(prompts)))],
-        "difference": paired_bootstrap(our_right, their_right, prompts),
-        "not_compared": left_out,
+        **accuracy(other),
+        "difference": paired_bootstrap(mine.right, other.right, mine.groups) if both else None,
+        "not_compared": len(set(ours.keys) ^ set(theirs.keys)),
     }

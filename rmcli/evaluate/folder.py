@@ -1,6 +1,5 @@
 """Where an evaluation is kept: metrics.json and report.html in a folder."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from rmcli import output
 from rmcli.errors import ConfigError
-from rmcli.metrics.names import EVALUATION_FILE, KIND
+from rmcli.metrics.names import EVALUATION_FILE, KIND, as_json
 from rmcli.output_files import OutputFile
 from rmcli.report.evaluation import evaluation_file, write_evaluation
 from rmcli.report.page import check_plots
@@ -35,7 +34,7 @@ class Place:
 
     def write_metrics(self, found: Mapping[str, Any]) -> None:
         with self.metrics.open() as file:
-            file.write(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+            file.write(as_json(found))
 
     def write_report(self, found: Mapping[str, Any]) -> bool:
         """Whether there is a page: without matplotlib there is none, which is said."""

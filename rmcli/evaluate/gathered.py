@@ -97,8 +97,7 @@ class Gathered:
 
 def decided(scored: Scored) -> list[tuple[int, int]]:
     """(better, worse) of each comparison that says so, in the order of `Judged.of`."""
-    told = (one for one in scored.tokens.comparisons if not one.is_tie)
-    return [(one.first, one.second) if one.label > 0.5 else (one.second, one.first) for one in told]
+    return [one.ends for one in scored.tokens.comparisons if not one.is_tie]
 
 
 def _turns(line: Line) -> int | None:

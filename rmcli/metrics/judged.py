@@ -48,8 +48,8 @@ class Judged:
             ties += sum(one.is_tie for one in group.comparisons)
             for one in group.comparisons:
                 if not one.is_tie:
-                    first, second = (one.first, one.second) if one.label > 0.5 else (one.second, one.first)
-                    pairs.append((start + first, start + second, max(one.label, 1 - one.label), number))
+                    better, worse = one.ends
+                    pairs.append((start + better, start + worse, max(one.label, 1 - one.label), number))
         return cls(
             scores=np.asarray(scores, np.float64),
             tokens=np.asarray(tokens, np.int64),
@@ -65,10 +65,10 @@ class Judged:
         """All parts in order, each with groups of its own."""
         parts = [cls.of([]), *parts]  # nothing has a type, too
         answers = np.cumsum([0, *(len(part.scores) for part in parts)])
-        prompts = np.cumsum([0, *(part.num_groups for part in parts)])
+        groups = np.cumsum([0, *(part.num_groups for part in parts)])
         moved = [
             replace(part, better=part.better + start, worse=part.worse + start, groups=part.groups + first)
-            for part, start, first in zip(parts, answers[:-1], prompts[:-1], strict=True)
+            for part, start, first in zip(parts, answers[:-1], groups[:-1], strict=True)
         ]
         names = [one.name for one in fields(cls) if one.name != "num_ties"]
         columns = {name: np.concatenate([getattr(part, name) for part in moved]) for name in names}

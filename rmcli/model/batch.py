@@ -179,8 +179,7 @@ def build_targets(groups: Sequence[TokenGroup], loss_type: str, device: torch.de
         else:
             share = group.weight / max(len(comparisons), 1)
             pairs += [(start + c.first, start + c.second, c.label, c.margin, share) for c in comparisons]
-        ends = [(c.first, c.second) if c.label > 0.5 else (c.second, c.first) for c in comparisons if not c.is_tie]
-        judged += [(start + better, start + worse) for better, worse in ends]
+        judged += [(start + better, start + worse) for better, worse in (c.ends for c in comparisons if not c.is_tie)]
         start += len(group.responses)
     longest = max((len(order) for order, _ in lists), default=0)
     orders = [order + [-1] * (longest - len(order)) for order, _ in lists]

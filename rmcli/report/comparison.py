@@ -5,12 +5,13 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
+from rmcli.metrics.names import MARGINS_FILE
 from rmcli.output_files import OutputFile
 from rmcli.report.judged import verdict
 from rmcli.report.page import check_plots, page_file, write_page
 from rmcli.report.paired import Difference, all_differences, not_all_compared
 from rmcli.report.run import headline, how_it_stopped
-from rmcli.report.run_folder import MARGINS_FILE, Run
+from rmcli.report.run_folder import Run
 from rmcli.report.training import last, overlaid_curves
 from rmcli.report.values import (
     count,

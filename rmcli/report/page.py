@@ -10,12 +10,12 @@ from typing import Any
 from rmcli.errors import ConfigError, explained_by
 from rmcli.installed import install_command
 from rmcli.output_files import OutputFile
+from rmcli.tables import CONTROLS
 
 _HERE = Path(__file__).parent
 _SIGNED = '<meta name="generator" content="rmcli">'
 _FIGURE = re.compile(r"-|[-+]?[\d.,]+(e[-+]?\d+)?%?(/[\d.,]+)?( to [-+]?[\d.,]+)?")
-_CONTROLS = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\t\n"}
-_CONTROLS |= {127: "\u2421"} | {code: f"\\x{code:02x}" for code in range(128, 160)}
+_CONTROLS = {code: shown for code, shown in CONTROLS.items() if chr(code) != "\t"}
 # Those that turn what follows, too: what a page shows of a text stands in the order in which a model reads it.
 _CONTROLS |= {code: f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 

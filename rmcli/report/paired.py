@@ -11,8 +11,8 @@ import numpy as np
 from rmcli.errors import RmcliError
 from rmcli.metrics.intervals import paired_bootstrap
 from rmcli.metrics.judged import right
-from rmcli.metrics.names import EVALUATION_FILE
-from rmcli.report.run_folder import MARGINS_FILE, Run
+from rmcli.metrics.names import EVALUATION_FILE, MARGINS_FILE
+from rmcli.report.run_folder import Run
 from rmcli.report.values import mapping, number
 
 _Key = tuple[int, int, int]  # row, and which two of its answers

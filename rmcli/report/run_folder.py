@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rmcli.errors import ConfigError
-from rmcli.metrics.names import EVALUATION_FILE
+from rmcli.metrics.names import EVALUATION_FILE, MARGINS_FILE
 from rmcli.report.evaluation import read_evaluation
 from rmcli.report.values import mapping, number, text
 from rmcli.rows.files import is_url
@@ -17,7 +17,6 @@ from rmcli.runs import record
 from rmcli.runs.folder import CONFIG_FILE
 from rmcli.runs.metrics_file import METRICS_FILE
 
-MARGINS_FILE = "eval_margins.jsonl"
 _EVAL, _MARGIN = "eval_", "_margin"
 _FILES = (record.FILE, CONFIG_FILE, METRICS_FILE, EVALUATION_FILE, MARGINS_FILE)
 

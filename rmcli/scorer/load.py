@@ -7,14 +7,16 @@ from typing import Any
 import torch
 
 from rmcli.backbones.architectures import choose_batches
-from rmcli.backbones.context import check_max_length
+from rmcli.backbones.context import check_max_length, within_positions
 from rmcli.config.layers import Layer, Resolved
 from rmcli.config.resolve import resolve, trained_model_layers
 from rmcli.config.sections import Config
-from rmcli.model import model_folder, self_test
+from rmcli.model import hashes, model_folder, self_test
 from rmcli.model.backend import check_attention
 from rmcli.model.device import pick_device
 from rmcli.model.load import load_model
+from rmcli.parallel import world
+from rmcli.parallel.agreement import on_each
 from rmcli.scorer.run import Runner
 from rmcli.scorer.scorer import Scorer
 from rmcli.tokens.encode import Encoder
@@ -32,6 +34,17 @@ def configuration_of(
     model_folder.check(folder)
     base, here = trained_model_layers(folder)
     return resolve(preset, config_files, settings, base=base, options=[here, *options])
+
+
+def checked(resolved: Resolved, verify: bool = True) -> Resolved:
+    """A trained model's configuration, within the positions that it has. `verify`: its files are as it was exported.
+
+    On each machine one process looks at the files. Raises RmcliError where they are not.
+    """
+    folder = Path(str(resolved.config.model.pretrained_model_name_or_path))
+    if verify:
+        on_each(lambda: hashes.verify(folder) if world.local_rank() == 0 else None)
+    return within_positions(resolved, load_model_config(resolved.config.model))
 
 
 def load_encoder(config: Config) -> Encoder:

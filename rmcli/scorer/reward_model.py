@@ -8,22 +8,19 @@ from typing import Any
 
 import torch
 
-from rmcli.backbones.context import within_positions
 from rmcli.backbones.hub import fetch_model
 from rmcli.config.layers import Layer
 from rmcli.config.presets import pretrained_arguments
 from rmcli.errors import ConfigError, RmcliError
 from rmcli.logs import as_library
-from rmcli.model import hashes
 from rmcli.model.device import find_device
 from rmcli.records import PreferenceGroup
 from rmcli.rows.map_fns.contract import Contract
 from rmcli.scorer import conversations as given
-from rmcli.scorer.load import configuration_of, load_encoder, load_scorer
+from rmcli.scorer.load import checked, configuration_of, load_encoder, load_scorer
 from rmcli.scorer.scorer import Score, Scorer
 from rmcli.scorer.tokens import complete
 from rmcli.scorer.windows import characters_of, windows
-from rmcli.tokens.tokenizer import load_model_config
 
 # A list of messages {"role", "content"}, or a dict of `messages` (or `prompt`, `response`) with `system`, `history`,
 # `tools`, `chat_template_kwargs` beside them.
@@ -66,8 +63,7 @@ class RewardModel:
             where = find_device(str(device), "device")
             folder = _folder_of(str(path_or_hub), revision)
             resolved = configuration_of(folder, options=[Layer("RewardModel.load", asked)])
-            hashes.verify(folder)
-            config = within_positions(resolved, load_model_config(resolved.config.model)).config
+            config = checked(resolved).config
             scorer = load_scorer(config, load_encoder(config), where)
             return cls(scorer, str(path_or_hub), config.data.allow_no_prompt)
 

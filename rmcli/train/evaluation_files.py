@@ -15,7 +15,7 @@ from rmcli import output
 from rmcli.errors import RmcliError, explained
 from rmcli.metrics.figures import figures
 from rmcli.metrics.judged import Judged
-from rmcli.metrics.names import EVALUATION_FILE, KIND
+from rmcli.metrics.names import EVALUATION_FILE, KIND, MARGINS_FILE, as_json
 from rmcli.metrics.slices import by_length_difference, by_value
 from rmcli.model import hashes
 from rmcli.parallel import world
@@ -28,8 +28,6 @@ from rmcli.train.job import Job
 from rmcli.train.scored import are_finite, judged
 from rmcli.train.worst import worst_of
 
-MARGINS = "eval_margins.jsonl"
-
 
 def write_evaluation(job: Job, step: int, evaluated: Sequence[EvaluatedSet]) -> None:
     """Both files, by the first process. Where they cannot be written that is said, and the run goes on: whatever goes
@@ -40,10 +38,10 @@ def write_evaluation(job: Job, step: int, evaluated: Sequence[EvaluatedSet]) -> 
 
 def _write(job: Job, step: int, evaluated: Sequence[EvaluatedSet]) -> None:
     try:
-        with explained(f"{job.run_folder / EVALUATION_FILE} and {MARGINS} are not written"):
+        with explained(f"{job.run_folder / EVALUATION_FILE} and {MARGINS_FILE} are not written"):
             judged_sets = [judged(one.scored) for one in evaluated]
-            write_whole(job.run_folder / MARGINS, "".join(_margins(evaluated, judged_sets)))
-            write_whole(job.run_folder / EVALUATION_FILE, _as_json(_told(job, step, evaluated, judged_sets)))
+            write_whole(job.run_folder / MARGINS_FILE, "".join(_margins(evaluated, judged_sets)))
+            write_whole(job.run_folder / EVALUATION_FILE, as_json(_told(job, step, evaluated, judged_sets)))
     except RmcliError as error:
         output.warn(f"{error.message}; the figures are in metrics.jsonl, and the run goes on")
 
@@ -54,7 +52,7 @@ def name_model(run_folder: Path, model: Path, step: int) -> None:
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
         if told["run"]["step"] == step:
-            write_whole(path, _as_json({**told, "model_sha256": hashes.of_folder(model, is_verified=True)}))
+            write_whole(path, as_json({**told, "model_sha256": hashes.of_folder(model, is_verified=True)}))
     except FileNotFoundError:
         return
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -127,7 +125,3 @@ def _margins(evaluated: Sequence[EvaluatedSet], judged_sets: Sequence[Judged]) -
                 "margin": margin if math.isfinite(margin) else None,
             }
             yield json.dumps(told) + "\n"
-
-
-def _as_json(told: dict[str, Any]) -> str:
-    return json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
