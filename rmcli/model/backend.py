@@ -10,6 +10,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from rmcli import output
 from rmcli.config.sections import Config
 from rmcli.errors import ConfigError
+from rmcli.model.attention import fa3
+from rmcli.model.attention.needs import wants_flex
 from rmcli.model.attention.shared_prefix import check_backend
 from rmcli.model.device import is_reduced
 from rmcli.model.network import backbone
@@ -17,7 +19,11 @@ from rmcli.records import BatchKind
 
 
 def set_attention(network: Any, backend: str) -> None:
-    """Let packed rows be run by this backend, a value of `model.attention`; a network never told runs auto."""
+    """Let packed rows be run by this backend, a value of `model.attention`; a network never told runs auto.
+
+    FlashAttention 3 is then in for the process, or out: networks that run side by side agree on it.
+    """
+    fa3.switch(backend == "fa3")
     network.packed_backend = backend
 
 
@@ -42,7 +48,12 @@ def check_attention(config: Config, model_config: PreTrainedConfig, kind: BatchK
     reduced = is_reduced(config.model.dtype, device)
     check_backend(backend, device, reduced)
     text = model_config.get_text_config()
-    no_dropout = backend in ("varlen", "flex") or (backend == "auto" and device.type == "cuda" and reduced)
+    if backend in ("varlen", "fa3") and wants_flex(text):
+        raise ConfigError(
+            f"model.attention = {backend!r} has no soft-capping of logits and no sinks, which {text.model_type} has",
+            "set model.attention=auto",
+        )
+    no_dropout = backend in ("varlen", "fa3", "flex") or (backend == "auto" and device.type == "cuda" and reduced)
     for key in ("attention_dropout", "attn_pdrop"):
         if no_dropout and getattr(text, key, 0):
             raise ConfigError(

@@ -13,6 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from rmcli.config.sections import Config
 from rmcli.errors import ConfigError, RmcliError
 from rmcli.installed import install_command
+from rmcli.model.attention.needs import wants_flex
 
 RECOMPILE_LIMIT = 64  # one per kind of layer and step of a row's shape; dynamo's own is 8
 
@@ -38,7 +39,7 @@ def check_kernels(kernels: str, kind: str, attention: str, device: torch.device)
 def check_compilable(config: Config, model_config: PreTrainedConfig) -> None:
     """Raise ConfigError where compiled layers would be wrong or dense: before a weight is loaded."""
     text = model_config.get_text_config()
-    if getattr(text, "attn_logit_softcapping", None) or text.model_type == "gpt_oss":
+    if wants_flex(text):
         raise ConfigError(
             f"train.kernels = 'compile' cannot take {text.model_type}: its attention has soft-capping or sinks",
             "set train.kernels=torch",

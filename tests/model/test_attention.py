@@ -16,7 +16,7 @@ from rmcli.config.resolve import resolve
 from rmcli.errors import ConfigError
 from rmcli.installed import install_command
 from rmcli.model import batch
-from rmcli.model.attention import by_segment, varlen
+from rmcli.model.attention import by_segment, fa3, varlen
 from rmcli.model.attention.call import Call
 from rmcli.model.attention.layout import PackedLayout, Segment
 from rmcli.model.attention.shared_prefix import ATTENTION_NAME, BACKENDS, _choose
@@ -112,13 +112,14 @@ def flash_attn_varlen_func(
 
 @pytest.fixture
 def fake_kernels(monkeypatch):
-    """varlen, flash and flex made to run on CPU, gradients included."""
+    """All made to run on CPU, gradients included; fa3 is varlen's function on other kernels."""
     from torch.nn.attention import flex_attention
     from torch.nn.attention import varlen as torch_varlen
 
     package = SimpleNamespace(__version__="2.8.3", flash_attn_varlen_func=flash_attn_varlen_func)
     monkeypatch.setattr(torch_varlen, "varlen_attn", varlen_2_13)
     monkeypatch.setitem(sys.modules, "flash_attn", package)
+    monkeypatch.setattr(fa3, "switch", lambda on: None)
     monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
     return monkeypatch
 
@@ -129,11 +130,11 @@ UNCOMPILED = pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning",
 )
 FITS = {
-    "llama": ("varlen", "flash", "sdpa", "flex"),
-    "mistral": ("varlen", "flash", "sdpa", "flex"),  # a window
+    "llama": ("varlen", "fa3", "flash", "sdpa", "flex"),
+    "mistral": ("varlen", "fa3", "flash", "sdpa", "flex"),  # a window
     "gemma2": ("flash", "sdpa", "flex"),  # soft-capping, and a window in some layers
     "gpt_oss": ("sdpa", "flex"),  # sinks, and a window in some layers
-    "deepseek_v3": ("varlen", "flash", "sdpa", "flex"),  # heads of keys and values differ
+    "deepseek_v3": ("varlen", "fa3", "flash", "sdpa", "flex"),  # heads of keys and values differ
 }
 
 
@@ -211,7 +212,7 @@ def test_the_gradient_through_flex_attentions_sinks_is_exact_in_float64(fake_ker
         torch.testing.assert_close(by_flex, by_loop, atol=1e-12, rtol=1e-12)
 
 
-@pytest.mark.parametrize("backend", ["varlen", "flash", "sdpa"])
+@pytest.mark.parametrize("backend", ["varlen", "fa3", "flash", "sdpa"])
 def test_a_bfloat16_forward_gives_every_kernel_bfloat16(backend, fake_kernels):
     """Rotary embeddings give float32 back under autocast."""
     network, packed = tiny_model("qwen3"), batch.build_packed(uneven_groups())
@@ -254,12 +255,12 @@ def checked(backend: str, device: torch.device, rows: str = "packed", dtype: str
 
 def test_what_cannot_run_is_refused_in_one_line_before_loading(monkeypatch):
     cpu = torch.device("cpu")
-    for backend in ("varlen", "flash", "flex"):
+    for backend in ("varlen", "fa3", "flash", "flex"):
         with pytest.raises(
             ConfigError, match=f"model.attention = '{backend}' runs on CUDA only, and the device is cpu"
         ):
             checked(backend, cpu)
-    for backend in ("varlen", "flash"):
+    for backend in ("varlen", "fa3", "flash"):
         with pytest.raises(ConfigError, match=f"'{backend}' computes in bfloat16 only, and model.dtype is float32"):
             checked(backend, CUDA, dtype="float32")
     with pytest.raises(
@@ -273,6 +274,14 @@ def test_what_cannot_run_is_refused_in_one_line_before_loading(monkeypatch):
     checked("sdpa", CUDA, attention_dropout=0.1)
     checked("varlen", CUDA)
     checked("flex", CUDA, dtype="float32")
+    monkeypatch.setattr(fa3, "check", lambda device: None)
+    for backend in ("varlen", "fa3"):
+        for needs in ({"attn_logit_softcapping": 50.0, "model_type": "gemma2"}, {"model_type": "gpt_oss"}):
+            with pytest.raises(
+                ConfigError,
+                match=f"'{backend}' has no soft-capping of logits and no sinks, which {needs['model_type']} has",
+            ):
+                checked(backend, CUDA, **needs)
 
 
 def test_flash_names_the_package_it_misses_and_the_version_it_cannot_use(monkeypatch):
@@ -309,6 +318,7 @@ def test_a_choice_without_effect_is_said(capsys):
         ("varlen", {"softcap": 2.0}, "attention varlen has no soft-capping of logits"),
         ("varlen", {"sinks": torch.zeros(6)}, "attention varlen has no sinks"),
         ("varlen", {"dropout": 0.1}, "attention varlen has no dropout, and the model has 0.1"),
+        ("fa3", {"softcap": 2.0}, "attention fa3 has no soft-capping of logits"),
         ("flash", {"sinks": torch.zeros(6)}, "attention flash has no sinks"),
         ("flex", {"dropout": 0.1}, "attention flex has no dropout, and the model has 0.1"),
     ],
@@ -320,7 +330,7 @@ def test_what_a_layer_needs_and_a_backend_lacks_is_refused(backend, needs, said)
         BACKENDS[backend](Call(row, row, row, layout, **needs))
 
 
-@pytest.mark.parametrize("backend", ["varlen", "flash"])
+@pytest.mark.parametrize("backend", ["varlen", "fa3", "flash"])
 def test_heads_that_are_too_large_are_refused(backend):
     layout = batch.build_packed(uneven_groups()).layout
     row = torch.zeros(1, 1, layout.num_tokens, 257)

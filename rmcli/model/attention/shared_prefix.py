@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rmcli.errors import ConfigError, RmcliError
-from rmcli.model.attention import by_segment, flex, ulysses, varlen
+from rmcli.model.attention import by_segment, fa3, flex, ulysses, varlen
 from rmcli.model.attention.call import Call
 from rmcli.model.attention.layout import (
     KeysFound,
@@ -31,6 +31,7 @@ ATTENTION_NAME = "rmcli_shared_prefix"
 # The values of model.attention, but auto.
 BACKENDS: dict[str, Callable[[Call], Tensor]] = {
     "varlen": varlen.attend,
+    "fa3": varlen.attend_with_fa3,
     "flash": varlen.attend_with_flash,
     "sdpa": by_segment.attend,
     "flex": flex.attend,
@@ -49,6 +50,8 @@ def check_backend(backend: str, device: torch.device, is_reduced: bool) -> None:
             f"model.attention = {backend!r} computes in bfloat16 only, and model.dtype is float32",
             "set model.dtype=bfloat16, or model.attention=sdpa",
         )
+    if backend == "fa3":
+        fa3.check(device)
     if backend == "flash":
         varlen.flash_attn()
 

@@ -1,8 +1,8 @@
 """Attention in one kernel call: queries as they lie, keys and values gathered per segment.
 
-Two kernels take this form: torch's `varlen_attn`, and `flash_attn_varlen_func` of the package flash-attn 2. Both are
-causal with the last query of a segment at its last key. Axes: T row tokens (or queries), K gathered keys, H heads,
-D head size.
+Two functions take this form: torch's `varlen_attn`, on torch's own kernels or FlashAttention 3's (`fa3`), and
+`flash_attn_varlen_func` of the package flash-attn 2. All are causal with the last query of a segment at its last key.
+Axes: T row tokens (or queries), K gathered keys, H heads, D head size.
 """
 
 import inspect
@@ -20,7 +20,7 @@ from rmcli.installed import install_command
 from rmcli.model.attention.call import Call
 from rmcli.model.attention.layout import PackedLayout, ScoreLayout
 
-LARGEST_HEAD = 256  # of both kernels
+LARGEST_HEAD = 256  # of all these kernels
 FLASH_HINT = f"{install_command('flash', '--no-build-isolation')} builds it (needs nvcc), or set model.attention=auto"
 
 
@@ -28,6 +28,12 @@ def attend(call: Call) -> Tensor:
     """By torch's kernel."""
     call.refuse("varlen", dropout=True, softcap=True, sinks=True)
     return _in_one_call(_torch_kernel, call)
+
+
+def attend_with_fa3(call: Call) -> Tensor:
+    """By torch's function on FlashAttention 3's kernels, which `fa3.switch` has put in."""
+    call.refuse("fa3", dropout=True, softcap=True, sinks=True)
+    return _in_one_call(_varlen_attn, call)  # grouped heads as they are, compiled or not
 
 
 def attend_with_flash(call: Call) -> Tensor:
@@ -67,17 +73,21 @@ def _by_token(tensor: Tensor, size: int) -> Tensor:
 
 
 def _torch_kernel(query_THD: Tensor, key_KHD: Tensor, value_KHD: Tensor, call: Call) -> Tensor:
-    """torch's `varlen_attn`, whose signature grew: 2.11 takes grouped queries as they are, 2.12 wants to be told.
-
-    Causal is the window (-1, 0): unbounded to the left, nothing to the right; a sliding window of W tokens that
-    counts the query itself is (W - 1, 0). Its backward is deterministic when torch is told to be
-    (`_flash_attention_backward` in torch's attention_backward.cu).
-    """
-    arguments: dict[str, Any] = {"window_size": _kernel_window(call.window), "scale": call.scale}
     if torch.compiler.is_compiling():
         # The kernel's own sum of grouped gradients is slow; here it becomes a part of the gather's backward.
         groups = query_THD.shape[1] // key_KHD.shape[1]
         key_KHD, value_KHD = (tensor.repeat_interleave(groups, dim=1) for tensor in (key_KHD, value_KHD))
+    return _varlen_attn(query_THD, key_KHD, value_KHD, call)
+
+
+def _varlen_attn(query_THD: Tensor, key_KHD: Tensor, value_KHD: Tensor, call: Call) -> Tensor:
+    """torch's function, whose signature grew: 2.11 takes grouped queries as they are, 2.12 wants to be told.
+
+    Causal is the window (-1, 0): unbounded to the left, nothing to the right; a sliding window of W tokens that
+    counts the query itself is (W - 1, 0). Its backward is deterministic when torch is told to be
+    (`_flash_attention_backward` in torch's attention_backward.cu, and in its `_fa3`).
+    """
+    arguments: dict[str, Any] = {"window_size": _kernel_window(call.window), "scale": call.scale}
     if query_THD.shape[1] != key_KHD.shape[1] and _wants_enable_gqa():
         arguments["enable_gqa"] = True
     layout = call.layout
