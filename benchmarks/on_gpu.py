@@ -27,6 +27,7 @@ from statistics import median
 from typing import Any
 
 import material
+import mfu
 
 BENCHMARKS = Path(__file__).parent
 RESULTS = "on_gpu.jsonl"
@@ -59,6 +60,7 @@ class Scale:
     lines: int
     fast: str  # the settings that are held to be best
     levers: tuple[str, ...]  # each in place of `fast`
+    fp8: tuple[str, ...]  # the same in 8 bits, figures of their own
     large_fast: str
     against: tuple[str, ...]  # more for benchmarks/train.py
     scored: tuple[str, ...]  # more for benchmarks/score.py
@@ -76,6 +78,7 @@ GPU = Scale(
     lines=5,
     fast=FAST,
     levers=(
+        f"{FAST} model.attention=fa3",
         "train.kernels=torch train.master_weights=split",
         "train.kernels=compile train.master_weights=float32",
         f"{FAST} model.trim_last_layer=false",
@@ -86,6 +89,7 @@ GPU = Scale(
         "train.kernels=liger train.master_weights=split",
         "train.kernels=torch train.master_weights=split model.attention=flash",
     ),
+    fp8=tuple(f"{FAST} train.fp8={recipe}" for recipe in ("tensorwise", "rowwise")),
     large_fast=f"{FAST} train.optimizer=adamw_8bit",
     against=("--device", "cuda", "--contenders", "rmcli,trl-8", "--pairs-per-step", "64", "--steps", "6"),
     scored=("--device", "cuda", "--layers", "0", "--pairs", "0", "--rounds", "3"),
@@ -101,7 +105,8 @@ TINY = Scale(
     packs=2,
     lines=1,
     fast=ON_A_CPU,
-    levers=(f"{ON_A_CPU} model.trim_last_layer=false",),
+    levers=(f"{ON_A_CPU} model.trim_last_layer=false", f"{ON_A_CPU} model.attention=fa3"),
+    fp8=(f"{ON_A_CPU} train.fp8=rowwise",),
     large_fast=f"{ON_A_CPU} train.optimizer=adamw_8bit",
     against=("--contenders", "rmcli,rmcli-padded-4", "--pairs-per-step", "4", "--steps", "2", "--warmup", "1"),
     scored=("--layers", "2", "--pairs", "8", "--groups", "2", "--rounds", "1"),
@@ -117,7 +122,7 @@ def jobs_of(scale: Scale, arguments: argparse.Namespace, scratch: Path) -> list[
     longer_answers = material.default_data().parent if arguments.data is None else arguments.data
     trl = [] if arguments.trl_python is None else ["--trl-python", arguments.trl_python]
 
-    def mfu(name: str, seconds: int, shape: str, packed: int, way: str, *more: str) -> Job:
+    def of_mfu(name: str, seconds: int, shape: str, packed: int, way: str, *more: str) -> Job:
         # As many tokens a step, whatever the length of a pack.
         packs = max(scale.packs * scale.packed // packed, 1) if shape == scale.middle else scale.packs
         kept = scratch / f"{shape}-{packed}-{packs}"
@@ -131,16 +136,17 @@ def jobs_of(scale: Scale, arguments: argparse.Namespace, scratch: Path) -> list[
         Job(
             "cuda-tests", 240, ("-m", "pytest", "tests/test_cuda.py", "-v", "-p", "no:cacheprovider"), is_a_test=True
         ),
-        mfu("gaps", 110, scale.middle, scale.packed, scale.fast, "--profile"),
-        mfu("mfu-middle", 100, scale.middle, scale.packed, scale.fast),
-        *(mfu(f"mfu-middle-{packed}", 110, scale.middle, packed, scale.fast) for packed in scale.longer),
-        *(mfu(f"lever {way}", 90, scale.middle, scale.packed, way) for way in scale.levers),
+        of_mfu("gaps", 110, scale.middle, scale.packed, scale.fast, "--profile"),
+        of_mfu("mfu-middle", 100, scale.middle, scale.packed, scale.fast),
+        *(of_mfu(f"mfu-middle-{packed}", 110, scale.middle, packed, scale.fast) for packed in scale.longer),
+        *(of_mfu(f"lever {way}", 90, scale.middle, scale.packed, way) for way in scale.levers),
         Job("against-trl", 200, ("benchmarks/train.py", *shape, *orpo, *scale.against, "--output", "{output}")),
         *(
-            mfu(f"mfu-large-{packed}{way and '-selective'}", 150, scale.large, packed, f"{scale.large_fast} {way}")
+            of_mfu(f"mfu-large-{packed}{way and '-selective'}", 150, scale.large, packed, f"{scale.large_fast} {way}")
             for packed in scale.large_packed
             for way in ("", "train.activation_checkpointing=selective")
         ),
+        *(of_mfu(f"fp8 {way}", 90, scale.middle, scale.packed, way) for way in scale.fp8),
         Job("score", 120, ("benchmarks/score.py", *model, *hh, *scale.scored, "--output", "{output}")),
     ]
 
@@ -264,7 +270,7 @@ def headline(line: dict[str, Any]) -> str:
             return f"not run: {way['error'][:70]}"
         if "gaps" in way:
             return f"{way['gaps']['idle_ms_per_step']:.1f} of {way['gaps']['ms_per_step']:.1f} ms in no kernel"
-        return f"MFU {way['mfu']:.1%} ({', '.join(format(one['mfu'], '.1%') for one in way['each'])})"
+        return f"{mfu.title(way)} {way['mfu']:.1%} ({', '.join(format(one['mfu'], '.1%') for one in way['each'])})"
     if found.get("best_trl"):
         return f"{found['contenders'][found['best_trl']]['rmcli_is_faster']:.2f}x {found['best_trl']}"
     if "contenders" in found:

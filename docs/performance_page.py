@@ -47,6 +47,15 @@ graph (`tests/model/test_kernels.py`, traced on a CPU), and that a deterministic
 peak, as here.
 Compiled layers, Liger, split weights and flash-attn are for CUDA: `tests/test_cuda.py` runs all but flash-attn on a
 GPU, whose call alone is tested.
+
+`train.fp8 = "tensorwise"` or `"rowwise"` (the extra `fp8`: torchao) rounds what goes into the matrix products of
+training to 8-bit floats, with a scale per tensor or per row: linear layers of all decoder layers but a trimmed last
+one, where both sizes are multiples of 16, and no routers; how many they are is said. Weights, optimizer, attention
+and the head stay as they are, and evaluation multiplies in the network's own precision, so that the exported model
+scores as it was evaluated. It needs Ada, Hopper or later, one process, no adapters, and is worth it with
+`train.kernels = "compile"` alone. Its share of the chip's peak counts against FP8's, twice bf16's, and is a figure
+of its own (`mfu_fp8`). `tests/model/test_fp8.py` holds the arithmetic on a CPU, where torchao emulates it; **on a
+GPU it has not run yet**, and neither has FlashAttention 3 ([attention.md](attention.md)).
 """
 
 LOOP = """## The loop's habits
@@ -199,8 +208,9 @@ def utilization(name: str, result: dict[str, Any]) -> str:
             lines.append(f"| {way['settings']} | not run: {way['error']} | | | | | | | |")
             continue
         each = ", ".join(f"{line['mfu']:.1%}" for line in way["each"])
+        peak = " of FP8's peak" if way.get("peak") == "fp8" else ""
         lines.append(
-            f"| {way['settings']} | **{way['mfu']:.1%}** | {each} | {way['effective_mfu']:.1%} | "
+            f"| {way['settings']} | **{way['mfu']:.1%}**{peak} | {each} | {way['effective_mfu']:.1%} | "
             f"{way['pairs_per_s']:.1f} | {way['tokens_per_s']:,.0f} | {way['seconds_per_step']:.2f} | "
             f"{way['pairs_per_step']:.0f} | {way['peak_device_gib']:.1f} |"
         )

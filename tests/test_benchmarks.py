@@ -101,12 +101,17 @@ def test_mfu_is_the_median_of_the_lines_after_the_warm_up():
     assert found["seconds_per_step"] == 2.0  # of 4, 8 and 2 seconds for two steps each
     assert found["pairs_per_step"] == pytest.approx(52 / 3 / 2)
     assert [one["mfu"] for one in found["each"]] == [0.4, 0.5, 0.3]
+    assert [mfu.title(way) for way in (found, {"peak": "bf16"}, {"peak": "fp8"})] == [
+        *("MFU", "MFU", "MFU of the FP8 peak")
+    ]
     result = {"command": "python x", "machine": {"processor": "P", "cores": 2}, "max_packed_length": 8, "packs": 3}
     result |= {"material": {"parameters": 1e6, "tokens_per_pair": 9.0, "sharing": 1.5}}
     result["ways"] = [{"settings": "a=1", **found}, {"settings": "b=2", "error": "Error: no"}]
+    result["ways"].append({"settings": "c=3", **found, "peak": "fp8"})
     section = performance_page().utilization("mfu-x-2026-01-02.json", result)
     assert "| a=1 | **40.0%** | 40.0%, 50.0%, 30.0% | 80.0% | 4.0 | 9 | 2.00 | 9 | 7.0 |" in section
     assert "| b=2 | not run: Error: no | " in section
+    assert "| c=3 | **40.0%** of FP8's peak | " in section
 
 
 def test_a_comparison_with_none_at_once_is_refused(capsys):
@@ -386,12 +391,23 @@ def test_every_job_of_the_kit_runs_on_a_cpu_in_small(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "on_gpu.jsonl").read_text().splitlines()]
     assert "left: no time" not in done.stdout
     assert [line["job"].split("-")[0].split()[0] for line in lines] == [
-        *("cuda", "gaps", "mfu", "mfu", "lever", "against", "mfu", "mfu", "score")
+        *("cuda", "gaps", "mfu", "mfu", "lever", "lever", "against", "mfu", "mfu", "fp8", "score")
     ]
     assert {line["job"]: line["last_lines"] for line in lines if "last_lines" in line} == {}
     headlines = {line["job"]: on_gpu.headline(line) for line in lines}
     assert headlines.pop("cuda-tests") == "no test ran"  # without CUDA they are skipped as a whole
-    assert not [name for name, headline in headlines.items() if not headline or headline.startswith("not run")]
+    without = {
+        name: headline for name, headline in headlines.items() if not headline or headline.startswith("not run")
+    }
+    # They reach the command, which says what they need.
+    assert {name: headline.rpartition(", and the device")[0] for name, headline in without.items()} == {
+        "lever train.peak_tflops=1 train.device=cpu model.attention=fa3": (
+            "not run: error: model.attention = 'fa3' runs on CUDA only"
+        ),
+        "fp8 train.peak_tflops=1 train.device=cpu train.fp8=rowwise": (
+            "not run: error: train.fp8 = 'rowwise' is for CUDA"
+        ),
+    }
 
 
 @pytest.mark.slow

@@ -5,6 +5,8 @@ whole tensors, |actual - expected| / |expected|. bfloat16 keeps 8 bits, so that 
 """
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +17,11 @@ from torch import distributed
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+import nano_run
 from rmcli.config.resolve import resolve
+from rmcli.errors import ConfigError
 from rmcli.model import batch, forward, kernels, optim
-from rmcli.model.attention import by_segment, varlen
+from rmcli.model.attention import by_segment, fa3, varlen
 from rmcli.model.attention.call import Call
 from rmcli.model.attention.layout import BatchShape
 from rmcli.model.attention.shared_prefix import ATTENTION_NAME, BACKENDS
@@ -69,6 +73,22 @@ def furthest(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor])
     )
 
 
+def skip_without_packages(way: str) -> None:
+    if way == "liger":
+        pytest.importorskip("liger_kernel", reason="the extra rmcli[liger] is not installed")
+    if "FP8" in way:
+        pytest.importorskip("torchao", reason="the extra rmcli[fp8] is not installed")
+    if "fa3" in way:
+        skip_without_fa3()
+
+
+def skip_without_fa3() -> None:
+    try:
+        fa3.check(CUDA)
+    except ConfigError as error:
+        pytest.skip(error.message)
+
+
 # --- one call of a kernel ---
 
 
@@ -79,12 +99,16 @@ def call_of(layout, heads: int, kv_heads: int, size: int, dtype: torch.dtype, **
     return Call(*tensors, layout, **options), tensors
 
 
-@pytest.mark.parametrize("backend", ["varlen", "flex"])
+@pytest.mark.parametrize("backend", ["varlen", "fa3", "flex"])
 @pytest.mark.parametrize("window", [None, 6])
 @pytest.mark.parametrize(("heads", "kv_heads", "size"), [(6, 2, 64), (4, 4, 128), (6, 6, 40)])
-def test_a_kernel_and_its_gradients_are_those_of_float32_segments(backend, window, heads, kv_heads, size):
+def test_a_kernel_and_its_gradients_are_those_of_float32_segments(backend, window, heads, kv_heads, size, request):
     if backend == "flex" and size == 40:
         size = 48
+    if backend == "fa3":
+        skip_without_fa3()
+        fa3.switch(True)
+        request.addfinalizer(lambda: fa3.switch(False))
     layout = batch.build_packed(uneven_groups(), CUDA).layout
     call, tensors = call_of(layout, heads, kv_heads, size, torch.bfloat16, window=window)
     full = [tensor.detach().float().requires_grad_() for tensor in tensors]
@@ -221,6 +245,9 @@ WAYS = {
     ),
     "selective": ("train.activation_checkpointing=selective",),
     "flex": ("model.attention=flex",),
+    "fa3": ("model.attention=fa3",),
+    "compile, fa3": ("train.kernels=compile", "model.attention=fa3"),
+    "compile, FP8": ("train.kernels=compile", "train.fp8=rowwise"),
     "float32": ("model.dtype=float32",),
     "padded": ("model.use_varlen_attn=false",),
     "deterministic": ("train.deterministic=true",),
@@ -251,14 +278,14 @@ def on_cpu(tiny_run, tmp_path_factory) -> list[float]:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_train_learns_on_cuda_as_on_the_cpu(way, tiny_run, on_cpu, tmp_path):
-    """Split weights are bfloat16 in every sum of a forward; under autocast only products are."""
-    if way == "liger":
-        pytest.importorskip("liger_kernel", reason="the extra rmcli[liger] is not installed")
+    """Split weights are bfloat16 in every sum of a forward; under autocast only products are; FP8 has 8 bits."""
+    skip_without_packages(way)
     torch._dynamo.reset()
     settings = WAYS[way]
     losses = losses_of(tiny_run.data, tmp_path / "run", (*going_on(tiny_run), *settings), 8)
-    assert losses[:2] == pytest.approx(on_cpu[:2], abs=5e-3)
-    assert losses == pytest.approx(on_cpu, abs=0.06 if "train.master_weights=split" in settings else 0.01)
+    is_near = not {"train.master_weights=split", "train.fp8=rowwise"} & set(settings)
+    assert losses[:2] == pytest.approx(on_cpu[:2], abs=0.03 if "train.fp8=rowwise" in settings else 5e-3)
+    assert losses == pytest.approx(on_cpu, abs=0.01 if is_near else 0.06)
     assert max(on_cpu) - min(on_cpu) > 0.1
 
 
@@ -267,6 +294,31 @@ def test_deterministic_runs_on_cuda_are_bitwise_equal(data, tmp_path):
     first, second = (losses_of(data, tmp_path / run, settings, 20) for run in ("one", "two"))
     assert first == second
     weights = [(tmp_path / run / "model" / "model.safetensors").read_bytes() for run in ("one", "two")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("way", ["plain", "split", "8 bits", "compile, split, 8 bits"])
+def test_a_stopped_deterministic_run_goes_on_bit_by_bit_on_cuda(way, data, tmp_path, monkeypatch):
+    """Against the run that was never stopped: every field of its lines but times and rates, and the weights."""
+    settings = ("train.deterministic=true", "train.eval_steps=4", *WAYS[way])
+    losses_of(data, tmp_path / "whole", settings, 12)
+    run_step = Trainer.run_step
+
+    def stopping(self, feed):
+        if feed.step.number == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return run_step(self, feed)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "run_step", stopping)
+        chosen = [part for one in ("train.max_steps=12", *settings) for part in ("-s", one)]
+        assert run_cli("train", *TINY, "--data", data, "-o", tmp_path / "run", *chosen).code == 143
+    torch._dynamo.reset()
+    gone_on = run_cli("train", "--resume", "-o", tmp_path / "run")
+    assert gone_on.code == 0, gone_on.stderr
+    timeless = [nano_run.lines(tmp_path / name) for name in ("run", "whole")]
+    assert timeless[0] == timeless[1]
+    weights = [(tmp_path / run / "model" / "model.safetensors").read_bytes() for run in ("run", "whole")]
     assert weights[0] == weights[1]
 
 

@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import logging
 import os
 import sys
 from typing import Annotated
@@ -111,6 +112,9 @@ def main() -> None:
     gc.set_threshold(10_000)
     atexit.register(gc.freeze)
     os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars; a download from the Hub still shows its own
+    # transformers imports torchao wherever it is installed, and that tells of kernels for other machines.
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         app()
     except OSError as error:  # of --help and --version, which run outside the commands

@@ -48,11 +48,12 @@ class ModelSection(Section):
     use_varlen_attn: bool = Field(
         True, description="packed rows with shared prompts; false runs padded conversations (slow, the reference)"
     )
-    attention: Literal["auto", "varlen", "flash", "sdpa", "flex"] = Field(
+    attention: Literal["auto", "varlen", "fa3", "flash", "sdpa", "flex"] = Field(
         "auto",
-        description="what computes attention over packed rows (docs/attention.md): varlen is torch's kernel, flash "
-        "the package flash-attn 2 (the extra `flash`), flex FlexAttention, all on CUDA; sdpa is torch anywhere. "
-        "auto is sdpa on CPU and in float32, varlen on CUDA, flex there for soft-capping and sinks",
+        description="what computes attention over packed rows (docs/attention.md): varlen is torch's kernel, fa3 "
+        "FlashAttention 3's in its place (Hopper), flash the package flash-attn 2 (the extra `flash`), flex "
+        "FlexAttention, all on CUDA; sdpa is torch anywhere. auto is sdpa on CPU and in float32, varlen on CUDA, "
+        "flex there for soft-capping and sinks",
     )
     trim_last_layer: bool = Field(
         True, description="compute the last layer at the reward positions only, where that is proven exact"
@@ -282,6 +283,11 @@ class TrainSection(Section):
         "torch",
         description="compile: layers through torch.compile, rows laid out to fixed shapes (CUDA); liger: Liger's "
         "kernels for norms, rotations and MLPs (CUDA, the extra `liger`)",
+    )
+    fp8: Literal["none", "tensorwise", "rowwise"] = Field(
+        "none",
+        description="matrix products of training in 8-bit floats, with a scale per tensor or per row (CUDA, the "
+        "extra `fp8`; docs/performance.md); evaluation and the exported model do without",
     )
     check_memory: bool = Field(True, description="stop before loading when the estimate exceeds free memory")
     peak_tflops: float | None = Field(

@@ -13,6 +13,7 @@ TOPIC = "extras"
 BRINGS = {
     "fast": "tokenizes many times faster (data.tokenizer_engine)",
     "flash": "model.attention=flash on CUDA",
+    "fp8": "train.fp8 on CUDA",
     "gguf": "loads .gguf files",
     "liger": "train.kernels=liger on CUDA",
     "internlm2": "reads InternLM2's tokenizer and checkpoints",

@@ -156,6 +156,7 @@ def _facts(run: Run) -> list[list[str]]:
         ["its manifest's sha256", run.data.get("manifest_sha256")],
         ["device", told.get("device")],
         ["processes", told.get("processes")],
+        *([f"kernels: {name}", value] for name, value in flat(mapping(told.get("kernels"))).items()),
         ["started", told.get("started")],
         ["ended", told.get("ended")],
     ]
@@ -171,6 +172,8 @@ def throughput_rows(run: Run) -> list[list[Any]]:
         "flops_per_s": ("model TFLOP/s", lambda value: decimal(value / 1e12, 3)),
         "mfu": ("MFU", per_cent),
         "effective_mfu": ("MFU as if no prompt were shared", per_cent),
+        "mfu_fp8": ("MFU of the FP8 peak", per_cent),
+        "effective_mfu_fp8": ("MFU of the FP8 peak as if no prompt were shared", per_cent),
     }
     rows: list[list[Any]] = []
     for name, (title, show) in names.items():

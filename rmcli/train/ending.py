@@ -9,6 +9,8 @@ import torch
 from rmcli import output
 from rmcli.backbones.lineage import lineage
 from rmcli.errors import INTERRUPTED, TERMINATED, RmcliError, Stopped, Terminated
+from rmcli.model import fp8
+from rmcli.model.attention import fa3
 from rmcli.parallel import world
 from rmcli.parallel.word import peers_explained
 from rmcli.runs import checkpoint, record
@@ -58,7 +60,12 @@ def _begin(job: Job, command: str | None) -> None:
     if not world.is_first():
         return
     if job.past is not None:
-        facts = {"command": command, "step": job.past.step, "device": _device_name(job.device)}
+        facts = {
+            "command": command,
+            "step": job.past.step,
+            "device": _device_name(job.device),
+            **_kernels(job),
+        }
         record.go_on(job.run_folder, facts, {"eval_sets": places_of(job.eval_sets)})
         return
     model = job.config.model
@@ -71,8 +78,19 @@ def _begin(job: Job, command: str | None) -> None:
         "eval_sets": places_of(job.eval_sets),
         "device": _device_name(job.device),
         "processes": job.spread.processes,
+        **_kernels(job),
     }
     record.begin(job.run_folder, facts)
+
+
+def _kernels(job: Job) -> dict[str, Any]:
+    """The packages whose kernels compute this run; nothing where all are torch's own."""
+    has_fa3 = job.config.model.attention == "fa3" and job.batch_choice.kind == "packed"
+    found = {
+        **({"model.attention=fa3": fa3.package()} if has_fa3 else {}),
+        **({"train.fp8": fp8.package()} if job.config.train.fp8 != "none" else {}),
+    }
+    return {"kernels": found} if found else {}
 
 
 def _device_name(device: torch.device) -> str:

@@ -18,6 +18,7 @@ from rmcli.errors import ConfigError, RmcliError
 from rmcli.model import flops
 from rmcli.model.backend import check_attention
 from rmcli.model.device import pick_device
+from rmcli.model.fp8 import check_fp8
 from rmcli.model.kernels import check_compilable, check_kernels
 from rmcli.model.memory import MemoryEstimate, estimate, free_memory, sizes_of
 from rmcli.model.sequence_parallel import check_sequence_parallel
@@ -89,10 +90,12 @@ class Job:
 
     @property
     def peak_flops(self) -> float | None:
-        """bf16 FLOP/s of the device, for MFU; None where it is not known (a CPU, say)."""
+        """FLOP/s of the device, for MFU: in bf16, or with train.fp8 in 8 bits; None where it is not known (a CPU)."""
         if self.config.train.peak_tflops is not None:
             return self.config.train.peak_tflops * 1e12
-        return flops.peak_flops(torch.cuda.get_device_name(self.device)) if self.device.type == "cuda" else None
+        if self.device.type != "cuda":
+            return None
+        return flops.peak_flops(torch.cuda.get_device_name(self.device), self.config.train.fp8 != "none")
 
 
 def build_job(
@@ -125,6 +128,7 @@ def build_job(
     check_kernels(config.train.kernels, batch_choice.kind, config.model.attention, device)
     if config.train.kernels == "compile":
         check_compilable(config, model_config)
+    check_fp8(config, device, processes)
     reward = load_tokenizer(model)
     if reward.tokenizer.chat_template is None:
         raise ConfigError(

@@ -86,7 +86,7 @@ class Trainer:
 
     def _new_window(self) -> Window:
         peak = self.job.peak_flops
-        return Window(peak and peak * self.job.spread.processes)
+        return Window(peak and peak * self.job.spread.processes, self.config.train.fp8 != "none")
 
     def fit(
         self, metrics_file: TextIO | None, profile_folder: Path | None = None, trackers: Trackers | None = None

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rmcli import output
 from rmcli.errors import RmcliError
-from rmcli.model import adapter, kernels, optim, self_test
+from rmcli.model import adapter, fp8, kernels, optim, self_test
 from rmcli.model.network import score_head, whole_row_layers
 from rmcli.model.recompute import checkpoint_activations
 from rmcli.model.shard import gathered
@@ -95,6 +95,8 @@ def _train(job: Job, with_profile: bool) -> "_Trained":
     proofs.prove(job, network, optimizer, kind)
     if config.train.activation_checkpointing != "none":
         checkpoint_activations(network, config.train.activation_checkpointing)
+    if config.train.fp8 != "none":
+        fp8.use_fp8(whole_row_layers(network), config.train.fp8)
     if config.train.kernels == "compile":
         kernels.compile_layers(whole_row_layers(network))
     trainer = Trainer(job, network, optimizer, kind)

@@ -37,12 +37,16 @@ def add_up_step(feed: StepFeed, pair_loss: Tensor, penalty: Tensor, loss: Tensor
     return StepSums(*sums[:3].to(loss.dtype), *sums[3:])
 
 
+MFU = {"mfu": "MFU", "mfu_fp8": "MFU (FP8)"}
+
+
 class Window:
     """What one log line is about: the steps since the last one."""
 
-    def __init__(self, peak_flops: float | None) -> None:
+    def __init__(self, peak_flops: float | None, in_fp8: bool = False) -> None:
         self.metrics = PairMetrics()
         self.peak_flops = peak_flops  # of all devices
+        self.mfu = "mfu_fp8" if in_fp8 else "mfu"  # shares of two peaks are no figures of one column
         self.num_tokens: Tensor | int = 0
         self.flops: Tensor | float = 0.0
         self.effective_flops: Tensor | float = 0.0
@@ -93,8 +97,8 @@ class Window:
             "effective_flops_per_s": float(self.effective_flops) / seconds,
         }
         if self.peak_flops is not None:
-            rates["mfu"] = rates["flops_per_s"] / self.peak_flops
-            rates["effective_mfu"] = rates["effective_flops_per_s"] / self.peak_flops
+            rates[self.mfu] = rates["flops_per_s"] / self.peak_flops
+            rates[f"effective_{self.mfu}"] = rates["effective_flops_per_s"] / self.peak_flops
         return rates
 
 
@@ -118,6 +122,6 @@ def log(progress: output.Progress, metrics_file: TextIO | None, values: Mapping[
             "lr": f"{values['lr']:.2e}",
             "tokens/s": f"{values['tokens_per_s']:,.0f}",
             "pairs/s": f"{values['pairs_per_s']:.2f}",
-            **({"MFU": f"{values['mfu']:.1%}"} if "mfu" in values else {}),
+            **{title: f"{values[name]:.1%}" for name, title in MFU.items() if name in values},
         }
     )

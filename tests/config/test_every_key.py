@@ -481,6 +481,7 @@ TABLE: dict[str, Shown] = {
         "full",
     ),
     "train.kernels": refuses("train.kernels=compile", "is for CUDA"),
+    "train.fp8": refuses("train.fp8=rowwise", "is for CUDA"),
     "train.check_memory": memory_is_checked,
     "train.peak_tflops": trains("train.peak_tflops=1"),
     "train.trackers": reaches(
