@@ -136,8 +136,9 @@ def evaluate_command(
 
 
 def _finish(found: Mapping[str, Any], target: "Place", as_json: bool, min_accuracy: float | None) -> None:
-    """Keep the figures and show them. Raises RmcliError where a set or suite is below what is asked for."""
+    """Keep the figures and show them. Raises RmcliError where a set has none, or is below what is asked for."""
     from rmcli.evaluate.screen import show
+    from rmcli.evaluate.sets import check_measured
 
     target.write_metrics(found)
     if as_json:
@@ -147,6 +148,7 @@ def _finish(found: Mapping[str, Any], target: "Place", as_json: bool, min_accura
     pages = [target.metrics.path, *([target.report.path] if target.write_report(found) else [])]
     output.say(f"figures in {' and '.join(map(str, pages))}")
     say_next("serve", str(found["model"]))
+    check_measured(found["not_measured"].values(), f"the figures of the others are in {target.metrics.path}")
     if min_accuracy is not None:
         _check_accuracy(found, min_accuracy, target)
 

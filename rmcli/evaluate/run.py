@@ -15,7 +15,7 @@ from rmcli.evaluate.against import compared
 from rmcli.evaluate.by import by
 from rmcli.evaluate.format_bias import format_bias
 from rmcli.evaluate.gathered import Gathered
-from rmcli.evaluate.sets import check_compared, gather, open_set
+from rmcli.evaluate.sets import check_measured, gather, open_set, why_nothing
 from rmcli.evaluate.suites.run import count_rows, evaluate_suite
 from rmcli.evaluate.wanted import Wanted, name_of
 from rmcli.metrics.figures import figures
@@ -32,7 +32,8 @@ def run(config: Config, wanted: Wanted, against: Config | None = None, is_verifi
     """All figures, by the names of metrics.json (docs/evaluate.md). `against`: the other model's configuration.
 
     Of several processes all score; the first one reads and has the figures. `is_verified`: the models' files are
-    known to be as their folders list them. Raises RmcliError where a set has nothing to compare, or a model is none.
+    known to be as their folders list them. A set that has nothing to compare is named under `not_measured` and costs
+    the others nothing. Raises RmcliError where all are such, or a model is none.
     """
     if world.size() > 1:
         check_same({"wanted": wanted.as_options(), "model": config.model.model_dump(), **versions()})
@@ -43,9 +44,7 @@ def run(config: Config, wanted: Wanted, against: Config | None = None, is_verifi
     scorer = load_scorer(config, encoder)
     started = time.monotonic()
     gathered = [gather(scorer, one, wanted) for one in opened]
-    if world.is_first():
-        for one, source in zip(gathered, wanted.sets, strict=True):
-            check_compared(one, source)
+    not_measured = _not_measured(wanted, gathered)
     seconds = time.monotonic() - started
     entries = [_entry(scorer, source, wanted, one) for source, one in zip(wanted.sets, gathered, strict=True)]
     suites = [evaluate_suite(config, encoder, scorer, suite, source) for suite, source in wanted.suites]
@@ -64,15 +63,27 @@ def run(config: Config, wanted: Wanted, against: Config | None = None, is_verifi
         "seconds": seconds,
         "conversations": scored,
         "conversations_per_second": scored / seconds if scored else None,
-        "sets": entries,
+        "sets": [entry for entry in entries if entry],
+        "not_measured": not_measured,
         "suites": suites,
     }
 
 
-def _entry(scorer: Scorer, source: SourceSection, wanted: Wanted, gathered: Gathered) -> dict[str, Any]:
-    """What metrics.json says of a set; empty on other processes than the first."""
-    bias = format_bias(scorer, gathered.sample.held)
+def _not_measured(wanted: Wanted, gathered: Sequence[Gathered]) -> dict[str, str]:
+    """Why, by the set's name; nothing on other processes than the first. Raises RmcliError where nothing is left."""
     if not world.is_first():
+        return {}
+    told = {name_of(source): why_nothing(one, source) for source, one in zip(wanted.sets, gathered, strict=True)}
+    found = {name: why for name, why in told.items() if why is not None}
+    if len(found) == len(wanted.sets) and not wanted.suites:
+        check_measured(found.values())
+    return found
+
+
+def _entry(scorer: Scorer, source: SourceSection, wanted: Wanted, gathered: Gathered) -> dict[str, Any]:
+    """What metrics.json says of a set; empty without comparisons, as on other processes than the first."""
+    bias = format_bias(scorer, gathered.sample.held)
+    if not gathered.keys:
         return {}
     judged = gathered.judged()
     of_length = gathered.of_length(judged)
@@ -108,7 +119,7 @@ def _compare(
     other = load_scorer(against, encoder)
     for one, ours, entry in zip(opened, gathered, entries, strict=True):
         theirs = gather(other, one, numbers_alone)
-        if world.is_first():
+        if entry:
             entry["against"] = compared(ours, theirs)
     for (suite, source), entry in zip(wanted.suites, suites, strict=True):
         theirs = evaluate_suite(against, encoder, other, suite, source)

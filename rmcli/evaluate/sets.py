@@ -1,6 +1,6 @@
 """Preference sets scored by one model: each read line by line, of which little is kept."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -101,15 +101,21 @@ def _check_columns(window: list[Line], wanted: Wanted, source: SourceSection) ->
             )
 
 
-def check_compared(gathered: Gathered, source: SourceSection) -> None:
-    """Raises RmcliError where a set says of no two answers which one is better, with the cause."""
+def why_nothing(gathered: Gathered, source: SourceSection) -> str | None:
+    """The cause, where a set says of no two answers which one is better."""
     if gathered.keys:
-        return
-    first = f"; the first is {gathered.first_error}" if gathered.first_error else ""
+        return None
     if not gathered.errors:
-        raise RmcliError(f"{source.label}: all {gathered.lines:,} lines call their answers equally good")
+        return f"{source.label}: all {gathered.lines:,} lines call their answers equally good"
     reason, count = gathered.errors.most_common(1)[0]
-    raise RmcliError(
-        f"{source.label}: nothing to compare in {gathered.lines:,} lines: {count:,} {reason}{first}",
-        "docs/format.md says what the reasons mean; rmcli map-fns has the map functions",
-    )
+    first = f"; the first is {gathered.first_error}" if gathered.first_error else ""
+    return f"{source.label}: nothing to compare in {gathered.lines:,} lines: {count:,} {reason}{first}"
+
+
+def check_measured(not_measured: Collection[str], hint: str | None = None) -> None:
+    """Raises RmcliError with what `why_nothing` says of one or more sets."""
+    if not_measured:
+        raise RmcliError(
+            "; ".join(not_measured),
+            hint or "docs/format.md says what the reasons mean; rmcli map-fns has the map functions",
+        )

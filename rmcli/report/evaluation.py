@@ -79,6 +79,7 @@ def _about(metrics: Mapping[str, Any]) -> list[list[Any]]:
         ["conversations", _whole(metrics.get("conversations"))],
         ["seconds", None if number(metrics.get("seconds")) is None else decimal(metrics["seconds"], 1)],
         ["conversations per second", None if number(speed) is None else decimal(speed, 1)],
+        *([f"not measured: {name}", why] for name, why in mapping(metrics.get("not_measured")).items()),
         *([f"machine: {name}", value] for name, value in flat(mapping(metrics.get("machine"))).items()),
     ]
     return [[name, value if isinstance(value, int) else text(value)] for name, value in rows if value is not None]

@@ -76,6 +76,7 @@ def _told(job: Job, step: int, evaluated: Sequence[EvaluatedSet], judged_sets: S
         "conversations_per_second": conversations / seconds,
         "run": {"path": str(job.run_folder), "name": job.resolved.name, "step": step},
         "sets": [_set(job, one, its) for one, its in zip(evaluated, judged_sets, strict=True)],
+        "not_measured": {},
         "suites": [],
     }
 

@@ -161,6 +161,20 @@ def test_nothing_to_compare_is_an_error(cli, tmp_path):
     assert not Path("out").exists()
 
 
+def test_a_set_without_anything_to_compare_costs_the_others_nothing(cli, tmp_path):
+    write_lines(tmp_path / "ties.jsonl", [{"prompt": "a", "responses": ["b", "c"], "ranks": [1, 1]}])
+    write_lines(tmp_path / "good.jsonl", TASKS[:3])
+    result = cli("evaluate", MODEL, "ties.jsonl", "good.jsonl", "-o", "out", "--against", MODEL)
+    assert result.code == 1
+    why = "ties.jsonl: all 1 lines call their answers equally good"
+    assert f"error: {why}\nhint: the figures of the others are in out/metrics.json" in result.stderr
+    found = json.loads(Path("out/metrics.json").read_text())
+    assert found["not_measured"] == {"ties": why}
+    (one,) = found["sets"]
+    assert (one["name"], one["figures"]["pairs"], one["against"]["pairs"]) == ("good", 3, 3)
+    assert why in Path("out/report.html").read_text()
+
+
 def test_a_set_below_min_accuracy_ends_with_1_and_keeps_its_figures(evaluated, cli):
     accuracy = figures(evaluated())["accuracy"]
     assert 0 < accuracy < 1
