@@ -1,7 +1,5 @@
 """`rmcli evaluate`."""
 
-import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rmcli import output
-from rmcli.cli.ending import one_line_for_everything
 from rmcli.cli.options import (
     ConfigFiles,
     DryRun,
     Json,
+    NoVerify,
     Preset,
     Quiet,
     Settings,
@@ -22,6 +20,7 @@ from rmcli.cli.options import (
     say_next,
     show_config,
 )
+from rmcli.cli.several import NumProcesses, joined, start_and_leave
 from rmcli.errors import RmcliError
 
 if TYPE_CHECKING:
@@ -76,18 +75,8 @@ def evaluate_command(
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier evaluation in -o.")] = False,
-    no_verify: Annotated[
-        bool, typer.Option("--no-verify", help="Score even if a model's files are not as they were exported.")
-    ] = False,
-    num_processes: Annotated[
-        int | None,
-        typer.Option(
-            "--num-processes",
-            metavar="N",
-            min=0,
-            help="Score on N processes of this machine, one per GPU; 0: all its GPUs.",
-        ),
-    ] = None,
+    no_verify: NoVerify = False,
+    num_processes: NumProcesses = None,
     preset: Preset = None,
     config: ConfigFiles = None,
     set_: Settings = None,
@@ -103,14 +92,10 @@ def evaluate_command(
     from rmcli.lines.inputs import files_read
     from rmcli.model.device import find_device
     from rmcli.parallel import parent, world
-    from rmcli.parallel.launch import run_together
-    from rmcli.parallel.processes import check_gpus, started_processes, wanted_processes
-    from rmcli.parallel.word import peers_explained
     from rmcli.scorer.load import checked, configuration_of
 
-    wanted, started = wanted_processes(num_processes, os.environ), started_processes(os.environ)
-    with world.joined(started), one_line_for_everything(), peers_explained():
-        is_shared = max(wanted, started) > 1
+    with joined(num_processes) as several:
+        is_shared = several.number > 1
         what = asked_for(sets or (), suite or (), map_fn, by or (), format_bias, against is not None, is_shared)
         sources = [*what.sets, *(source for _, source in what.suites if source is not None)]
         read = [file for source in sources for file in files_read(source)]
@@ -125,9 +110,8 @@ def evaluate_command(
             other_model = None if against is None else str(against)
             show_config(resolved, {**plan, "against": other_model, "output": str(target.folder)}, json)
             return
-        if wanted > 1:
-            check_gpus(wanted, find_device(resolved.config.train.device, "train.device").type)
-            raise typer.Exit(run_together(["-m", "rmcli", *sys.argv[1:]], wanted))
+        if several.wanted > 1:
+            start_and_leave(several, find_device(resolved.config.train.device, "train.device").type)
         ours = checked(resolved, not no_verify).config
         theirs = None if other is None else checked(other, not no_verify).config
         found = run(ours, what, theirs, is_verified=not no_verify)

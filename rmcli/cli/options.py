@@ -28,6 +28,9 @@ Report = Annotated[
 ]
 Wide = Annotated[bool, typer.Option("--wide", help="All columns, however wide.")]
 Json = Annotated[bool, typer.Option("--json", help="The answer as JSON.")]
+NoVerify = Annotated[
+    bool, typer.Option("--no-verify", help="Go on even if a model's files are not as they were exported.")
+]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only the answer, notes and errors.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="More detail.")]
 

@@ -1,18 +1,16 @@
 """`rmcli score`."""
 
-import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rmcli import output
-from rmcli.cli.ending import one_line_for_everything
 from rmcli.cli.options import (
     ConfigFiles,
     DryRun,
     Json,
+    NoVerify,
     Preset,
     Quiet,
     Settings,
@@ -22,6 +20,7 @@ from rmcli.cli.options import (
     say_next,
     show_config,
 )
+from rmcli.cli.several import NumProcesses, joined, start_and_leave
 from rmcli.errors import ConfigError, RmcliError
 
 if TYPE_CHECKING:
@@ -75,18 +74,8 @@ def score_command(
     min_score: Annotated[
         float | None, typer.Option("--min-score", metavar="X", help="Leave out what has no score of at least X.")
     ] = None,
-    no_verify: Annotated[
-        bool, typer.Option("--no-verify", help="Score even if the model's files are not as they were exported.")
-    ] = False,
-    num_processes: Annotated[
-        int | None,
-        typer.Option(
-            "--num-processes",
-            metavar="N",
-            min=0,
-            help="Score on N processes of this machine, one per GPU; 0: all its GPUs.",
-        ),
-    ] = None,
+    no_verify: NoVerify = False,
+    num_processes: NumProcesses = None,
     preset: Preset = None,
     config: ConfigFiles = None,
     set_: Settings = None,
@@ -99,16 +88,12 @@ def score_command(
     from rmcli.lines.inputs import STDIN, files_read, parse_input
     from rmcli.model.device import find_device
     from rmcli.parallel import parent, world
-    from rmcli.parallel.launch import run_together
-    from rmcli.parallel.processes import check_gpus, started_processes, wanted_processes
-    from rmcli.parallel.word import peers_explained
     from rmcli.score.choice import asked_for
     from rmcli.score.results import output_file
     from rmcli.score.run import run
     from rmcli.scorer.load import checked, configuration_of
 
-    wanted, started = wanted_processes(num_processes, os.environ), started_processes(os.environ)
-    with world.joined(started), one_line_for_everything(), peers_explained():
+    with joined(num_processes) as several:
         source = parse_input(file)
         choice = asked_for(by_prompt, best_of, mine_pairs, min_margin, min_score)
         if world.is_first():
@@ -118,11 +103,10 @@ def score_command(
         if dry_run:
             show_config(resolved, {"model": str(model), "input": file, "output": out, **choice.as_options()}, json)
             return
-        if wanted > 1:
+        if several.wanted > 1:
             if source.path == STDIN:
-                raise ConfigError(f"--num-processes {wanted} reads no stdin", "give a file")
-            check_gpus(wanted, find_device(resolved.config.train.device, "train.device").type)
-            raise typer.Exit(run_together(["-m", "rmcli", *sys.argv[1:]], wanted))
+                raise ConfigError(f"--num-processes {several.wanted} reads no stdin", "give a file")
+            start_and_leave(several, find_device(resolved.config.train.device, "train.device").type)
         ready = checked(resolved, not no_verify).config
         summary = run(ready, source, out, map_fn, overwrite, choice, is_verified=not no_verify)
         if not world.is_first():

@@ -6,7 +6,18 @@ from typing import Annotated
 import typer
 
 from rmcli import output
-from rmcli.cli.options import ConfigFiles, DryRun, Json, Preset, Quiet, Settings, Verbose, reports, show_config
+from rmcli.cli.options import (
+    ConfigFiles,
+    DryRun,
+    Json,
+    NoVerify,
+    Preset,
+    Quiet,
+    Settings,
+    Verbose,
+    reports,
+    show_config,
+)
 from rmcli.errors import ConfigError
 from rmcli.installed import install_command
 
@@ -33,9 +44,7 @@ def serve_command(
     receive_timeout: Annotated[
         float, typer.Option("--receive-timeout", min=0.1, help="Seconds for a client to send its request.")
     ] = 30.0,
-    no_verify: Annotated[
-        bool, typer.Option("--no-verify", help="Serve even if the model's files are not as they were exported.")
-    ] = False,
+    no_verify: NoVerify = False,
     preset: Preset = None,
     config: ConfigFiles = None,
     set_: Settings = None,

@@ -1,6 +1,5 @@
 """`rmcli train`."""
 
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rmcli import output
-from rmcli.cli.ending import one_line_for_everything
 from rmcli.cli.options import (
     ConfigFiles,
     DryRun,
@@ -24,6 +22,7 @@ from rmcli.cli.options import (
     show_config,
 )
 from rmcli.cli.run_report import write_at_end
+from rmcli.cli.several import NumProcesses, joined, start_and_leave
 from rmcli.errors import RmcliError
 
 if TYPE_CHECKING:
@@ -52,15 +51,7 @@ def train_command(
     report: Annotated[
         bool, typer.Option("--report/--no-report", help="Write RUN/report.html at the end, with plots.")
     ] = True,
-    num_processes: Annotated[
-        int | None,
-        typer.Option(
-            "--num-processes",
-            metavar="N",
-            min=0,
-            help="Train on N processes of this machine, one per GPU; 0: all its GPUs. Several machines: torchrun.",
-        ),
-    ] = None,
+    num_processes: NumProcesses = None,
     preset: Preset = None,
     config: ConfigFiles = None,
     set_: Settings = None,
@@ -71,28 +62,25 @@ def train_command(
 ) -> None:
     """Train a reward model on prepared data."""
     from rmcli.parallel import parent
-    from rmcli.parallel.launch import run_together
-    from rmcli.parallel.processes import check_gpus, started_processes, wanted_processes
-    from rmcli.parallel.word import peers_explained
-    from rmcli.parallel.world import is_first, joined
+    from rmcli.parallel.processes import check_gpus
+    from rmcli.parallel.world import is_first
     from rmcli.report.run import PAGE
     from rmcli.train.describe import describe
     from rmcli.train.resume import finished
     from rmcli.train.same import agreed, check_same_options
 
-    wanted, started = wanted_processes(num_processes, os.environ), started_processes(os.environ)
-    with joined(started), one_line_for_everything(), peers_explained():
+    with joined(num_processes) as several:
         check_same_options(data=data is not None, output=out is not None, resume=resume, dry_run=dry_run)
         with output.said_already(parent.is_there()):
-            job = _job(data, out, resume, preset, config or (), set_ or (), dry_run, json, max(wanted, started))
+            job = _job(data, out, resume, preset, config or (), set_ or (), dry_run, json, several.number)
         job = agreed(job)
-        check_gpus(wanted, job.device.type)
+        check_gpus(several.wanted, job.device.type)
         if dry_run:
             show_config(job.resolved, describe(job), json)
             return
         summary = finished(job.run_folder) if job.is_done else None
-        if summary is None and wanted > 1:
-            raise typer.Exit(run_together(["-m", "rmcli", *sys.argv[1:]], wanted))
+        if summary is None and several.wanted > 1:
+            start_and_leave(several, job.device.type)
         is_written = summary is not None and (job.run_folder / PAGE).exists()
         summary = _run(job, profile) if summary is None else _say_finished(job, summary)
         if report and not is_written and is_first():

@@ -59,7 +59,7 @@ def test_every_hint_names_an_extra_that_there_is():
     extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     text = "\n".join(path.read_text() for path in (REPOSITORY / "rmcli").rglob("*.py"))
     asked = {name for name in extras if f'install_command("{name}"' in text or f"install_command('{name}'" in text}
-    assert asked == {"fast", "flash", "gguf", "internlm2", "liger", "lora", "qlora", "report", "serve"}
+    assert asked == {"fast", "flash", "fp8", "gguf", "internlm2", "liger", "lora", "qlora", "report", "serve"}
     assert "pip install 'rmcli[" not in text
 
 
