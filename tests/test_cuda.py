@@ -33,7 +33,7 @@ from rmcli.parallel.mesh import MeshShape, build_mesh
 from rmcli.train import run
 from rmcli.train.job import build_job
 from rmcli.train.loop import Trainer
-from support.cli import run_cli
+from support.cli import as_options, run_cli
 from support.exactness import backbone_scores, gradients, packs, tiny_network, uneven_groups
 from support.networks import random_group, tiny_model
 from support.places import REPOSITORY, write_lines
@@ -255,7 +255,7 @@ WAYS = {
 
 
 def losses_of(data: Path, run: Path, settings: tuple[str, ...], steps: int) -> list[float]:
-    chosen = [part for one in (f"train.max_steps={steps}", *settings) for part in ("-s", one)]
+    chosen = as_options(f"train.max_steps={steps}", *settings)
     result = run_cli("train", *TINY, "--data", data, "-o", run, *chosen)
     assert result.code == 0, result.stderr
     return [line["loss"] for line in lines_of(run) if "loss" in line]
@@ -311,7 +311,7 @@ def test_a_stopped_deterministic_run_goes_on_bit_by_bit_on_cuda(way, data, tmp_p
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "run_step", stopping)
-        chosen = [part for one in ("train.max_steps=12", *settings) for part in ("-s", one)]
+        chosen = as_options("train.max_steps=12", *settings)
         assert run_cli("train", *TINY, "--data", data, "-o", tmp_path / "run", *chosen).code == 143
     torch._dynamo.reset()
     gone_on = run_cli("train", "--resume", "-o", tmp_path / "run")

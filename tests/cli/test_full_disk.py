@@ -17,6 +17,7 @@ from rmcli.runs.metrics_file import add_metrics
 from rmcli.train.disk import need_of
 from rmcli.train.job import build_job
 from rmcli.train.loop import Trainer
+from support.cli import as_options
 
 Small = Callable[[int], Path]
 
@@ -121,7 +122,7 @@ def test_prepare_on_a_full_disk_leaves_the_earlier_set(cli, small_disk):
 
 
 def train(cli, data: Path, out: Path, *settings: str):
-    options = [part for setting in ("train.pairs_per_step=8", *settings) for part in ("-s", setting)]
+    options = as_options("train.pairs_per_step=8", *settings)
     return cli("train", "-p", "tiny", "--data", data, "-o", out, *options)
 
 
@@ -134,7 +135,7 @@ def need():
 
 def test_dry_run_shows_what_will_be_written(cli, nano_data, need):
     settings = ("train.save_steps=1", "train.max_steps=9", "train.pairs_per_step=8", "train.save_total_limit=400")
-    options = [part for setting in settings for part in ("-s", setting)]
+    options = as_options(*settings)
     plan = json.loads(cli("train", "-p", "tiny", "--data", nano_data, "-n", "--json", *options).stdout)["plan"]
     assert plan["checkpoints_at_once"] == 9
     assert plan["disk_checkpoint_gib"] == round(need[0] / 2**30, 3)

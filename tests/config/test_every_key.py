@@ -24,7 +24,7 @@ from rmcli.errors import RmcliError
 from rmcli.model.forward import scores as loop_scores
 from rmcli.runs.checkpoint import save as save_checkpoint
 from rmcli.tokens import engines
-from support.cli import Result, run_cli
+from support.cli import Result, as_options, run_cli
 from support.places import write_lines
 
 KEYS = {f"{name}.{key}" for name, section in SECTIONS.items() for key in section.model_fields}
@@ -104,11 +104,11 @@ class World:
         return self._once("run", settings, make)
 
     def train(self, folder: Path, *settings: str) -> Result:
-        return self.run("train", "-p", "tiny", "--data", str(self.data()), "-o", str(folder), *as_options(settings))
+        return self.run("train", "-p", "tiny", "--data", str(self.data()), "-o", str(folder), *as_options(*settings))
 
     def planned(self, *settings: str) -> dict[str, Any]:
         def make(folder: Path) -> dict[str, Any]:
-            options = ("--data", str(self.data()), "-n", "--json", *as_options(settings))
+            options = ("--data", str(self.data()), "-n", "--json", *as_options(*settings))
             result = self.run("train", "-p", "tiny", *options)
             assert result.code == 0, (settings, result.stderr)
             plan = json.loads(result.stdout)["plan"]
@@ -120,7 +120,7 @@ class World:
         """Plain pairs with margins, for runs."""
 
         def make(folder: Path) -> Path:
-            options = ("--map-fn", "canonical", "--no-audit", "-o", str(folder), *as_options(SMALL))
+            options = ("--map-fn", "canonical", "--no-audit", "-o", str(folder), *as_options(*SMALL))
             result = self.run("prepare", "pairs.jsonl", "-p", "tiny", *options)
             assert result.code == 0, result.stderr
             return folder
@@ -135,10 +135,6 @@ def _without_rates(line: dict[str, Any]) -> dict[str, Any]:
     if "flops_per_s" in line:
         kept["flops_per_token"] = f"{line['flops_per_s'] / line['tokens_per_s']:.6g}"
     return kept
-
-
-def as_options(settings: Sequence[str]) -> list[str]:
-    return [part for setting in settings for part in ("-s", setting)]
 
 
 @pytest.fixture(scope="module")
@@ -170,8 +166,8 @@ def prepares(change: str, *base: str, source: Sequence[str] = CANONICAL) -> Show
     """The prepared data differ."""
 
     def show(world: World) -> None:
-        common = (*source, *as_options((*SMALL, *base)))
-        assert world.prepared(*common, *as_options([change])) != world.prepared(*common)
+        common = (*source, *as_options(*SMALL, *base))
+        assert world.prepared(*common, *as_options(change)) != world.prepared(*common)
 
     return show
 
@@ -180,7 +176,7 @@ def reads(change: str, *base: str) -> Shown:
     """The same for a key of a source: `--source path=...,KEY=VALUE`."""
 
     def show(world: World) -> None:
-        options = ("--map-fn", "canonical", *as_options(SMALL))
+        options = ("--map-fn", "canonical", *as_options(*SMALL))
         sources = [",".join(("path=rows.jsonl", *base, *added)) for added in ((), (change,))]
         before, after = (world.prepared("--source", source, *options) for source in sources)
         assert before != after
@@ -235,9 +231,9 @@ def refuses(change: str, said: str, *base: str) -> Shown:
 
 def prepare_refuses(change: str, said: str, *base: str) -> Shown:
     def show(world: World) -> None:
-        common = (*CANONICAL, *as_options((*SMALL, *base)))
+        common = (*CANONICAL, *as_options(*SMALL, *base))
         world.prepared(*common)
-        refused = world.run("prepare", "-p", "tiny", *common, *as_options([change]), "-o", world.new_folder())
+        refused = world.run("prepare", "-p", "tiny", *common, *as_options(change), "-o", world.new_folder())
         assert refused.code != 0
         assert said in refused.stderr, refused.stderr
 
@@ -248,11 +244,11 @@ def allows(change: str, refused_before: str, *base: str) -> Shown:
     """Without the key prepare refuses; with it, it runs."""
 
     def show(world: World) -> None:
-        common = (*CANONICAL, *as_options((*SMALL, *base)))
+        common = (*CANONICAL, *as_options(*SMALL, *base))
         before = world.run("prepare", "-p", "tiny", *common, "-o", world.new_folder())
         assert before.code != 0
         assert refused_before in before.stderr, before.stderr
-        world.prepared(*common, *as_options([change]))
+        world.prepared(*common, *as_options(change))
 
     return show
 
@@ -290,7 +286,7 @@ def number_of_threads(world: World) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engines, "in_order", in_order)
         for threads in (1, 3):
-            options = as_options((*SMALL, f"data.num_proc={threads}"))
+            options = as_options(*SMALL, f"data.num_proc={threads}")
             result = world.run("prepare", "-p", "tiny", *CANONICAL, *options, "-o", world.new_folder())
             assert result.code == 0, result.stderr
     assert seen == [1, 3]
@@ -300,7 +296,7 @@ def engine_is_asked(world: World) -> None:
     """gigatoken cannot take this tokenizer, which is said (or is not installed); transformers says nothing of it."""
     said = []
     for engine in ("transformers", "gigatoken"):
-        options = as_options((*SMALL, f"data.tokenizer_engine={engine}"))
+        options = as_options(*SMALL, f"data.tokenizer_engine={engine}")
         result = world.run("prepare", "-p", "tiny", *CANONICAL, *options, "-o", world.new_folder())
         said.append("gigatoken" in result.stderr)
     assert said == [False, True]
@@ -372,7 +368,7 @@ def evaluates(other_set: str) -> Shown:
     def show(world: World) -> None:
         for folder, fraction in (("pairs", "0.2"), ("more", "0.5")):
             options = ("--map-fn", "canonical", "--no-audit", "-o", folder, "--overwrite")
-            own = as_options(("data.tokenizer_engine=transformers", f"data.eval_fraction={fraction}"))
+            own = as_options("data.tokenizer_engine=transformers", f"data.eval_fraction={fraction}")
             result = world.run("prepare", "pairs.jsonl", "-p", "tiny", *options, *own)
             assert result.code == 0, result.stderr
         one = "{name='one', path='pairs'}"
@@ -526,7 +522,7 @@ def test_the_key_acts(world, key):
 
 def test_what_is_compared_stays_the_same_where_nothing_changes(world):
     """Else every key would seem to act."""
-    common = (*CANONICAL, *as_options(SMALL))
+    common = (*CANONICAL, *as_options(*SMALL))
     assert world.prepared(*common, "-s", "train.lr=1e-3") == world.prepared(*common)
     assert world.trained(*SHORT, "train.check_memory=false") == world.trained(*SHORT)
     assert world.planned("train.lr=1e-3") == world.planned()

@@ -6,7 +6,7 @@ import pytest
 
 from rmcli.config.no_effect import without_effect
 from rmcli.config.resolve import resolve
-from support.cli import run_cli
+from support.cli import as_options, run_cli
 from support.places import write_lines
 
 ALL = ("model", "data", "loss", "train")
@@ -103,13 +103,13 @@ def test_a_run_of_fewer_steps_than_a_setting_counts_is_named(cli, tiny_run):
     steps = json.loads(cli(*arguments, "-n", "--json").stdout)["plan"]["steps"]
     assert steps > 20
     long = (f"train.max_steps={steps + 1}", f"train.eval_steps={steps}")
-    result = cli(*arguments, "-n", *[part for setting in long for part in ("-s", setting)])
+    result = cli(*arguments, "-n", *as_options(*long))
     assert [line.partition(" has no effect: ")[2] for line in result.stderr.splitlines()] == [
         f"train.max_epochs = 5 gives {steps:,} steps",
         f"the run has {steps:,} steps, and is evaluated at its end in any case",
     ]
     short = (f"train.max_steps={steps}", f"train.eval_steps={steps - 1}")
-    result = cli(*arguments, "-n", *[part for setting in short for part in ("-s", setting)])
+    result = cli(*arguments, "-n", *as_options(*short))
     assert result.stderr == ""
 
 

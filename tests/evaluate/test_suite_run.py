@@ -8,7 +8,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ranks import on_ranks
 from rmcli import output
 from rmcli.errors import ConfigError, RmcliError
 from rmcli.evaluate.suites import run
@@ -21,6 +20,7 @@ from rmcli.rows.sources import as_section
 from rmcli.scorer.load import configuration_of, load_encoder, load_scorer
 from rmcli.scorer.scorer import Score
 from support.places import REPOSITORY, write_lines
+from support.ranks import on_ranks
 
 BEFORE = REPOSITORY / "tests" / "written_before"
 NAMES = "reward-bench, reward-bench-2, rm-bench, judge-bench"

@@ -17,6 +17,7 @@ from rmcli.errors import ConfigError
 from rmcli.model import batch, fp8, kernels
 from rmcli.model.forward import scores
 from rmcli.model.network import whole_row_layers
+from support.cli import as_options
 from support.exactness import gradients, uneven_groups
 from support.networks import tiny_model
 from support.places import missing
@@ -119,7 +120,7 @@ def test_compiled_layers_take_it_whole():
 @slow
 def test_a_run_trains_in_8_bits_and_its_model_scores_as_it_was_evaluated(emulated, cli, tiny_run):
     keys = ("train.fp8=rowwise", "train.max_steps=30", "train.log_every=10", "train.peak_tflops=1")
-    chosen = [part for key in keys for part in ("-s", key)]
+    chosen = as_options(*keys)
     result = cli("train", "-p", "tiny", "--data", tiny_run.data, "-o", "run", *chosen)
     assert result.code == 0, result.stderr
     # The trimmed last layer runs at few positions, and stays.

@@ -2,9 +2,9 @@
 
 import torch
 
-from ranks import on_ranks
 from rmcli.model.metrics import PairMetrics
 from rmcli.parallel import world
+from support.ranks import on_ranks
 
 GENERATOR = torch.Generator().manual_seed(0)
 FORWARDS = [torch.randn(2 * number, generator=GENERATOR) * 3 for number in (3, 1, 40, 7, 2, 11, 5)]

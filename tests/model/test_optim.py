@@ -18,6 +18,7 @@ from rmcli.model import batch, compact_adamw, forward, optim
 from rmcli.model.compact_adamw import CompactAdamW, dequantize, dynamic_map, join_bits, quantize, round_bits
 from rmcli.model.memory import estimate, sizes_of, state_bytes
 from rmcli.runs import checkpoint, state
+from support.cli import as_options
 from support.networks import random_group, tiny_model
 from support.places import REPOSITORY
 from support.tiny_backbones import tiny_config
@@ -463,7 +464,7 @@ def test_gradients_are_float32_where_a_step_has_several_forwards(cli, tiny_run, 
     }
     for name, settings in runs.items():
         seen.clear()
-        options = [part for setting in (*levers, *settings) for part in ("-s", setting)]
+        options = as_options(*levers, *settings)
         result = cli("train", "--preset", "tiny", "--data", tiny_run.data, "-o", f"run_{name}", *options)
         assert result.code == 0, result.stderr
         assert seen == [name != "one"] * 2, name

@@ -4,11 +4,11 @@ import pytest
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 import sequence_parallel
-from ranks import on_ranks
 from rmcli.backbones.architectures import BatchChoice
 from rmcli.config.resolve import resolve
 from rmcli.errors import ConfigError
 from rmcli.model.sequence_parallel import check_sequence_parallel
+from support.ranks import on_ranks
 from support.sequence import (
     Case,
     distances_of_the_self_test,

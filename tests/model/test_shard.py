@@ -10,7 +10,6 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.attention import varlen as torch_varlen
 
-from ranks import on_ranks
 from rmcli.config.resolve import resolve
 from rmcli.config.sections import LossSection, TrainSection
 from rmcli.model import adapter, kernels, optim, shard
@@ -26,6 +25,7 @@ from rmcli.parallel.mesh import MeshShape, build_mesh
 from rmcli.parallel.parts import joined, own_part, part_of, whole
 from support.exactness import largest_relative, packs, uneven_groups
 from support.networks import tiny_model
+from support.ranks import on_ranks
 from support.varlen_on_cpu import varlen_attn
 
 LOSS = LossSection(loss_type="focal", penalty_type="log_barrier")

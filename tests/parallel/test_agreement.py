@@ -2,9 +2,9 @@
 
 import pytest
 
-from ranks import on_ranks
 from rmcli.errors import ConfigError, FailedElsewhere, RmcliError
 from rmcli.parallel import agreement, world
+from support.ranks import on_ranks
 
 
 def told_by(work) -> tuple[str, str, int]:

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from ranks import RankFailed, on_ranks
 from rmcli.errors import FailedElsewhere
 from rmcli.parallel import collectives, world
+from support.ranks import RankFailed, on_ranks
 
 
 def told() -> dict[str, object]:

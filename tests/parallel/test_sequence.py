@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from ranks import on_ranks
 from rmcli.parallel import sequence
 from support.adjoints import products, sent
+from support.ranks import on_ranks
 
 
 def test_adjacent_processes_are_a_group():

@@ -23,6 +23,7 @@ from rmcli.rows.map_fns.data_sets import canonical
 from rmcli.rows.map_fns.fields import MapFunction
 from rmcli.rows.map_fns.known import NAMED
 from rmcli.tokens import encode
+from support.cli import as_options
 from support.places import REPOSITORY, write_lines
 
 TINY = ("--preset", "tiny", "-o", "out")
@@ -509,7 +510,7 @@ def test_all_real_files_go_through_in_one_command(cli, tmp_path, real_data):
     config = json.loads((wide_model / "config.json").read_text())
     (wide_model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 60000}))
     settings = (f"model.pretrained_model_name_or_path={wide_model}", "data.max_length=60000")
-    wide = [part for key in (*settings, "data.max_packed_length=130000") for part in ("-s", key)]
+    wide = as_options(*settings, "data.max_packed_length=130000")
     result = cli("prepare", *(part for option in options for part in option), *wide, *TINY)
     assert result.code == 0, result.stderr
     manifest = read_manifest(Path("out"))

@@ -7,12 +7,12 @@ import torch
 from torch.distributed.checkpoint import filesystem
 from torch.distributed.tensor import DTensor, Shard
 
-from ranks import on_ranks
 from rmcli.errors import RmcliError
 from rmcli.parallel import world
 from rmcli.parallel.mesh import MeshShape, build_mesh
 from rmcli.parallel.parts import part_of
 from rmcli.runs import checkpoint, tensors
+from support.ranks import on_ranks
 
 SHAPES = {"model.a": (7, 5), "model.b": (3,), "optimizer.a/exp_avg": (7, 5), "optimizer.a/exp_avg_scale": (7, 1)}
 DTYPES = {"model.b": torch.bfloat16, "optimizer.a/exp_avg": torch.uint8}

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rmcli.model.hashes import HASHES_FILE, write_hashes
+from support.cli import as_options
 from support.places import REPOSITORY, write_lines
 
 ROWS = [{"prompt": f"Sort: {n} 1", "chosen": f"1 {n}", "rejected": f"{n} 1"} for n in range(2, 6)]
@@ -159,7 +160,7 @@ def test_an_adapter_is_called_one(cli, model):
 
 def test_training_takes_what_is_left_over_and_says_so_and_no_weight_that_is_not_finite(cli, model):
     stored = (f"model.pretrained_model_name_or_path={model}", "model.random_weights=false", "data.eval_fraction=0")
-    setting = ("-p", "tiny", *(part for value in stored for part in ("-s", value)))
+    setting = ("-p", "tiny", *as_options(*stored))
     assert cli("prepare", "rows.jsonl", "--map-fn", "canonical", "-o", "data", "--no-audit", *setting).code == 0
     change_weights(model, lambda tensors: tensors.update({"model.vision.weight": torch.ones(1)}))
     steps = ("-s", "train.max_steps=1")

@@ -16,6 +16,7 @@ from rmcli.errors import RmcliError
 from rmcli.model.hashes import first_fault, write_hashes
 from rmcli.ship import golden, plain
 from rmcli.ship.export import Run, export
+from support.cli import as_options
 from support.places import REPOSITORY
 
 BEFORE = REPOSITORY / "tests" / "written_before"  # its run is without the model it began with
@@ -195,7 +196,7 @@ def test_an_earlier_export_is_replaced_on_demand_and_nothing_else_is(cli, run):
 def test_what_two_processes_have_written_is_exported_by_one(cli, run):
     """Weights that are cut over both, in the checkpoint of the last step and in that of the best evaluation."""
     keys = ("train.max_steps=4", "train.eval_steps=2", "train.best=eval_loss", "parallel.data_parallel=shard")
-    settings = [part for key in keys for part in ("-s", key)]
+    settings = as_options(*keys)
     line = ["train", "-p", "tiny", "--data", BEFORE / "data", "-o", "two", "--num-processes", "2", *settings]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     result = subprocess.run([sys.executable, "-m", "rmcli", *line], capture_output=True, text=True, env=environment)

@@ -2,7 +2,9 @@
 
 import gc
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from typer.testing import CliRunner
 
@@ -33,6 +35,15 @@ def run_cli(*arguments: object, stdin: str | None = None) -> Result:
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return Result(result.exit_code, result.stdout, result.stderr)
+
+
+def as_options(*settings: str) -> list[str]:
+    return [part for setting in settings for part in ("-s", setting)]
+
+
+def train(cli: Callable[..., Result], data: Path, out: str, *settings: str) -> Result:
+    """`cli train` of the tiny preset."""
+    return cli("train", "-p", "tiny", "--data", data, "-o", out, *as_options(*settings))
 
 
 def _keep_modules_out_of_collections() -> None:

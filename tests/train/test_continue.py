@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from tokenizers import processors
 from transformers import AutoTokenizer
 
-from ranks import on_ranks
 from rmcli.config.presets import presets_folder
 from rmcli.config.resolve import resolve
 from rmcli.config.sections import LossSection
@@ -30,24 +29,21 @@ from rmcli.tokens.tokenizer import RewardTokenizer, load_tokenizer
 from rmcli.train import proofs
 from rmcli.train.job import build_job
 from rmcli.train.run import run
-from support.cli import Result
+from support.cli import Result, as_options
 from support.foreign import make_foreign
 from support.networks import random_group
 from support.places import REPOSITORY, write_lines
+from support.ranks import on_ranks
 
 PAIRS = [{"prompt": f"Add {n} and 1", "chosen": str(n + 1), "rejected": str(n)} for n in range(24)]
 
 
-def keys(*settings: str) -> list[str]:
-    return [part for setting in settings for part in ("-s", setting)]
-
-
 def of_model(folder: Path, *settings: str) -> list[str]:
-    return keys(f"model.pretrained_model_name_or_path={folder}", *settings)
+    return as_options(f"model.pretrained_model_name_or_path={folder}", *settings)
 
 
 def going_on(cli: Any, data: Path, model: Path, out: str, *settings: str) -> Result:
-    short = keys("train.max_steps=1", "train.pairs_per_step=4", *settings)
+    short = as_options("train.max_steps=1", "train.pairs_per_step=4", *settings)
     return cli("train", "-p", "tiny", "--data", data, "-o", out, *of_model(model), *short)
 
 
@@ -81,7 +77,7 @@ def test_the_head_of_an_exported_folder_is_kept_and_data_of_its_base_fit(cli, ti
     assert torch.allclose(head_of(Path("run/model")), head_of(tiny_run.model), atol=1e-9)
     first = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[0])
     assert first["accuracy"] > 0.7
-    assert cli("train", "--resume", "-o", "run", *keys("train.max_steps=2")).code == 0
+    assert cli("train", "--resume", "-o", "run", *as_options("train.max_steps=2")).code == 0
 
 
 def test_a_preset_gives_way_to_the_folder_and_the_folder_to_the_user(tiny_run, foreign, tmp_path):
@@ -212,7 +208,7 @@ def test_scores_past_the_barrier_are_refused_with_the_ways(cli, foreign):
     for number, way in enumerate(("loss.penalty_type=none", "loss.penalty_type=L2", bound)):
         assert going_on(cli, data, foreign, f"run-{number}", way).code == 0, way
     # A run that was let begin goes on though its scores are outside.
-    assert cli("train", "--resume", "-o", "run-2", *keys("train.max_steps=2")).code == 0
+    assert cli("train", "--resume", "-o", "run-2", *as_options("train.max_steps=2")).code == 0
 
 
 def test_the_barrier_is_told_in_figures():

@@ -14,13 +14,9 @@ from rmcli.errors import RmcliError
 from rmcli.metrics.intervals import wilson_interval
 from rmcli.train.collapse import collapse_warning
 from rmcli.train.loop import Trainer
+from support.cli import train
 
 WAY_ON = "go on with: rmcli train --resume -o run"
-
-
-def train(cli, data: Path, out: str, *settings: str):
-    options = [part for setting in settings for part in ("-s", setting)]
-    return cli("train", "-p", "tiny", "--data", data, "-o", out, *options)
 
 
 def told(run: str) -> dict:

@@ -18,6 +18,7 @@ from rmcli.train import memory
 from rmcli.train.job import Job, build_job
 from rmcli.train.loop import Trainer
 from rmcli.train.saver import Saver
+from support.cli import as_options
 from support.places import REPOSITORY
 
 MIB = 2**20
@@ -25,7 +26,7 @@ PARTS = ("weights", "gradients", "states", "activations", "other")
 
 
 def dry_run(cli, data: Path, *settings: str) -> dict:
-    options = [part for setting in settings for part in ("-s", setting)]
+    options = as_options(*settings)
     result = cli("train", "-p", "tiny", "--data", data, "--dry-run", "--json", *options)
     assert result.code == 0, result.stderr
     return json.loads(result.stdout)["plan"]
@@ -119,7 +120,7 @@ def test_the_copies_of_a_checkpoint_written_beside_are_counted(cli, tiny_run, mo
     monkeypatch.setattr(Saver, "save", save)
     levers = ("model.dtype=bfloat16", *levers)
     job, beside = job_of(tiny_run.data, *levers), job_of(tiny_run.data, *levers, "train.async_checkpoint=true")
-    options = [part for lever in (*levers, "train.async_checkpoint=true") for part in ("-s", lever)]
+    options = as_options(*levers, "train.async_checkpoint=true")
     assert cli("train", "-p", "tiny", "--data", tiny_run.data, "-s", "train.max_steps=1", *options).code == 0
     (copied,) = found
     assert 0 <= copied - (beside.memory.total - job.memory.total) < 6000  # the generator's state, numbers of steps

@@ -10,6 +10,7 @@ import torch
 from rmcli.model.forward import scores
 from rmcli.train.loop import Trainer
 from rmcli.train.nonfinite import rows_named
+from support.cli import train
 
 
 @pytest.fixture
@@ -27,11 +28,6 @@ def broken_in(monkeypatch):
         monkeypatch.setattr("rmcli.train.loop.scores", broken)
 
     return breaking
-
-
-def train(cli, data, out, *settings):
-    options = [part for setting in settings for part in ("-s", setting)]
-    return cli("train", "-p", "tiny", "--data", data, "-o", out, *options)
 
 
 def metrics(run: str) -> list[dict]:

@@ -15,7 +15,6 @@ import torch
 
 import nano_run
 from nano_run import settings
-from ranks import on_ranks
 from rmcli.backbones.architectures import BatchChoice
 from rmcli.config.presets import presets_folder
 from rmcli.config.resolve import resolve
@@ -35,6 +34,7 @@ from rmcli.train.run import run
 from rmcli.train.same import agreed, check_same_options
 from support.cli import run_cli
 from support.exactness import largest_relative
+from support.ranks import on_ranks
 
 
 def train(

@@ -12,13 +12,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 import nano_run
 from nano_run import settings
-from ranks import on_ranks
 from rmcli.config.resolve import resolve
 from rmcli.model.shard import gathered
 from rmcli.parallel import world
 from rmcli.train.job import Job, build_job
 from rmcli.train.network import network_of
 from support.cli import run_cli
+from support.ranks import on_ranks
 
 pytestmark = pytest.mark.slow
 

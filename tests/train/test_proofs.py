@@ -15,6 +15,7 @@ from rmcli.model.batch import build_packed, build_padded, build_single
 from rmcli.records import Comparison, TokenGroup
 from rmcli.tokens.tokenizer import RewardTokenizer
 from rmcli.train import proofs
+from support.cli import as_options
 from support.networks import random_group, tiny_model
 
 REWARD = RewardTokenizer(tokenizer=None, reward_token="<reward>", reward_token_id=7, num_embedding_rows=97)
@@ -45,7 +46,7 @@ def test_it_is_said_in_one_line(cli, tiny_run, nano_data):
     on = "model.pretrained_model_name_or_path=" + str(tiny_run.model)  # a trained head: no zero scores
     own = "model.tokenizer_name_or_path={presets}/tiny"
     settings = ("train.max_steps=1", "model.use_varlen_attn=false", on, own, "model.random_weights=false")
-    options = [part for setting in settings for part in ("-s", setting)]
+    options = as_options(*settings)
     trained = cli("train", "-p", "tiny", "--data", nano_data, "-o", "b", *options)
     assert trained.code == 0, trained.stderr
     (line,) = (line for line in trained.stderr.splitlines() if line.startswith("proven: "))

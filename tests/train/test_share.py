@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from ranks import on_ranks
 from rmcli.config.sections import Config, TrainSection
 from rmcli.model.attention.layout import BatchShape
 from rmcli.model.forward import scores
@@ -24,6 +23,7 @@ from rmcli.train.plan import Step, plan
 from rmcli.train.scored import Scored
 from rmcli.train.spread import Spread
 from support.networks import random_group, tiny_model
+from support.ranks import on_ranks
 
 KINDS: tuple[BatchKind, ...] = ("packed", "single", "padded")
 LIMIT = 120

@@ -15,29 +15,25 @@ import pytest
 from rmcli.config.resolve import resolve
 from rmcli.train import tracker_options, trackers
 from rmcli.train.trackers import IDS, flat, tracking
-from support.cli import Result
+from support.cli import Result, as_options
 from support.places import write_lines
 
 PAIRS = [{"prompt": f"Add {n} and 1", "chosen": str(n + 1), "rejected": str(n)} for n in range(20)]
 
 
-def keys(*settings: str) -> list[str]:
-    return [part for setting in settings for part in ("-s", setting)]
-
-
-SHORT = keys("train.max_steps=2", "train.pairs_per_step=4", "train.log_every=1")
+SHORT = as_options("train.max_steps=2", "train.pairs_per_step=4", "train.log_every=1")
 
 
 @pytest.fixture
 def data(cli: Any, tmp_path: Path) -> Path:
     write_lines(tmp_path / "pairs.jsonl", PAIRS)
-    options = ("-p", "tiny", "--map-fn", "canonical", "--no-audit", *keys("data.eval_fraction=0.2"))
+    options = ("-p", "tiny", "--map-fn", "canonical", "--no-audit", *as_options("data.eval_fraction=0.2"))
     assert cli("prepare", "pairs.jsonl", *options, "-o", "data").code == 0
     return tmp_path / "data"
 
 
 def tracked(cli: Any, data: Path, *options: str, names: str = '["tensorboard"]') -> Result:
-    line = ("train", "-p", "tiny", "--data", data, "-o", "run", *SHORT, *keys(f"train.trackers={names}"))
+    line = ("train", "-p", "tiny", "--data", data, "-o", "run", *SHORT, *as_options(f"train.trackers={names}"))
     return cli(*line, *options)
 
 
@@ -100,12 +96,12 @@ def test_a_run_that_goes_on_goes_on_in_its_tracker(cli, data, recorder):
     assert tracked(cli, data).code == 0
     first = json.loads(Path("run", IDS).read_text())
     recorder.seen.clear()
-    assert cli("train", "--resume", "-o", "run", *keys("train.max_steps=3")).code == 0
+    assert cli("train", "--resume", "-o", "run", *as_options("train.max_steps=3")).code == 0
     assert recorder.seen[0] == ("made", "tensorboard", Path("run"), {"purge_step": 3})
     assert [call[0] for call in recorder.seen] == ["made", "start", "log", "log", "finish"]
     assert json.loads(Path("run", IDS).read_text()) == first
     # One that may be left out, or be new, when the run goes on.
-    assert cli("train", "--resume", "-o", "run", *keys("train.max_steps=4", "train.trackers=[]")).code == 0
+    assert cli("train", "--resume", "-o", "run", *as_options("train.max_steps=4", "train.trackers=[]")).code == 0
 
 
 @pytest.mark.parametrize("call", ["made", "start", "config", "log", "finish"])
@@ -208,8 +204,8 @@ def in_process(*line: str, **environment: str) -> str:
 def run_in_process(data: Path, name: str) -> str:
     """Two steps, and a third after a start of its own."""
     rmcli = (sys.executable, "-m", "rmcli", "train")
-    line = (*rmcli, "-p", "tiny", "--data", str(data), "-o", "run", *SHORT, *keys(f'train.trackers=["{name}"]'))
-    said = in_process(*line) + in_process(*rmcli, "--resume", "-o", "run", *keys("train.max_steps=3"))
+    line = (*rmcli, "-p", "tiny", "--data", str(data), "-o", "run", *SHORT, *as_options(f'train.trackers=["{name}"]'))
+    said = in_process(*line) + in_process(*rmcli, "--resume", "-o", "run", *as_options("train.max_steps=3"))
     assert "does not work" not in said
     assert said.count("run/model\n") == 2
     return said

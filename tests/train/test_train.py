@@ -29,6 +29,7 @@ from rmcli.train.feed import STEPS_AHEAD, ahead
 from rmcli.train.job import build_job
 from rmcli.train.loop import Trainer
 from rmcli.train.plan import plan
+from support.cli import as_options
 from support.networks import NoWaiting
 from support.places import REPOSITORY, write_lines
 
@@ -45,7 +46,7 @@ def train_lines(run: Path) -> list[dict]:
 
 
 def trained(cli, data: Path, out: str, *settings: str, code: int = 0):
-    options = [part for setting in settings for part in ("-s", setting)]
+    options = as_options(*settings)
     result = cli("train", *TINY, "--data", data, "-o", out, *options)
     assert result.code == code, result.stderr
     return result

@@ -18,7 +18,7 @@ import torch
 from torch import distributed
 
 PATIENCE = 240.0  # seconds of one call
-_PRELOADED = ["torch", "transformers", "rmcli.model.load", "ranks"]
+_PRELOADED = ["torch", "transformers", "rmcli.model.load", "support.ranks"]
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(_PRELOADED)
 
