@@ -124,6 +124,31 @@ def test_files_can_be_taken_in_at_a_sight():
 ARCHITECTURE = REPOSITORY / "docs" / "architecture.md"
 
 
+# Their length is that of their options.
+LONG = {"evaluate_command", "score_command", "prepare_command"}
+
+
+def test_functions_can_be_read_at_one_sight():
+    lengths = {
+        node.name: node.end_lineno - node.lineno + 1
+        for path in MODULES.values()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and node.end_lineno is not None
+    }
+    assert {name for name, lines in lengths.items() if lines > 64} == LONG
+
+
+def test_a_command_imports_no_command():
+    """What two of them share lies below them."""
+    commands = {
+        module
+        for module, path in MODULES.items()
+        if module.startswith("rmcli.cli.") and re.search(r"^def \w+_command\(", path.read_text(), re.MULTILINE)
+    }
+    assert len(commands) > 10
+    assert [f"{module} imports {other}" for module in commands for other in imports_of(module) & commands] == []
+
+
 def test_the_tree_of_the_architecture_page_is_the_package():
     """Every folder with each of its files, and no other."""
     tree = ARCHITECTURE.read_text().split("```\nrmcli/\n")[1].split("```")[0]
@@ -137,11 +162,13 @@ def test_the_tree_of_the_architecture_page_is_the_package():
         if path.name != "__init__.py" and path.parent != PACKAGE:
             actual.setdefault(str(path.parent.relative_to(PACKAGE)), []).append(path.stem)
     assert shown == {folder: sorted(files) for folder, files in actual.items()}
+    floors = [number for folder in shown for number, rooms in enumerate(FLOORS) if folder.split("/")[0] in rooms]
+    assert floors[:-1] == sorted(floors[:-1])  # from top to bottom; metrics, the last, stands beside the ground
     assert set(ground.split(":")[0].split()) == {path.name for path in PACKAGE.glob("[a-z]*.py")}
 
 
 def test_every_name_of_the_architecture_page_is_where_its_link_leads():
-    links = re.findall(r"\[`(\w+)(\.py)?`\]\(\.\./(rmcli/[\w/]+\.py)\)", ARCHITECTURE.read_text())
+    links = re.findall(r"\[`(\w+)(\.py)?`\]\(\.\./((?:rmcli|benchmarks)/[\w/]+\.py)\)", ARCHITECTURE.read_text())
     assert len(links) > 40
     for name, ending, file in links:
         path = REPOSITORY / file
@@ -223,10 +250,10 @@ def test_every_reject_reason_is_documented():
     page = (REPOSITORY / "docs" / "format.md").read_text()
     said = {*encode.REASONS, *PROBLEMS}
     for path in PACKAGE.rglob("*.py"):
-        said |= set(re.findall(r'(?:Skip|LeftOut)\("([a-z_]+)"', path.read_text()))
-    assert {"bad_csv", "longer_than_pack", "overlong"} <= said
+        said |= set(re.findall(r'(?:Skip|LeftOut)\(f?"([a-z_]+)[" ]', path.read_text()))
+    assert {"bad_csv", "longer_than_pack", "overlong", "missing_column", "unread_column", "unread_key"} <= said
     for reason in said:
-        assert f"`{reason}`" in page, reason
+        assert re.search(rf"`{reason}( [A-Z.]+)?`", page), reason
 
 
 def test_the_tiny_preset_is_what_its_script_makes(tmp_path):

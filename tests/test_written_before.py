@@ -1,11 +1,12 @@
-"""Folders that version 0.1.0 wrote before the package was laid out in rooms: they load, and are written the same.
+"""Folders that earlier states of version 0.1.0 wrote, but `run` before the package was laid out in rooms: they load.
 
 Made on a CPU, with `nano` the tiny preset's folder at hidden_size 16, intermediate_size 32, 2 layers and 2 heads:
     rmcli prepare tasks:60 -p tiny -o data -s data.eval_fraction=0.2
     rmcli train -p tiny --data data -o run -s model.pretrained_model_name_or_path=nano -s train.max_steps=20
         -s train.max_epochs=20 -s train.pairs_per_step=16
     rmcli score run/model data/eval.jsonl -o scores.jsonl
-and the run to go on with, by the first version that could; of its six steps (run_metrics.jsonl) three are done:
+The data is written the same today. The run to go on with is by the first version that could; of its six steps
+(run_metrics.jsonl) three are done:
     rmcli train -p tiny --data data -o run -s model.pretrained_model_name_or_path=nano -s train.max_steps=6
         -s train.max_epochs=20 -s train.pairs_per_step=16 -s train.log_every=2 -s train.save_steps=3
 """

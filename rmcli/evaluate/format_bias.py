@@ -9,6 +9,7 @@ import numpy as np
 from rmcli import output
 from rmcli.evaluate.edits import EDITS
 from rmcli.lines.team import scored
+from rmcli.metrics.intervals import mean_interval
 from rmcli.records import Conversation, PreferenceGroup
 from rmcli.scorer.scorer import Score, Scorer
 from rmcli.scorer.tokens import encode_apart
@@ -69,13 +70,14 @@ def _figures(answers: Sequence[PreferenceGroup], found: Sequence[Sequence[Score]
 
 
 def _of_changes(changes: np.ndarray) -> dict[str, Any]:
-    """The interval is the normal one, mean +- 1.96 standard errors; None of one answer, as all is of none."""
     if not len(changes):
         return {"mean_change": None, "interval": None, "rises": None}
-    mean = float(changes.mean())
-    half = 1.96 * float(changes.std(ddof=1)) / len(changes) ** 0.5 if len(changes) > 1 else None
-    interval = None if half is None else [mean - half, mean + half]
-    return {"mean_change": mean, "interval": interval, "rises": float((changes > 0).mean())}
+    interval = mean_interval(changes)
+    return {
+        "mean_change": float(changes.mean()),
+        "interval": interval and [*interval],
+        "rises": float((changes > 0).mean()),
+    }
 
 
 def _is_changed(answer: PreferenceGroup, edit: str) -> bool:

@@ -18,6 +18,17 @@ def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, f
     return max(0.0, center - half), min(1.0, center + half)  # rounding leads past the ends
 
 
+def mean_interval(values: Floats, z: float = 1.96) -> tuple[float, float] | None:
+    """Where the true mean of the (M,) values lies with 95 % confidence, by the normal distribution.
+
+    The mean +- z standard errors; None of fewer than two values.
+    """
+    if len(values) < 2:
+        return None
+    mean, half = float(values.mean()), z * float(values.std(ddof=1)) / math.sqrt(len(values))
+    return mean - half, mean + half
+
+
 def accuracy(judged: Judged) -> dict[str, float | int | list[float] | None]:
     """`pairs`, and of them `accuracy` (a tie of scores counts 1/2) and its 95 % `interval`; None without any pair.
 

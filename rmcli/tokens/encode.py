@@ -39,6 +39,7 @@ REASONS = (
     "reward_token_in_text",
     "control_token_in_text",
     "template_error",
+    "unread_column NAME",
     "no_end_of_turn",
     "token_without_row",
     "overlong",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedConfig
 
 from rmcli import output
 from rmcli.backbones.architectures import BatchChoice, choose_batches
@@ -25,6 +26,7 @@ from rmcli.model.sequence_parallel import check_sequence_parallel
 from rmcli.packs.manifest import read_manifest
 from rmcli.packs.reader import PackedSplit
 from rmcli.packs.same_tokens import check_same_tokens
+from rmcli.records import BatchKind
 from rmcli.runs import backbone
 from rmcli.runs.folder import next_run_folder
 from rmcli.ship.same_ids import ids_sha256
@@ -116,28 +118,10 @@ def build_job(
         output.warn(said)
     config = resolved.config
     device = pick_device(config)
-    check_master_weights(config, device, processes)
-    check_frozen(config, processes)
-    check_sizes(config.parallel, processes)
     model = _where_it_lies(config.model, run_folder, past)
-    model_config = load_model_config(model)
-    check_max_length(model_config, config.data.max_length, config.model.pretrained_model_name_or_path)
-    batch_choice = choose_batches(config.model.use_varlen_attn, model_config, config.data.max_length)
-    check_attention(config, model_config, batch_choice.kind, device)
-    check_sequence_parallel(config, model_config, batch_choice)
-    check_kernels(config.train.kernels, batch_choice.kind, config.model.attention, device)
-    if config.train.kernels == "compile":
-        check_compilable(config, model_config)
-    check_fp8(config, device, processes)
-    reward = load_tokenizer(model)
-    if reward.tokenizer.chat_template is None:
-        raise ConfigError(
-            f"the tokenizer of {config.model.pretrained_model_name_or_path} has no chat template", CHAT_TEMPLATE_HINT
-        )
-    check_same_tokens(manifest, reward, data_folder, ids=ids_sha256(reward))
-    train_split = PackedSplit(data_folder, "train")
-    if not len(train_split):
-        raise RmcliError(f"{data_folder} has no training pairs", "lower data.eval_fraction, or prepare more rows")
+    model_config, batch_choice = _checked_model(config, model, device, processes)
+    reward = _checked_tokenizer(config, model, manifest, data_folder)
+    train_split = _train_split(data_folder)
     network = sizes_of(config, model_config, batch_choice.kind, reward)
     use = count_use(train_split, config.loss.loss_type)
     sizes = PackSizes.of(train_split, network.counter, use.is_used_G)
@@ -147,10 +131,7 @@ def build_job(
     held_out = held_out_of(data_folder, manifest, config.loss.loss_type)
     eval_sets = (held_out, *open_sets(config, reward, run_folder if goes_on else None))
     _check_best(config, held_out)
-    uncapped = config.train.model_copy(update={"max_steps": None})
-    most_steps = num_steps(sizes, uncapped, batch_choice.kind, ranks)
-    for said in in_vain(resolved, _without_effect_here(config, most_steps, total_steps, eval_sets)):
-        output.warn(said)
+    _say_in_vain(resolved, sizes, batch_choice.kind, ranks, eval_sets)
     tokens = -(-largest_forward(config, sizes, batch_choice.kind, ranks) // config.parallel.sequence_parallel_size)
     several_forwards = has_several_forwards(config, sizes, batch_choice.kind, ranks)
     spread = spread_over(
@@ -183,6 +164,56 @@ def build_job(
         past=past,
         goes_on=goes_on,
     )
+
+
+def _checked_model(
+    config: Config, model: ModelSection, device: torch.device, processes: int
+) -> tuple[PreTrainedConfig, BatchChoice]:
+    """Its config, and how conversations run. Raises ConfigError for what cannot run so, before weights are read."""
+    check_master_weights(config, device, processes)
+    check_frozen(config, processes)
+    check_sizes(config.parallel, processes)
+    model_config = load_model_config(model)
+    check_max_length(model_config, config.data.max_length, config.model.pretrained_model_name_or_path)
+    choice = choose_batches(config.model.use_varlen_attn, model_config, config.data.max_length)
+    check_attention(config, model_config, choice.kind, device)
+    check_sequence_parallel(config, model_config, choice)
+    check_kernels(config.train.kernels, choice.kind, config.model.attention, device)
+    if config.train.kernels == "compile":
+        check_compilable(config, model_config)
+    check_fp8(config, device, processes)
+    return model_config, choice
+
+
+def _checked_tokenizer(
+    config: Config, model: ModelSection, manifest: Mapping[str, Any], data_folder: Path
+) -> RewardTokenizer:
+    """Raises ConfigError where it renders nothing, or is another than the data's."""
+    reward = load_tokenizer(model)
+    if reward.tokenizer.chat_template is None:
+        raise ConfigError(
+            f"the tokenizer of {config.model.pretrained_model_name_or_path} has no chat template", CHAT_TEMPLATE_HINT
+        )
+    check_same_tokens(manifest, reward, data_folder, ids=ids_sha256(reward))
+    return reward
+
+
+def _train_split(data_folder: Path) -> PackedSplit:
+    split = PackedSplit(data_folder, "train")
+    if not len(split):
+        raise RmcliError(f"{data_folder} has no training pairs", "lower data.eval_fraction, or prepare more rows")
+    return split
+
+
+def _say_in_vain(
+    resolved: Resolved, sizes: PackSizes, kind: BatchKind, ranks: int, eval_sets: Sequence[EvalSet]
+) -> None:
+    """Settings that were asked for and change nothing with this data."""
+    train = resolved.config.train
+    uncapped = train.model_copy(update={"max_steps": None})
+    total, most = (num_steps(sizes, one, kind, ranks) for one in (train, uncapped))
+    for said in in_vain(resolved, _without_effect_here(resolved.config, most, total, eval_sets)):
+        output.warn(said)
 
 
 def with_spread(job: Job, spread: Spread) -> Job:

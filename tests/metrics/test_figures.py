@@ -12,7 +12,7 @@ from sklearn.metrics import log_loss as sklearn_log_loss
 
 from rmcli.metrics.calibration import calibration, fitted_temperature, log_loss, sigmoid
 from rmcli.metrics.figures import figures, spread
-from rmcli.metrics.intervals import accuracy, paired_bootstrap
+from rmcli.metrics.intervals import accuracy, mean_interval, paired_bootstrap
 from rmcli.metrics.judged import Judged
 from rmcli.metrics.length import length, spearman
 
@@ -42,6 +42,13 @@ def drawn() -> Judged:
     margins = np.where(right, np.abs(margins), -np.abs(margins))
     lengths = generator.integers(1, 300, (2000, 2))
     return judged(margins.tolist(), [(int(one), int(other)) for one, other in lengths])
+
+
+def test_the_interval_of_a_mean_is_scipys():
+    values = np.random.default_rng(3).normal(0.3, 1.0, 40)
+    expected = stats.norm.interval(stats.norm.cdf(1.96) * 2 - 1, values.mean(), stats.sem(values))
+    assert mean_interval(values) == pytest.approx(expected, abs=1e-12)
+    assert mean_interval(values[:1]) is None
 
 
 def test_wilsons_interval_is_scipys():

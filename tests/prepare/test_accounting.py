@@ -410,7 +410,7 @@ def test_every_reason_is_given_by_a_row(cli, tmp_path):
     assert also({"prompt": "open", "chosen": "open", "rejected": "b"}, *natural) == {"no_end_of_turn"}
     assert also({**pair(0), "prompt": "w " * 500}, "-s", "data.max_characters=900") == {"too_long_text"}
     listed = {*encode.REASONS, *PROBLEMS, "missing_column NAME", "bad_weight", "unsupported_tool_call"}
-    listed |= {"longer_than_pack", "any other", "unread_column NAME", "unread_key NAME", "returned_none"}
+    listed |= {"longer_than_pack", "any other", "unread_key NAME", "returned_none"}
     listed |= {"no_prompt", "empty_prompt", "two_system_messages", "unsupported_content"}
     in_test_map_fns = {"transcript_in_text", "unreadable_messages", "prompt_in_reply"}
     in_test_map_fns |= {"bad_label", "bad_margin", "bad_comparisons", "tie", "single_response"}
