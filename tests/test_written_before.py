@@ -1,4 +1,4 @@
-"""Folders that earlier states of version 0.1.0 wrote, but `run` before the package was laid out in rooms: they load.
+"""Folders that version 0.1.0 wrote, all but `run` before the package was laid out in rooms: they load.
 
 Made on a CPU, with `nano` the tiny preset's folder at hidden_size 16, intermediate_size 32, 2 layers and 2 heads:
     rmcli prepare tasks:60 -p tiny -o data -s data.eval_fraction=0.2
