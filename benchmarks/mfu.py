@@ -70,6 +70,7 @@ def run_way(job: dict[str, Any]) -> dict[str, Any]:
     return {
         "lines": [line for line in lines if "mfu" in line],
         "peak": "fp8" if of_fp8 else "bf16",
+        "kernels": json.loads((run / "run.json").read_text(encoding="utf-8")).get("kernels", {}),
         "peak_device_gib": torch.cuda.max_memory_allocated() / figures.GIB if on_cuda else 0.0,
         "versions": {name: package.__version__ for name, package in versioned.items()},
         "device_name": torch.cuda.get_device_name() if on_cuda else None,

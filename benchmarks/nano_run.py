@@ -9,7 +9,16 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parent.parent
 # What no clock says twice.
-RATES = ("tokens_per_s", "pairs_per_s", "flops_per_s", "effective_flops_per_s", "mfu", "effective_mfu")
+RATES = (
+    "tokens_per_s",
+    "pairs_per_s",
+    "flops_per_s",
+    "effective_flops_per_s",
+    "mfu",
+    "effective_mfu",
+    "mfu_fp8",
+    "effective_mfu_fp8",
+)
 PREPARE = ("data.eval_fraction=0.1", "data.max_packed_length=512")
 
 

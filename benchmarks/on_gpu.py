@@ -32,6 +32,8 @@ import mfu
 BENCHMARKS = Path(__file__).parent
 RESULTS = "on_gpu.jsonl"
 SPARE_SECONDS = 5  # kept for writing, of every job's time
+PATIENCE = 1.6  # times a job's seconds, after which the others are worth more
+LEAST_PATIENCE = 60
 LAST_LINES = 15
 CARD = "name,driver_version,memory.total,power.limit,clocks.max.sm"
 SAMPLED = ("clocks.sm", "power.draw", "temperature.gpu")
@@ -134,7 +136,7 @@ def jobs_of(scale: Scale, arguments: argparse.Namespace, scratch: Path) -> list[
     shape = ["--model-config", scale.middle, *model, "--at-once", "1", *trl]
     return [
         Job(
-            "cuda-tests", 240, ("-m", "pytest", "tests/test_cuda.py", "-v", "-p", "no:cacheprovider"), is_a_test=True
+            "cuda-tests", 300, ("-m", "pytest", "tests/test_cuda.py", "-v", "-p", "no:cacheprovider"), is_a_test=True
         ),
         of_mfu("gaps", 110, scale.middle, scale.packed, scale.fast, "--profile"),
         of_mfu("mfu-middle", 100, scale.middle, scale.packed, scale.fast),
@@ -345,7 +347,7 @@ def main() -> None:
                 left.append(job.name)
                 continue
             print(f"{job.name}: about {job.seconds * scale.shorter:.0f} s", file=sys.stderr, flush=True)
-            line = run_job(job, limit, scratch)
+            line = run_job(job, min(limit, max(PATIENCE * job.seconds * scale.shorter, LEAST_PATIENCE)), scratch)
             with results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
                 file.flush()

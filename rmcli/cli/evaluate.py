@@ -132,7 +132,7 @@ def _finish(found: Mapping[str, Any], target: "Place", as_json: bool, min_accura
     pages = [target.metrics.path, *([target.report.path] if target.write_report(found) else [])]
     output.say(f"figures in {' and '.join(map(str, pages))}")
     say_next("serve", str(found["model"]))
-    check_measured(found["not_measured"].values(), f"the figures of the others are in {target.metrics.path}")
+    check_measured(found["not_measured"].values())
     if min_accuracy is not None:
         _check_accuracy(found, min_accuracy, target)
 

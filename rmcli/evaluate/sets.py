@@ -112,10 +112,10 @@ def why_nothing(gathered: Gathered, source: SourceSection) -> str | None:
     return f"{source.label}: nothing to compare in {gathered.lines:,} lines: {count:,} {reason}{first}"
 
 
-def check_measured(not_measured: Collection[str], hint: str | None = None) -> None:
+def check_measured(not_measured: Collection[str]) -> None:
     """Raises RmcliError with what `why_nothing` says of one or more sets."""
     if not_measured:
         raise RmcliError(
             "; ".join(not_measured),
-            hint or "docs/format.md says what the reasons mean; rmcli map-fns has the map functions",
+            "docs/format.md says what the reasons mean; rmcli map-fns has the map functions",
         )

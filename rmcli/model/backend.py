@@ -17,6 +17,8 @@ from rmcli.model.device import is_reduced
 from rmcli.model.network import backbone
 from rmcli.records import BatchKind
 
+LARGEST_DETERMINISTIC = 192  # of FlashAttention 3's heads
+
 
 def set_attention(network: Any, backend: str) -> None:
     """Let packed rows be run by this backend, a value of `model.attention`; a network never told runs auto.
@@ -52,6 +54,15 @@ def check_attention(config: Config, model_config: PreTrainedConfig, kind: BatchK
         raise ConfigError(
             f"model.attention = {backend!r} has no soft-capping of logits and no sinks, which {text.model_type} has",
             "set model.attention=auto",
+        )
+    size = getattr(text, "head_dim", None) or getattr(text, "hidden_size", 0) // getattr(
+        text, "num_attention_heads", 1
+    )
+    if backend == "fa3" and config.train.deterministic and size > LARGEST_DETERMINISTIC:
+        raise ConfigError(
+            f"model.attention = 'fa3' has no deterministic backward for heads of {size} numbers, only up to "
+            f"{LARGEST_DETERMINISTIC}",
+            "set model.attention=varlen, or leave train.deterministic out",
         )
     no_dropout = backend in ("varlen", "fa3", "flex") or (backend == "auto" and device.type == "cuda" and reduced)
     for key in ("attention_dropout", "attn_pdrop"):

@@ -8,7 +8,7 @@ exported model will: in the network's own precision.
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -72,7 +72,10 @@ def use_fp8(layers: Sequence[nn.Module], recipe: str, emulate: bool = False) -> 
 
 def package() -> str:
     """What the products come from, for a run's record."""
-    return f"torchao {version('torchao')}"
+    try:
+        return f"torchao {version('torchao')}"
+    except PackageNotFoundError:  # a copy without what pip writes beside it
+        return "torchao"
 
 
 def _fits(module: nn.Module, name: str) -> bool:

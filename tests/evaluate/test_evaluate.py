@@ -167,7 +167,8 @@ def test_a_set_without_anything_to_compare_costs_the_others_nothing(cli, tmp_pat
     result = cli("evaluate", MODEL, "ties.jsonl", "good.jsonl", "-o", "out", "--against", MODEL)
     assert result.code == 1
     why = "ties.jsonl: all 1 lines call their answers equally good"
-    assert f"error: {why}\nhint: the figures of the others are in out/metrics.json" in result.stderr
+    assert f"error: {why}\nhint: docs/format.md says what the reasons mean" in result.stderr
+    assert "figures in out/metrics.json and out/report.html" in result.stderr
     found = json.loads(Path("out/metrics.json").read_text())
     assert found["not_measured"] == {"ties": why}
     (one,) = found["sets"]

@@ -120,6 +120,7 @@ def fake_kernels(monkeypatch):
     monkeypatch.setattr(torch_varlen, "varlen_attn", varlen_2_13)
     monkeypatch.setitem(sys.modules, "flash_attn", package)
     monkeypatch.setattr(fa3, "switch", lambda on: None)
+    monkeypatch.setattr(fa3, "is_on", lambda: True)
     monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
     return monkeypatch
 
@@ -247,8 +248,15 @@ def test_auto_is_sdpa_on_cpu_and_in_float32_varlen_on_cuda_and_flex_where_varlen
 CUDA = torch.device("cuda")
 
 
-def checked(backend: str, device: torch.device, rows: str = "packed", dtype: str = "auto", **text: object) -> None:
-    config = resolve("tiny", (), (f"model.attention={backend}", f"model.dtype={dtype}")).config
+def checked(
+    backend: str,
+    device: torch.device,
+    rows: str = "packed",
+    dtype: str = "auto",
+    settings: tuple[str, ...] = (),
+    **text: object,
+) -> None:
+    config = resolve("tiny", (), (f"model.attention={backend}", f"model.dtype={dtype}", *settings)).config
     model_config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(**text))
     check_attention(config, model_config, rows, device)
 
@@ -275,6 +283,9 @@ def test_what_cannot_run_is_refused_in_one_line_before_loading(monkeypatch):
     checked("varlen", CUDA)
     checked("flex", CUDA, dtype="float32")
     monkeypatch.setattr(fa3, "check", lambda device: None)
+    with pytest.raises(ConfigError, match="no deterministic backward for heads of 256 numbers, only up to 192"):
+        checked("fa3", CUDA, settings=("train.deterministic=true",), head_dim=256)
+    checked("fa3", CUDA, settings=("train.deterministic=true",), hidden_size=512, num_attention_heads=8)
     for backend in ("varlen", "fa3"):
         for needs in ({"attn_logit_softcapping": 50.0, "model_type": "gemma2"}, {"model_type": "gpt_oss"}):
             with pytest.raises(
@@ -331,7 +342,8 @@ def test_what_a_layer_needs_and_a_backend_lacks_is_refused(backend, needs, said)
 
 
 @pytest.mark.parametrize("backend", ["varlen", "fa3", "flash"])
-def test_heads_that_are_too_large_are_refused(backend):
+def test_heads_that_are_too_large_are_refused(backend, monkeypatch):
+    monkeypatch.setattr(fa3, "is_on", lambda: True)
     layout = batch.build_packed(uneven_groups()).layout
     row = torch.zeros(1, 1, layout.num_tokens, 257)
     with pytest.raises(ConfigError, match="heads of 264 numbers are too large for this kernel, which takes 256"):

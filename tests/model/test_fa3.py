@@ -20,7 +20,7 @@ def kernels(monkeypatch):
     """A package of their name that holds none, on a Hopper that is none; torch's own are back at the end."""
     monkeypatch.setattr(fa3._fa3, "_fa3_import_module", lambda module_path: None)
     monkeypatch.setitem(sys.modules, "flash_attn_interface", ModuleType("flash_attn_interface"))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=9, minor=0))
     yield monkeypatch
     fa3.switch(False)
 
@@ -50,27 +50,64 @@ def test_torchs_operators_really_are_theirs(kernels):
 
 def test_what_is_missing_or_no_hopper_is_one_line(kernels):
     fa3.check(CUDA)
-    kernels.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    kernels.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=8, minor=0))
     with pytest.raises(ConfigError, match=r"'fa3' runs on Hopper \(compute capability 9.0\), and cuda has 8.0"):
         fa3.check(CUDA)
-    kernels.setitem(sys.modules, "flash_attn_interface", None)
+    kernels.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=9, minor=0))
+    kernels.setattr(fa3, "MODULES", ("rmcli_no_such_kernels", "email.flash_attn_3._C"))
     for use in (lambda: fa3.check(CUDA), lambda: fa3.switch(True)):
         with pytest.raises(ConfigError, match="no package with FlashAttention 3's kernels is installed") as missing:
             use()
         assert "pip install --no-deps xformers==0.0.34" in missing.value.hint
 
 
-def test_kernels_that_do_not_load_are_one_line_and_torchs_own_stay(kernels):
-    kernels.setattr(fa3, "MODULES", ("rmcli_no_such_kernels",))
-    kernels.setitem(sys.modules, "rmcli_no_such_kernels", ModuleType("rmcli_no_such_kernels"))
-
-    def fails(module_path: str) -> None:
-        raise OSError("libcudart.so.12: cannot open shared object file")
-
-    kernels.setattr(fa3._fa3, "register_flash_attention_fa3", fails)
-    with pytest.raises(ConfigError, match=r"rmcli_no_such_kernels cannot be loaded: libcudart.so.12: cannot open"):
-        fa3.switch(True)
+@pytest.mark.parametrize(
+    ("says", "hint"),
+    [
+        ("libcudart.so.12: cannot open shared object file", "pip install nvidia-cuda-runtime-cu12"),
+        ("undefined symbol: aoti_torch_call", "pip install --no-deps xformers==0.0.34"),
+    ],
+)
+def test_kernels_that_do_not_load_are_one_line_and_torchs_own_stay(kernels, tmp_path, says, hint):
+    """Found by the file, without loading it; xformers' lie two folders down."""
+    folder = tmp_path / "rmcli_kernels" / "flash_attn_3"
+    folder.mkdir(parents=True)
+    for place in (folder.parent, folder):
+        (place / "__init__.py").write_text("")
+    (folder / "_C.abi3.so").write_text("no library")
+    (folder / "_C.py").write_text(f"raise OSError({says!r})")
+    kernels.syspath_prepend(tmp_path)
+    kernels.setattr(fa3, "MODULES", ("rmcli_kernels.flash_attn_3._C",))
+    kernels.setattr(fa3, "_load_cuda_runtime", lambda: None)
+    (folder / "_C.abi3.so").rename(folder / "_C_other.so")  # the .py is what Python finds
+    for use in (lambda: fa3.check(CUDA), lambda: fa3.switch(True)):
+        with pytest.raises(ConfigError, match=f"rmcli_kernels.flash_attn_3._C cannot be loaded: {says}") as broken:
+            use()
+        assert hint in broken.value.hint
     assert attention.current_flash_attention_impl() is None
+    sys.modules.pop("rmcli_kernels.flash_attn_3", None)
+    sys.modules.pop("rmcli_kernels", None)
+
+
+def test_the_runtime_of_cuda_12_is_found_where_pip_puts_it(tmp_path, monkeypatch):
+    library = tmp_path / "nvidia" / "cuda_runtime" / "lib" / fa3.RUNTIME
+    library.parent.mkdir(parents=True)
+    library.write_text("")
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path / "other"), str(tmp_path / "nvidia")])
+    monkeypatch.setattr(fa3, "find_spec", lambda name: spec if name == "nvidia" else None)
+    loaded = []
+    monkeypatch.setattr(fa3.ctypes, "CDLL", lambda path, mode: loaded.append(path))
+    fa3._load_cuda_runtime()
+    assert loaded == [str(library)]
+
+
+def test_a_network_whose_kernels_another_has_put_out_says_so(kernels):
+    layout = SimpleNamespace(cu_seq_q=None, cu_seq_k=None, max_q=4, max_k=4)
+    call = Call(torch.zeros(1, 6, 4, 64), *[torch.zeros(1, 2, 4, 64)] * 2, layout)
+    set_attention(SimpleNamespace(), "fa3")
+    set_attention(SimpleNamespace(), "auto")
+    with pytest.raises(ConfigError, match="another network of this process has put torch's own kernels back"):
+        varlen.attend_with_fa3(call)
 
 
 def test_the_package_is_named_for_the_record(kernels):
@@ -91,6 +128,7 @@ def test_grouped_heads_reach_its_kernel_as_they_are(is_compiling, monkeypatch):
     monkeypatch.setattr(varlen.varlen, "varlen_attn", spy)
     monkeypatch.setattr(varlen, "gather_keys", lambda tensor, layout: tensor)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: is_compiling)
+    monkeypatch.setattr(fa3, "is_on", lambda: True)
     layout = SimpleNamespace(cu_seq_q=None, cu_seq_k=None, max_q=4, max_k=4)
     call = Call(torch.zeros(1, 6, 4, 64), *[torch.zeros(1, 2, 4, 64)] * 2, layout)
     varlen.attend_with_fa3(call)

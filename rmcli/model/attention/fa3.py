@@ -4,10 +4,16 @@ torch takes other kernels in the place of its own for a whole process (`activate
 later), SDPA's too. They are in while a network is told to run on them and out again when it is told otherwise.
 """
 
+import ctypes
+import logging
+import sys
 import warnings
+from contextlib import suppress
 from functools import partial
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from torch.nn import attention
@@ -20,25 +26,32 @@ MODULES = ("flash_attn_interface", "flash_attn_3._C", "xformers.flash_attn_3._C"
 NAME = "rmcli-FA3"
 HOPPER = (9, 0)
 HINT = "pip install --no-deps xformers==0.0.34 brings its kernels (docs/attention.md), or set model.attention=varlen"
+# xformers' are built for CUDA 12, and a torch for CUDA 13 brings the runtime of that alone.
+RUNTIME = "libcudart.so.12"
+RUNTIME_HINT = "pip install nvidia-cuda-runtime-cu12 brings it beside any other, or set model.attention=varlen"
 
 
 def check(device: torch.device) -> None:
-    """Raise ConfigError where its kernels are not installed, or the device is none that they are made for."""
-    _module()
-    capability = torch.cuda.get_device_capability(device)
-    if capability != HOPPER:
+    """Raise ConfigError where its kernels are not installed or do not load, or are not made for the device."""
+    known = torch.cuda.get_device_properties(device)
+    if (known.major, known.minor) != HOPPER:
         raise ConfigError(
             f"model.attention = 'fa3' runs on Hopper (compute capability 9.0), and {device} has "
-            f"{capability[0]}.{capability[1]}",
+            f"{known.major}.{known.minor}",
             "set model.attention=varlen",
         )
+    _load(_module())
+
+
+def is_on() -> bool:
+    return attention.current_flash_attention_impl() == NAME
 
 
 def switch(on: bool) -> None:
     """Put its kernels in, or torch's own back, unless they are. Raises ConfigError when they cannot be loaded."""
-    is_on = attention.current_flash_attention_impl() == NAME
-    if on and not is_on:
+    if on and not is_on():
         module = _module()
+        _load(module)
         attention.register_flash_attention_impl(
             NAME, register_fn=partial(_fa3.register_flash_attention_fa3, module_path=module)
         )
@@ -46,9 +59,9 @@ def switch(on: bool) -> None:
             warnings.filterwarnings("ignore", message=".*[Oo]verrid")  # that they are in its place is the point
             try:
                 attention.activate_flash_attention_impl(NAME)
-            except (ImportError, OSError, RuntimeError) as error:
-                raise ConfigError(f"model.attention = 'fa3': {module} cannot be loaded: {error}", HINT) from error
-    elif is_on and not on:
+            except RuntimeError as error:
+                raise ConfigError(f"model.attention = 'fa3': {module} is of no use: {error}", HINT) from error
+    elif is_on() and not on:
         attention.restore_flash_attention_impl()
 
 
@@ -63,13 +76,35 @@ def package() -> str:
 
 
 def _module() -> str:
-    """The first of MODULES that is installed, not loaded yet. Raises ConfigError when there is none."""
+    """The first of MODULES that is installed; nothing is loaded for that. Raises ConfigError when there is none."""
     for module in MODULES:
-        try:
-            if find_spec(module) is not None:
-                return module
-        except ImportError:  # of what a dotted name lies in
+        if module in sys.modules and sys.modules[module] is not None:
+            return module
+        top, *inner = module.split(".")
+        found = find_spec(top) if sys.modules.get(top, top) is not None else None
+        if found is None:
             continue
-        except ValueError:  # put in by hand, without a spec
+        places = [Path(place, *inner[:-1]) for place in found.submodule_search_locations or ()]
+        if not inner or any(next(place.glob(f"{inner[-1]}*.so"), None) for place in places):
             return module
     raise ConfigError("model.attention = 'fa3': no package with FlashAttention 3's kernels is installed", HINT)
+
+
+def _load(module: str) -> None:
+    _load_cuda_runtime()
+    logging.getLogger("xformers").setLevel(logging.ERROR)  # of its other kernels, which want another torch
+    try:
+        import_module(module)
+    except (ImportError, OSError, RuntimeError) as error:
+        hint = RUNTIME_HINT if RUNTIME in str(error) else HINT
+        raise ConfigError(f"model.attention = 'fa3': {module} cannot be loaded: {error}", hint) from error
+
+
+def _load_cuda_runtime() -> None:
+    """From the package nvidia-cuda-runtime-cu12, where no linker looks for it."""
+    spec = find_spec("nvidia")
+    for place in (spec.submodule_search_locations or ()) if spec is not None else ():
+        path = Path(place) / "cuda_runtime" / "lib" / RUNTIME
+        if path.is_file():
+            with suppress(OSError):  # what needs it says that it is missing
+                ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)

@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 
 from rmcli.errors import ConfigError
 from rmcli.installed import install_command
+from rmcli.model.attention import fa3
 from rmcli.model.attention.call import Call
 from rmcli.model.attention.layout import PackedLayout, ScoreLayout
 
@@ -33,6 +34,11 @@ def attend(call: Call) -> Tensor:
 def attend_with_fa3(call: Call) -> Tensor:
     """By torch's function on FlashAttention 3's kernels, which `fa3.switch` has put in."""
     call.refuse("fa3", dropout=True, softcap=True, sinks=True)
+    if not torch.compiler.is_compiling() and not fa3.is_on():
+        raise ConfigError(
+            "attention fa3: another network of this process has put torch's own kernels back",
+            "run all networks of a process with model.attention=fa3, or none",
+        )
     return _in_one_call(_varlen_attn, call)  # grouped heads as they are, compiled or not
 
 
