@@ -55,9 +55,8 @@ def check_attention(config: Config, model_config: PreTrainedConfig, kind: BatchK
             f"model.attention = {backend!r} has no soft-capping of logits and no sinks, which {text.model_type} has",
             "set model.attention=auto",
         )
-    size = getattr(text, "head_dim", None) or getattr(text, "hidden_size", 0) // getattr(
-        text, "num_attention_heads", 1
-    )
+    heads = getattr(text, "num_attention_heads", 1)
+    size = getattr(text, "head_dim", None) or getattr(text, "hidden_size", 0) // heads
     if backend == "fa3" and config.train.deterministic and size > LARGEST_DETERMINISTIC:
         raise ConfigError(
             f"model.attention = 'fa3' has no deterministic backward for heads of {size} numbers, only up to "

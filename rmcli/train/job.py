@@ -131,7 +131,7 @@ def build_job(
     held_out = held_out_of(data_folder, manifest, config.loss.loss_type)
     eval_sets = (held_out, *open_sets(config, reward, run_folder if goes_on else None))
     _check_best(config, held_out)
-    _say_in_vain(resolved, sizes, batch_choice.kind, ranks, eval_sets)
+    _say_in_vain(resolved, sizes, batch_choice.kind, ranks, total_steps, eval_sets)
     tokens = -(-largest_forward(config, sizes, batch_choice.kind, ranks) // config.parallel.sequence_parallel_size)
     several_forwards = has_several_forwards(config, sizes, batch_choice.kind, ranks)
     spread = spread_over(
@@ -206,12 +206,12 @@ def _train_split(data_folder: Path) -> PackedSplit:
 
 
 def _say_in_vain(
-    resolved: Resolved, sizes: PackSizes, kind: BatchKind, ranks: int, eval_sets: Sequence[EvalSet]
+    resolved: Resolved, sizes: PackSizes, kind: BatchKind, ranks: int, total: int, eval_sets: Sequence[EvalSet]
 ) -> None:
     """Settings that were asked for and change nothing with this data."""
     train = resolved.config.train
     uncapped = train.model_copy(update={"max_steps": None})
-    total, most = (num_steps(sizes, one, kind, ranks) for one in (train, uncapped))
+    most = num_steps(sizes, uncapped, kind, ranks)
     for said in in_vain(resolved, _without_effect_here(resolved.config, most, total, eval_sets)):
         output.warn(said)
 
